@@ -1,0 +1,180 @@
+//! A view of a manifest's bytes. The bytes themselves are kept verbatim, always.
+
+use serde::Deserialize;
+
+use super::{Digest, MediaType};
+
+/// Largest manifest taken: what containerd reads at most (4 * 1048 * 1048 bytes).
+pub const MANIFEST_MAX: usize = 4 * 1048 * 1048;
+
+/// A reference from a manifest to other content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    pub digest: Digest,
+    pub size: u64,
+    /// Its bytes may live elsewhere by design (`urls`, non-distributable layers).
+    pub foreign: bool,
+}
+
+/// What a manifest refers to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ManifestKind {
+    Image { config: Descriptor, layers: Vec<Descriptor> },
+    Index { manifests: Vec<Descriptor> },
+}
+
+/// What Forebay reads of a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    pub media_type: MediaType,
+    pub kind: ManifestKind,
+    pub subject: Option<Descriptor>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidManifest {
+    #[error("no manifest: {0}")]
+    Json(String),
+    #[error(
+        "an image manifest of schema 1, which no current client takes: have it pushed again by a \
+         current tool"
+    )]
+    Schema1,
+    #[error("neither `config` and `layers` nor `manifests` is in it")]
+    Shape,
+    #[error("`mediaType` is `{field}`, the Content-Type header says `{header}`")]
+    MediaType { field: MediaType, header: MediaType },
+    #[error("a descriptor in it has a bad digest: {0}")]
+    Descriptor(#[from] super::InvalidDigest),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Raw {
+    schema_version: Option<u64>,
+    media_type: Option<String>,
+    config: Option<RawDescriptor>,
+    layers: Option<Vec<RawDescriptor>>,
+    manifests: Option<Vec<RawDescriptor>>,
+    subject: Option<RawDescriptor>,
+    signatures: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawDescriptor {
+    #[serde(default)]
+    media_type: String,
+    digest: String,
+    size: u64,
+    #[serde(default)]
+    urls: Option<Vec<serde::de::IgnoredAny>>,
+}
+
+impl Manifest {
+    /// Reads manifest bytes. `header` is the Content-Type they came with, where there was one: it
+    /// may not contradict the bytes, and decides nothing that the bytes can say, so that what is
+    /// answered from disk years later is what was answered first.
+    pub fn parse(bytes: &[u8], header: Option<&MediaType>) -> Result<Self, InvalidManifest> {
+        let raw: Raw = serde_json::from_slice(bytes).map_err(|e| InvalidManifest::Json(e.to_string()))?;
+        let field = raw.media_type.as_deref().and_then(MediaType::parse);
+        let schema1 = raw.schema_version == Some(1) || raw.signatures.is_some();
+        if schema1 || [field.as_ref(), header].into_iter().flatten().any(MediaType::is_schema1) {
+            return Err(InvalidManifest::Schema1);
+        }
+        let (shape, kind) = match (raw.config, raw.layers, raw.manifests) {
+            (Some(config), layers, None) => {
+                let layers = layers.unwrap_or_default();
+                let kind = ManifestKind::Image { config: config.view()?, layers: views(layers)? };
+                (MediaType::OCI_MANIFEST, kind)
+            }
+            (None, None, Some(manifests)) => {
+                (MediaType::OCI_INDEX, ManifestKind::Index { manifests: views(manifests)? })
+            }
+            _ => return Err(InvalidManifest::Shape),
+        };
+        let media_type = match field {
+            Some(field) => field,
+            None => MediaType::parse(shape).ok_or(InvalidManifest::Shape)?,
+        };
+        if media_type.is_index() != matches!(kind, ManifestKind::Index { .. }) {
+            return Err(InvalidManifest::Shape);
+        }
+        if let Some(header) = header.filter(|header| **header != media_type && is_manifest_type(header)) {
+            return Err(InvalidManifest::MediaType { field: media_type, header: header.clone() });
+        }
+        Ok(Self { media_type, kind, subject: raw.subject.map(RawDescriptor::view).transpose()? })
+    }
+}
+
+/// Servers that know no better answer `application/json` or `text/plain`: no contradiction.
+fn is_manifest_type(media_type: &MediaType) -> bool {
+    media_type.as_str().contains("manifest") || media_type.as_str().contains("index")
+}
+
+fn views(raw: Vec<RawDescriptor>) -> Result<Vec<Descriptor>, InvalidManifest> {
+    raw.into_iter().map(RawDescriptor::view).collect()
+}
+
+impl RawDescriptor {
+    fn view(self) -> Result<Descriptor, InvalidManifest> {
+        let foreign = self.urls.is_some_and(|urls| !urls.is_empty())
+            || self.media_type.contains("nondistributable")
+            || self.media_type.contains(".foreign.");
+        Ok(Descriptor { digest: self.digest.parse()?, size: self.size, foreign })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn descriptor() -> String {
+        format!(r#"{{"mediaType":"application/x","digest":"{}","size":3}}"#, Digest::sha256(b"abc"))
+    }
+
+    #[test]
+    fn the_media_type_follows_from_the_bytes() {
+        let image = format!(r#"{{"schemaVersion":2,"config":{0},"layers":[{0}]}}"#, descriptor());
+        let manifest = Manifest::parse(image.as_bytes(), None).unwrap();
+        assert_eq!(manifest.media_type.as_str(), MediaType::OCI_MANIFEST);
+        let plain = MediaType::parse("text/plain").unwrap();
+        assert_eq!(Manifest::parse(image.as_bytes(), Some(&plain)).unwrap(), manifest);
+        let index = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, descriptor());
+        let manifest = Manifest::parse(index.as_bytes(), None).unwrap();
+        assert_eq!(manifest.media_type.as_str(), MediaType::OCI_INDEX);
+    }
+
+    #[test]
+    fn refuses_what_is_no_manifest() {
+        let both = format!(r#"{{"config":{0},"manifests":[{0}]}}"#, descriptor());
+        let lie = format!(r#"{{"mediaType":"{}","config":{}}}"#, MediaType::OCI_INDEX, descriptor());
+        for text in
+            ["", "{}", "[]", "<html>", both.as_str(), lie.as_str(), r#"{"config":{"digest":"x","size":1}}"#]
+        {
+            assert!(Manifest::parse(text.as_bytes(), None).is_err(), "{text}");
+        }
+        let one = br#"{"schemaVersion":1,"fsLayers":[]}"#;
+        assert_eq!(Manifest::parse(one, None), Err(InvalidManifest::Schema1));
+        let index = MediaType::parse(MediaType::OCI_INDEX).unwrap();
+        let image = format!(r#"{{"config":{}}}"#, descriptor());
+        assert!(matches!(
+            Manifest::parse(image.as_bytes(), Some(&index)),
+            Err(InvalidManifest::MediaType { .. })
+        ));
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_without_harm() {
+        let deep = "[".repeat(100_000);
+        assert!(Manifest::parse(deep.as_bytes(), None).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes: Vec<u8>) {
+            let _ = Manifest::parse(&bytes, None);
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! The vocabulary of images, pure: no I/O, no clock, no configuration.
+//!
+//! Parse, don't validate: a value of one of these types in hand is a valid one.
+
+mod digest;
+mod manifest;
+mod media_type;
+mod name;
+mod range;
+mod reference;
+mod repository;
+
+pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
+pub use manifest::{Descriptor, InvalidManifest, MANIFEST_MAX, Manifest, ManifestKind};
+pub use media_type::{MANIFEST_ACCEPT, MediaType};
+pub use name::{InvalidName, Name};
+pub use range::{ByteRange, RangeRequest, Unsatisfiable};
+pub use reference::{InvalidReference, Reference, Tag};
+pub use repository::{InvalidHost, Owner, Repository, UpstreamHost};
