@@ -1,1 +1,4 @@
+pub mod clock;
+pub mod metrics;
 pub mod oci;
+pub mod tasks;

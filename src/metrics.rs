@@ -1,0 +1,366 @@
+//! Everything that is counted: one struct, built once, handles held. Names: README, "Metrics".
+
+use std::marker::PhantomData;
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+/// A label whose values are known in advance, so that no request can invent a time series.
+pub trait Label: Copy + 'static {
+    const NAME: &'static str;
+    const ALL: &'static [Self];
+    fn index(self) -> usize;
+    fn text(self) -> &'static str;
+}
+
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident = $key:literal { $($variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($variant),+ }
+        impl Label for $name {
+            const NAME: &'static str = $key;
+            const ALL: &'static [Self] = &[$(Self::$variant),+];
+            fn index(self) -> usize { self as usize }
+            fn text(self) -> &'static str { match self { $(Self::$variant => $text),+ } }
+        }
+    };
+}
+
+label!(
+    /// Which of Forebay's faces a request came to.
+    Face = "face" { Mirror = "mirror", Registry = "registry", Operations = "operations" }
+);
+label!(
+    /// What a client asked for.
+    Kind = "kind" { Manifest = "manifest", Blob = "blob", Tags = "tags", Catalog = "catalog", Other = "other" }
+);
+label!(
+    /// How a request ended.
+    Outcome = "outcome" { Hit = "hit", Miss = "miss", Stale = "stale", Refused = "refused", Error = "error" }
+);
+label!(
+    /// How a fill ended.
+    FillEnd = "result" {
+        Committed = "committed", Relayed = "relayed", Failed = "failed", Corrupt = "corrupt", Abandoned = "abandoned",
+    }
+);
+label!(
+    /// What was asked of an upstream.
+    UpstreamCall = "call" {
+        ManifestHead = "manifest_head", ManifestGet = "manifest_get", BlobHead = "blob_head", BlobGet = "blob_get",
+        Tags = "tags", Token = "token",
+    }
+);
+label!(
+    /// What an upstream answered.
+    UpstreamStatus = "status" {
+        Ok = "2xx", Redirect = "3xx", Unauthorized = "401", Forbidden = "403", NotFound = "404", TooMany = "429",
+        Client = "4xx", Server = "5xx", Failed = "none",
+    }
+);
+label!(
+    /// A limit on clients.
+    Limit = "limit" { Requests = "requests", ColdMisses = "cold_misses", Connections = "connections" }
+);
+label!(
+    /// What a limit did to a request.
+    Limited = "action" { Waited = "waited", Refused = "refused" }
+);
+
+/// Counters for every combination of two labels, looked up by index.
+pub struct Grid<A, B> {
+    cells: Vec<IntCounter>,
+    labels: PhantomData<(A, B)>,
+}
+
+impl<A: Label, B: Label> Grid<A, B> {
+    fn new(vec: &IntCounterVec, prefix: &[&str]) -> Self {
+        let cells = A::ALL.iter().flat_map(|a| {
+            B::ALL.iter().map(|b| vec.with_label_values(&[prefix, &[a.text(), b.text()]].concat()))
+        });
+        Self { cells: cells.collect(), labels: PhantomData }
+    }
+
+    pub fn cell(&self, a: A, b: B) -> &IntCounter {
+        &self.cells[a.index() * B::ALL.len() + b.index()]
+    }
+}
+
+/// Counters, one for each value of a label.
+pub struct Row<A> {
+    cells: Vec<IntCounter>,
+    label: PhantomData<A>,
+}
+
+impl<A: Label> Row<A> {
+    fn new(vec: &IntCounterVec, prefix: &[&str]) -> Self {
+        let cells = A::ALL.iter().map(|a| vec.with_label_values(&[prefix, &[a.text()]].concat()));
+        Self { cells: cells.collect(), label: PhantomData }
+    }
+
+    pub fn cell(&self, a: A) -> &IntCounter {
+        &self.cells[a.index()]
+    }
+}
+
+/// What is counted of one upstream.
+pub struct UpstreamMetrics {
+    pub requests: Grid<UpstreamCall, UpstreamStatus>,
+    pub seconds: Histogram,
+    pub received_bytes: IntCounter,
+    pub retries: IntCounter,
+    pub waiting: IntGauge,
+    /// -1 until the upstream has named a limit.
+    pub quota_limit: IntGauge,
+    pub quota_remaining: IntGauge,
+    pub quota_window_seconds: IntGauge,
+    pub paused: IntGauge,
+}
+
+/// What is counted, shared by all layers.
+pub struct Metrics {
+    registry: Registry,
+    requests: Vec<Grid<Kind, Outcome>>,
+    pub request_seconds: Vec<Histogram>,
+    pub sent_bytes: Row<Kind>,
+    pub requests_in_flight: IntGauge,
+    pub connections: IntGauge,
+    pub tls_failures: IntCounter,
+    pub fills_in_flight: IntGauge,
+    pub fill_readers: IntGauge,
+    pub fills: Row<FillEnd>,
+    pub fill_resumes: IntCounter,
+    pub fill_relays: IntCounter,
+    pub fill_extents: IntCounter,
+    pub unverified_ranges: IntCounter,
+    pub limited: Grid<Limit, Limited>,
+    pub store_written_bytes: IntCounter,
+    pub store_errors: IntCounter,
+    pub access_lines_dropped: IntCounter,
+    upstream: UpstreamVectors,
+}
+
+struct UpstreamVectors {
+    requests: IntCounterVec,
+    seconds: HistogramVec,
+    counters: [IntCounterVec; 2],
+    gauges: [IntGaugeVec; 5],
+}
+
+/// Registers under fixed names; a clash would be a slip in this file, found by its test.
+struct Builder(Registry);
+
+impl Builder {
+    fn keep<C: prometheus::core::Collector + Clone + 'static>(&self, collector: prometheus::Result<C>) -> C {
+        // Names and labels are literals of this file, and its test builds them all.
+        let collector = collector.expect("metric names are valid");
+        self.0.register(Box::new(collector.clone())).expect("metric names are unique");
+        collector
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.keep(IntCounter::new(name, help))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.keep(IntGauge::new(name, help))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.keep(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauges(&self, name: &str, help: &str) -> IntGaugeVec {
+        self.keep(IntGaugeVec::new(Opts::new(name, help), &["upstream"]))
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+        let buckets = vec![0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0];
+        self.keep(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels))
+    }
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let b = Builder(Registry::new());
+        let requests = b.counters(
+            "forebay_requests_total",
+            "Requests answered",
+            &[Face::NAME, Kind::NAME, Outcome::NAME],
+        );
+        let seconds = b.histograms(
+            "forebay_request_seconds",
+            "Time until the head of an answer was ready",
+            &[Kind::NAME],
+        );
+        let build = b.keep(IntGaugeVec::new(Opts::new("forebay_build_info", "Always 1"), &["version"]));
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        #[cfg(target_os = "linux")]
+        b.keep(
+            Ok(std::sync::Arc::new(prometheus::process_collector::ProcessCollector::for_self())).map(Process),
+        );
+        Self {
+            requests: Face::ALL.iter().map(|face| Grid::new(&requests, &[face.text()])).collect(),
+            request_seconds: Kind::ALL.iter().map(|kind| seconds.with_label_values(&[kind.text()])).collect(),
+            sent_bytes: Row::new(
+                &b.counters("forebay_sent_bytes_total", "Body bytes sent to clients", &[Kind::NAME]),
+                &[],
+            ),
+            requests_in_flight: b.gauge("forebay_requests_in_flight", "Requests being answered"),
+            connections: b.gauge("forebay_connections", "Open client connections"),
+            tls_failures: b.counter("forebay_tls_failures_total", "TLS handshakes that failed"),
+            fills_in_flight: b.gauge("forebay_fills_in_flight", "Blobs being fetched"),
+            fill_readers: b.gauge("forebay_fill_readers", "Clients reading blobs that are being fetched"),
+            fills: Row::new(
+                &b.counters("forebay_fills_total", "Fetches of blobs that ended", &[FillEnd::NAME]),
+                &[],
+            ),
+            fill_resumes: b
+                .counter("forebay_fill_resumes_total", "Fetches taken up again where they broke off"),
+            fill_relays: b.counter("forebay_fill_relays_total", "Blobs passed on without being kept"),
+            fill_extents: b
+                .counter("forebay_fill_extents_total", "Ranges fetched ahead of the rest of their blob"),
+            unverified_ranges: b.counter(
+                "forebay_unverified_ranges_total",
+                "Ranges answered in full before their blob's digest was known",
+            ),
+            limited: Grid::new(
+                &b.counters(
+                    "forebay_client_limited_total",
+                    "Requests held up",
+                    &[Limit::NAME, Limited::NAME],
+                ),
+                &[],
+            ),
+            store_written_bytes: b
+                .counter("forebay_store_written_bytes_total", "Content bytes written to disk"),
+            store_errors: b.counter("forebay_store_errors_total", "Disk operations that failed"),
+            access_lines_dropped: b.counter(
+                "forebay_access_lines_dropped_total",
+                "Access log lines dropped because the log's reader was too slow",
+            ),
+            upstream: UpstreamVectors::new(&b),
+            registry: b.0,
+        }
+    }
+
+    pub fn request(&self, face: Face, kind: Kind, outcome: Outcome) -> &IntCounter {
+        self.requests[face.index()].cell(kind, outcome)
+    }
+
+    /// The handles for one upstream. Called again for the same host, it gives the same counters.
+    pub fn upstream(&self, host: &str) -> UpstreamMetrics {
+        let v = &self.upstream;
+        let [received_bytes, retries] = v.counters.each_ref().map(|c| c.with_label_values(&[host]));
+        let [waiting, quota_limit, quota_remaining, quota_window_seconds, paused] =
+            v.gauges.each_ref().map(|g| g.with_label_values(&[host]));
+        quota_limit.set(-1);
+        quota_remaining.set(-1);
+        UpstreamMetrics {
+            requests: Grid::new(&v.requests, &[host]),
+            seconds: v.seconds.with_label_values(&[host]),
+            received_bytes,
+            retries,
+            waiting,
+            quota_limit,
+            quota_remaining,
+            quota_window_seconds,
+            paused,
+        }
+    }
+
+    /// The Prometheus text format.
+    pub fn render(&self) -> Vec<u8> {
+        let mut text = Vec::with_capacity(32 * 1024);
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics cannot be written");
+        }
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl UpstreamVectors {
+    fn new(b: &Builder) -> Self {
+        Self {
+            requests: b.counters(
+                "forebay_upstream_requests_total",
+                "Requests sent to upstreams",
+                &["upstream", UpstreamCall::NAME, UpstreamStatus::NAME],
+            ),
+            seconds: b.histograms(
+                "forebay_upstream_request_seconds",
+                "Time until the head of an upstream's answer",
+                &["upstream"],
+            ),
+            counters: [
+                b.counters(
+                    "forebay_upstream_received_bytes_total",
+                    "Body bytes from upstreams",
+                    &["upstream"],
+                ),
+                b.counters(
+                    "forebay_upstream_retries_total",
+                    "Requests sent again after a failure",
+                    &["upstream"],
+                ),
+            ],
+            gauges: [
+                b.gauges("forebay_upstream_waiting", "Requests waiting for a place in the upstream's limit"),
+                b.gauges(
+                    "forebay_upstream_quota_limit",
+                    "Pulls per window, as the upstream said; -1 unknown",
+                ),
+                b.gauges("forebay_upstream_quota_remaining", "Pulls left, as the upstream said; -1 unknown"),
+                b.gauges("forebay_upstream_quota_window_seconds", "Length of the quota's window"),
+                b.gauges("forebay_upstream_paused", "1 while manifest GETs wait for quota"),
+            ],
+        }
+    }
+}
+
+/// The process collector is not `Clone` itself.
+#[cfg(target_os = "linux")]
+#[derive(Clone)]
+struct Process(std::sync::Arc<prometheus::process_collector::ProcessCollector>);
+
+#[cfg(target_os = "linux")]
+impl prometheus::core::Collector for Process {
+    fn desc(&self) -> Vec<&prometheus::core::Desc> {
+        self.0.desc()
+    }
+
+    fn collect(&self) -> Vec<prometheus::proto::MetricFamily> {
+        self.0.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builds_and_counts() {
+        let metrics = Metrics::new();
+        metrics.request(Face::Mirror, Kind::Blob, Outcome::Stale).inc();
+        metrics.upstream("docker.io").requests.cell(UpstreamCall::Token, UpstreamStatus::Failed).inc_by(3);
+        metrics.upstream("docker.io").paused.set(1);
+        let text = String::from_utf8(metrics.render()).unwrap();
+        for line in [
+            r#"forebay_requests_total{face="mirror",kind="blob",outcome="stale"} 1"#,
+            r#"forebay_upstream_requests_total{call="token",status="none",upstream="docker.io"} 3"#,
+            r#"forebay_upstream_paused{upstream="docker.io"} 1"#,
+            "process_open_fds",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+    }
+}
