@@ -199,9 +199,7 @@ impl Metrics {
         let build = b.keep(IntGaugeVec::new(Opts::new("forebay_build_info", "Always 1"), &["version"]));
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         #[cfg(target_os = "linux")]
-        b.keep(
-            Ok(std::sync::Arc::new(prometheus::process_collector::ProcessCollector::for_self())).map(Process),
-        );
+        b.keep(Ok(Process(std::sync::Arc::new(prometheus::process_collector::ProcessCollector::for_self()))));
         Self {
             requests: Face::ALL.iter().map(|face| Grid::new(&requests, &[face.text()])).collect(),
             request_seconds: Kind::ALL.iter().map(|kind| seconds.with_label_values(&[kind.text()])).collect(),

@@ -1,0 +1,72 @@
+//! The only file-system calls, behind a seam that a simulated disk can take.
+//!
+//! Everything here blocks. Callers on the async side go through a blocking thread, except where a
+//! call is known to be short: opening a file, and [`File::read_ready`].
+
+mod real;
+
+use std::ffi::OsString;
+use std::io::{self, IoSlice};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+pub use real::RealDisk;
+
+/// A file system.
+pub trait Disk: Send + Sync + 'static {
+    /// Makes a new file for reading and writing; fails where there is one.
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+    /// Opens a regular file for reading. A symbolic link in the last place is not followed.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+    fn stat(&self, path: &Path) -> io::Result<Stat>;
+    /// Replaces `to` in one step.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Removes a directory that is empty.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+    /// Makes a directory and what is missing above it, each synced into its parent.
+    fn create_dirs(&self, path: &Path) -> io::Result<()>;
+    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>>;
+    /// Makes names that were made, changed or removed in `dir` survive a power loss.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    fn set_modified(&self, path: &Path, time: SystemTime) -> io::Result<()>;
+    fn space(&self, path: &Path) -> io::Result<Space>;
+    /// Takes an exclusive lock, held until the guard is dropped or the process ends, in whatever
+    /// way. `None` where another process holds it.
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>>;
+}
+
+/// An open file. Shared: all calls name their offset.
+pub trait File: Send + Sync + 'static {
+    fn size(&self) -> io::Result<u64>;
+    /// Reads at most `into.len()` bytes; 0 at the end.
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// The same, but only what is in memory already; `None` where it would have to wait.
+    fn read_ready(&self, into: &mut [u8], offset: u64) -> io::Result<Option<usize>>;
+    /// Writes all of `from`, one piece after the other.
+    fn write_at(&self, from: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
+    /// Makes what was written survive a power loss. After an error, what was written is lost for
+    /// good: trying again proves nothing.
+    fn sync(&self) -> io::Result<()>;
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Stat {
+    pub len: u64,
+    pub modified: SystemTime,
+    pub is_file: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    pub name: OsString,
+    pub is_dir: bool,
+}
+
+/// Bytes of a file system, `available` to this process.
+#[derive(Clone, Copy, Debug)]
+pub struct Space {
+    pub total: u64,
+    pub available: u64,
+}

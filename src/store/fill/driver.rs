@@ -1,0 +1,437 @@
+//! The fill's own task: source to sink, whoever reads.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{FutureExt, Stream, StreamExt};
+use tokio::sync::{Notify, watch};
+
+use super::sink::{Done, Sink};
+use super::state::{Phase, State};
+use super::{Fill, FillError, FillReader, Links, Source, SourceError, SourceStream};
+use crate::disk::File;
+use crate::metrics::FillEnd;
+use crate::oci::{Digest, Repository};
+use crate::store::buffers::Buffers;
+use crate::tasks::{Tasks, lock};
+
+/// Bytes of a blob that is only relayed, in memory between the source and the slowest reader.
+const RELAY_WINDOW: u64 = 4 * 1024 * 1024;
+/// Small chunks that are ready at once are taken together, so that readers wake less often.
+const GATHER: usize = 256 * 1024;
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+
+/// How a fill bears trouble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FillOptions {
+    /// How many bytes more it fetches once nobody reads.
+    pub unread_budget: u64,
+    /// How often in a row, without a byte of progress, it is taken up again.
+    pub resumes: u32,
+    /// Longest wait for the slowest reader of a blob that is not kept.
+    pub reader_timeout: Duration,
+}
+
+/// What the store lends to a fill.
+pub struct Loan {
+    pub options: FillOptions,
+    pub buffers: Arc<Buffers>,
+    pub metrics: Arc<crate::metrics::Metrics>,
+    pub tasks: Tasks,
+}
+
+/// The store's part in a fill's life.
+pub trait Keeper: Send + 'static {
+    /// Whether a blob of this size is to be kept on disk.
+    fn admits(&self, size: u64) -> bool;
+    /// The fill is not to be joined any more: it only relays, or is over.
+    fn delist(&self, fill: &Arc<Fill>);
+    /// The digest is right: keep the file. Blocks.
+    fn commit(&mut self, fill: &Arc<Fill>);
+    /// The file is of no use any more.
+    fn discard(&mut self);
+}
+
+/// Starts a fill and its task, and attaches its first reader. `file`: where the bytes go, none where
+/// the disk would not take them.
+pub fn start<K: Keeper>(
+    domain: Arc<str>,
+    digest: Digest,
+    repository: Repository,
+    source: Arc<dyn Source>,
+    file: Option<Arc<dyn File>>,
+    loan: Loan,
+    enlist: impl FnOnce(&Arc<Fill>) -> K,
+) -> FillReader {
+    let sink = Sink::new(digest.algorithm().hasher(), file.clone());
+    let fill = Arc::new(Fill {
+        digest,
+        domain,
+        source,
+        state: watch::Sender::new(State::new(file)),
+        readers: Mutex::default(),
+        moved: Notify::new(),
+        repositories: Mutex::new(Links { waiting: vec![repository], committed: false }),
+        buffers: loan.buffers,
+        metrics: loan.metrics,
+        tasks: loan.tasks.clone(),
+    });
+    // Attached before the task runs: what is not kept flows only while somebody reads.
+    let reader = FillReader::attach(fill.clone());
+    let keeper = enlist(&fill);
+    let driver =
+        Driver { fill: fill.clone(), sink, keeper, options: loan.options, unread: 0, stopping: false };
+    loan.tasks.spawn("fill", driver.run());
+    reader
+}
+
+struct Driver<K: Keeper> {
+    fill: Arc<Fill>,
+    sink: Sink,
+    keeper: K,
+    options: FillOptions,
+    /// Bytes taken since the last reader left.
+    unread: u64,
+    stopping: bool,
+}
+
+/// Why one answer of the source was left.
+enum Left {
+    /// It ended, or all that the blob has is here.
+    End,
+    /// A side extent begins.
+    Extent,
+}
+
+/// Whatever ends the task, readers never see a clean end without a digest.
+impl<K: Keeper> Drop for Driver<K> {
+    fn drop(&mut self) {
+        self.fill.state.send_if_modified(|state| {
+            let unfinished = !state.phase.is_over();
+            if unfinished {
+                state.phase = Phase::Failed(FillError::Ended);
+            }
+            unfinished
+        });
+        self.keeper.delist(&self.fill);
+        self.fill.metrics.fills_in_flight.dec();
+    }
+}
+
+impl<K: Keeper> Driver<K> {
+    async fn run(mut self) {
+        self.fill.metrics.fills_in_flight.inc();
+        let result = self.fetch().await;
+        let end = match &result {
+            Ok(()) if self.fill.state.borrow().kept => FillEnd::Committed,
+            Ok(()) => FillEnd::Relayed,
+            Err(FillError::Corrupt(_)) => FillEnd::Corrupt,
+            Err(FillError::Abandoned) => FillEnd::Abandoned,
+            Err(_) => FillEnd::Failed,
+        };
+        self.fill.metrics.fills.cell(end).inc();
+        match result {
+            Ok(()) => {
+                // Readers have all they need from here on: what follows keeps nobody waiting.
+                self.fill.state.send_modify(|state| {
+                    state.total = Some(state.head);
+                    state.phase = Phase::Verified;
+                });
+                if end == FillEnd::Committed {
+                    self.commit().await;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(digest = %self.fill.digest, %error, "blob not fetched");
+                self.fill.state.send_modify(|state| state.phase = Phase::Failed(error));
+                self.keeper.discard();
+            }
+        }
+    }
+
+    async fn commit(mut self) {
+        // Sync and rename block; the driver goes along and ends there.
+        let commit = move || {
+            let fill = self.fill.clone();
+            self.keeper.commit(&fill);
+        };
+        if let Err(error) = tokio::task::spawn_blocking(commit).await {
+            tracing::error!(%error, "a fetched blob could not be kept");
+        }
+    }
+
+    /// Takes the whole blob through the hash, over as many answers of the source as it needs.
+    async fn fetch(&mut self) -> Result<(), FillError> {
+        let mut failures = 0;
+        loop {
+            let head = self.fill.state.borrow().head;
+            if self.absorb_extent(head).await? {
+                continue;
+            }
+            if self.fill.state.borrow().total.is_some_and(|total| head >= total) {
+                break;
+            }
+            let left = self.take(head).await;
+            self.flush().await?;
+            let ended =
+                self.fill.state.borrow().total.is_none_or(|total| self.fill.state.borrow().head >= total);
+            match left {
+                Ok(Left::Extent) => {}
+                Ok(Left::End) if ended => break,
+                Ok(Left::End) => self.pause(&mut failures, head, None).await?,
+                Err(FillError::Source(error)) if error.retry => {
+                    self.pause(&mut failures, head, Some(error)).await?
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match self.sink.digest() {
+            Some(digest) if digest == self.fill.digest => Ok(()),
+            Some(digest) => Err(FillError::Corrupt(digest)),
+            None => Err(FillError::Ended),
+        }
+    }
+
+    /// Waits before the source is asked again, or gives up.
+    async fn pause(
+        &mut self,
+        failures: &mut u32,
+        before: u64,
+        error: Option<SourceError>,
+    ) -> Result<(), FillError> {
+        if self.fill.state.borrow().head > before {
+            *failures = 0;
+        }
+        *failures += 1;
+        // Clients wait for the first answer, and the source has tried again by itself.
+        let unopened = matches!(self.fill.state.borrow().phase, Phase::Opening);
+        if unopened || *failures > self.options.resumes {
+            return Err(FillError::Source(error.unwrap_or_else(cut_short)));
+        }
+        self.check_readers(0)?;
+        self.fill.metrics.fill_resumes.inc();
+        let why = error.map_or_else(|| "the body ended early".to_owned(), |error| error.error.to_string());
+        tracing::info!(digest = %self.fill.digest, why, "blob broke off, taken up again");
+        let longest = FIRST_BACKOFF.saturating_mul(1 << (*failures - 1).min(10)).min(LONGEST_BACKOFF);
+        tokio::time::sleep(longest.mul_f64(rand::random_range(0.5..1.0))).await;
+        Ok(())
+    }
+
+    /// Takes one answer of the source, from `at` on.
+    async fn take(&mut self, at: u64) -> Result<Left, FillError> {
+        let bound = self.fill.state.borrow().next_extent(at);
+        let opened = self.fill.source.open(at, bound).await;
+        let body = opened.map_err(FillError::Source)?;
+        self.opened(&body)?;
+        let mut skip = at.checked_sub(body.start).ok_or_else(|| FillError::Source(cut_short()))?;
+        let mut stream = body.stream.fuse();
+        let stopping = self.fill.tasks.stopping();
+        tokio::pin!(stopping);
+        loop {
+            self.wait_for_room().await?;
+            tokio::select! {
+                biased;
+                done = self.sink.done(), if self.sink.is_busy() => self.done(done)?,
+                piece = stream.next(), if self.sink.has_room() => {
+                    let Some(piece) = piece else { return Ok(Left::End) };
+                    let mut pieces = vec![piece.map_err(FillError::Source)?];
+                    let broken = gather(&mut pieces, &mut stream);
+                    if let ControlFlow::Break(left) = self.receive(pieces, &mut skip)? {
+                        return Ok(left);
+                    }
+                    broken.map_err(FillError::Source)?;
+                }
+                () = &mut stopping, if !self.stopping => {
+                    self.stopping = true;
+                    self.check_readers(0)?;
+                }
+                // Readers that leave are noticed by the next bytes, except when those may never come.
+                () = self.fill.moved.notified(), if self.stopping => self.check_readers(0)?,
+            }
+        }
+    }
+
+    /// The source has answered: the size is known, and with it whether the disk is to have it.
+    fn opened(&mut self, body: &SourceStream) -> Result<(), FillError> {
+        let known = self.fill.state.borrow().total;
+        let total = body.total.or(known);
+        if let (Some(known), Some(total)) = (known, total)
+            && known != total
+        {
+            return Err(FillError::Resized(known, total));
+        }
+        let first = matches!(self.fill.state.borrow().phase, Phase::Opening);
+        if first && self.fill.state.borrow().kept && total.is_some_and(|total| !self.keeper.admits(total)) {
+            self.relay("it is larger than the disk may take");
+        }
+        self.fill.state.send_modify(|state| {
+            state.total = total;
+            if first {
+                state.phase = Phase::Streaming;
+            }
+        });
+        Ok(())
+    }
+
+    /// Hands chunks to readers and sink.
+    fn receive(&mut self, pieces: Vec<Bytes>, skip: &mut u64) -> Result<ControlFlow<Left>, FillError> {
+        let (head, total, stop) = {
+            let state = self.fill.state.borrow();
+            let total = state.total.unwrap_or(u64::MAX);
+            (state.head, total, state.next_extent(state.head).unwrap_or(u64::MAX))
+        };
+        let mut at = head;
+        let mut fresh = Vec::with_capacity(pieces.len());
+        for mut piece in pieces {
+            let skipped = (*skip).min(piece.len() as u64);
+            *skip -= skipped;
+            // All lengths here are of chunks in memory.
+            let mut piece = piece.split_off(skipped as usize);
+            piece.truncate(usize::try_from(total.min(stop) - at).unwrap_or(usize::MAX));
+            at += piece.len() as u64;
+            if !piece.is_empty() {
+                fresh.push(piece);
+            }
+        }
+        fresh.iter().for_each(|piece| self.sink.push(piece.clone()));
+        let slowest = self.fill.slowest();
+        self.fill.state.send_modify(|state| {
+            fresh.into_iter().for_each(|piece| state.push(piece));
+            state.trim(slowest);
+        });
+        self.check_readers(at - head)?;
+        Ok(match at {
+            _ if at >= total => ControlFlow::Break(Left::End),
+            _ if at >= stop => ControlFlow::Break(Left::Extent),
+            _ => ControlFlow::Continue(()),
+        })
+    }
+
+    /// A batch is hashed, and written unless the disk failed.
+    fn done(&mut self, done: Option<Done>) -> Result<(), FillError> {
+        let Done { end, bytes, disk_error } = done.ok_or(FillError::Ended)?;
+        let kept = self.fill.state.borrow().kept;
+        match disk_error {
+            Some(error) => self.relay(&format!("the disk failed: {error}")),
+            None if kept => {
+                self.fill.metrics.store_written_bytes.inc_by(bytes);
+                self.fill.state.send_modify(|state| {
+                    state.written.insert(end - bytes..end);
+                    state.trim(None);
+                });
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), FillError> {
+        while self.sink.is_busy() {
+            let done = self.sink.done().await;
+            self.done(done)?;
+        }
+        Ok(())
+    }
+
+    /// From now on the blob is passed on and not kept. What is in the file stays readable.
+    fn relay(&mut self, why: &str) {
+        if !self.fill.state.borrow().kept {
+            return;
+        }
+        tracing::warn!(digest = %self.fill.digest, why, "blob is passed on without being kept");
+        self.fill.metrics.fill_relays.inc();
+        self.sink.give_up_file();
+        self.fill.state.send_modify(|state| state.kept = false);
+        self.keeper.delist(&self.fill);
+        self.keeper.discard();
+    }
+
+    /// Where nothing is kept, the source waits for the slowest reader, and that not for ever.
+    async fn wait_for_room(&mut self) -> Result<(), FillError> {
+        loop {
+            let slowest = self.fill.slowest();
+            let full = self.fill.state.send_if_modified(|state| {
+                if !state.kept {
+                    state.trim(slowest);
+                }
+                !state.kept && state.window_bytes() >= RELAY_WINDOW
+            });
+            if !full {
+                return Ok(());
+            }
+            self.check_readers(0)?;
+            if tokio::time::timeout(self.options.reader_timeout, self.fill.moved.notified()).await.is_err() {
+                self.cut_slowest();
+            }
+        }
+    }
+
+    fn cut_slowest(&self) {
+        let Some(slowest) = self.fill.slowest() else { return };
+        for slot in lock(&self.fill.readers).iter() {
+            if slot.position.load(std::sync::atomic::Ordering::Acquire) == slowest {
+                slot.position.store(u64::MAX, std::sync::atomic::Ordering::Release);
+                slot.cut.store(true, std::sync::atomic::Ordering::Release);
+            }
+        }
+        self.fill.state.send_modify(|_| {});
+    }
+
+    /// Goes on for nobody within the budget only; not at all where nothing is kept or at shutdown.
+    fn check_readers(&mut self, bytes: u64) -> Result<(), FillError> {
+        if self.fill.has_readers() {
+            self.unread = 0;
+            return Ok(());
+        }
+        self.unread = self.unread.saturating_add(bytes);
+        let of_use = self.fill.state.borrow().kept && !self.stopping;
+        if of_use && self.unread <= self.options.unread_budget { Ok(()) } else { Err(FillError::Abandoned) }
+    }
+
+    /// Where a side extent begins at `head`: waits for its end, hashes it, goes on behind it.
+    async fn absorb_extent(&mut self, head: u64) -> Result<bool, FillError> {
+        let mut state = self.fill.state.subscribe();
+        let begins = |state: &State| state.planned.iter().any(|range| range.contains(&head));
+        if state.wait_for(|state| !begins(state)).await.is_err() {
+            return Err(FillError::Ended);
+        }
+        let (end, kept) = {
+            let state = self.fill.state.borrow();
+            (state.written.end_of(head), state.kept)
+        };
+        let Some(end) = end.filter(|_| kept) else { return Ok(false) };
+        if let Err(error) = self.sink.absorb(end).await {
+            tracing::warn!(digest = %self.fill.digest, %error, "a range that was fetched ahead cannot be read");
+            return Err(FillError::Ended);
+        }
+        self.fill.state.send_modify(|state| state.skip_to(end));
+        Ok(true)
+    }
+}
+
+fn cut_short() -> SourceError {
+    let error = std::io::Error::new(
+        std::io::ErrorKind::UnexpectedEof,
+        "the upstream broke off the blob again and again",
+    );
+    SourceError { retry: true, error: Arc::new(error) }
+}
+
+/// Adds what the stream has ready.
+fn gather(
+    pieces: &mut Vec<Bytes>,
+    stream: &mut (impl Stream<Item = Result<Bytes, SourceError>> + Unpin),
+) -> Result<(), SourceError> {
+    let mut bytes: usize = pieces.iter().map(Bytes::len).sum();
+    while bytes < GATHER
+        && let Some(Some(piece)) = stream.next().now_or_never()
+    {
+        let piece = piece?;
+        bytes += piece.len();
+        pieces.push(piece);
+    }
+    Ok(())
+}

@@ -1,0 +1,166 @@
+//! Fetching a blob once, for everybody who waits for it.
+//!
+//! A fill runs in its own task, whoever started it and whether or not they stay:
+//! [`driver`] takes bytes from the source, [`sink`] hashes and writes them in order, and each
+//! [`reader`] follows at its own pace, from the window of recent bytes or from the file. What is
+//! received, what is written (extents) and how far the hash has come are separate facts.
+
+mod driver;
+mod extent;
+mod reader;
+mod sink;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use tokio::sync::{Notify, watch};
+
+use self::state::{Phase, State};
+use super::buffers::Buffers;
+use crate::metrics::Metrics;
+use crate::oci::{Digest, Repository};
+use crate::tasks::{Tasks, lock};
+
+pub use driver::FillOptions;
+pub(super) use driver::{Keeper, Loan, start};
+pub use reader::FillReader;
+
+/// Where a fill's bytes come from.
+pub trait Source: Send + Sync + 'static {
+    /// The blob's bytes from `start`, up to `end` where one is named.
+    fn open(&self, start: u64, end: Option<u64>) -> BoxFuture<'_, Result<SourceStream, SourceError>>;
+}
+
+pub struct SourceStream {
+    /// Offset of the first byte: `start`, or 0 where the source cannot begin elsewhere.
+    pub start: u64,
+    /// Size of the whole blob, where known.
+    pub total: Option<u64>,
+    pub stream: BoxStream<'static, Result<Bytes, SourceError>>,
+}
+
+/// A failure of the source. `error` is handed on as it is, for those who know its type.
+#[derive(Clone, Debug)]
+pub struct SourceError {
+    /// Whether another try may succeed.
+    pub retry: bool,
+    pub error: Arc<dyn std::error::Error + Send + Sync>,
+}
+
+/// Why a fill came to nothing.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FillError {
+    #[error("{}", .0.error)]
+    Source(SourceError),
+    #[error("the upstream sent other content: its digest is {0}")]
+    Corrupt(Digest),
+    #[error("the upstream changed the blob's size from {0} to {1} bytes")]
+    Resized(u64, u64),
+    #[error("nobody reads the blob any more")]
+    Abandoned,
+    #[error("this client reads too slowly for a blob that cannot be kept on disk")]
+    TooSlow,
+    #[error("the fetch was ended")]
+    Ended,
+}
+
+/// A blob on its way, shared by its task and all who read it.
+pub struct Fill {
+    pub digest: Digest,
+    pub(super) domain: Arc<str>,
+    source: Arc<dyn Source>,
+    state: watch::Sender<State>,
+    readers: Mutex<Vec<Arc<Slot>>>,
+    /// A reader has moved or left; only the driver waits for it.
+    moved: Notify,
+    repositories: Mutex<Links>,
+    buffers: Arc<Buffers>,
+    metrics: Arc<Metrics>,
+    tasks: Tasks,
+}
+
+/// One reader, as the driver sees it.
+struct Slot {
+    position: AtomicU64,
+    /// Set by the driver: too slow.
+    cut: AtomicBool,
+}
+
+/// The repositories that have a right to the blob, linked when it is committed.
+struct Links {
+    waiting: Vec<Repository>,
+    committed: bool,
+}
+
+impl Fill {
+    /// Waits until the source has answered: the blob's size, where it told one.
+    pub async fn opened(&self) -> Result<Option<u64>, FillError> {
+        let mut state = self.state.subscribe();
+        let state = state.wait_for(|state| !matches!(state.phase, Phase::Opening)).await;
+        // The sender lives as long as `self`.
+        let state = state.map_err(|_| FillError::Ended)?;
+        match &state.phase {
+            Phase::Failed(error) => Err(error.clone()),
+            _ => Ok(state.total),
+        }
+    }
+
+    /// Waits for the end: verified or not.
+    pub async fn finished(&self) -> Result<(), FillError> {
+        let mut state = self.state.subscribe();
+        let state = state.wait_for(|state| state.phase.is_over()).await.map_err(|_| FillError::Ended)?;
+        match &state.phase {
+            Phase::Failed(error) => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether this repository's right to the blob has been shown.
+    pub fn serves(&self, repository: &Repository) -> bool {
+        lock(&self.repositories).waiting.contains(repository)
+    }
+
+    /// Has the blob linked to this repository too. False where the commit has been: link it yourself.
+    pub fn link_later(&self, repository: &Repository) -> bool {
+        let mut links = lock(&self.repositories);
+        if !links.committed && !links.waiting.contains(repository) {
+            links.waiting.push(repository.clone());
+        }
+        !links.committed
+    }
+
+    /// Links the blob to every repository that has shown its right to it, then ends that.
+    pub(super) fn link_all<E>(&self, mut link: impl FnMut(&Repository) -> Result<(), E>) -> Result<(), E> {
+        let mut linked = 0;
+        loop {
+            let next = {
+                let mut links = lock(&self.repositories);
+                links.committed = linked == links.waiting.len();
+                links.waiting.get(linked).cloned()
+            };
+            let Some(repository) = next else { return Ok(()) };
+            link(&repository)?;
+            linked += 1;
+        }
+    }
+
+    /// One more reader, from byte 0. `None` where its first bytes have passed and are not kept.
+    pub fn reader(self: &Arc<Self>) -> Option<FillReader> {
+        let reader = FillReader::attach(self.clone());
+        reader.reachable().then_some(reader)
+    }
+
+    fn has_readers(&self) -> bool {
+        !lock(&self.readers).is_empty()
+    }
+
+    fn slowest(&self) -> Option<u64> {
+        lock(&self.readers).iter().map(|slot| slot.position.load(Ordering::Acquire)).min()
+    }
+}

@@ -1,0 +1,104 @@
+//! One client's way through a fill.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::state::{Phase, State, Step};
+use super::{Fill, FillError, Slot, extent};
+use crate::oci::ByteRange;
+use crate::store::reader::{ReadError, read_piece};
+use crate::tasks::lock;
+
+/// Follows a fill by offset. While it lives, the fill is wanted.
+pub struct FillReader {
+    fill: Arc<Fill>,
+    state: watch::Receiver<State>,
+    slot: Arc<Slot>,
+    at: u64,
+    /// None: to the end of the blob, wherever that is.
+    end: Option<u64>,
+}
+
+impl FillReader {
+    /// A reader of the whole, from byte 0.
+    pub(super) fn attach(fill: Arc<Fill>) -> Self {
+        let slot = Arc::new(Slot { position: AtomicU64::new(0), cut: AtomicBool::new(false) });
+        lock(&fill.readers).push(slot.clone());
+        fill.metrics.fill_readers.inc();
+        let state = fill.state.subscribe();
+        Self { fill, state, slot, at: 0, end: None }
+    }
+
+    pub fn fill(&self) -> &Arc<Fill> {
+        &self.fill
+    }
+
+    /// Reads this range only. To be called before the first `next`.
+    pub fn restrict(&mut self, range: ByteRange) {
+        self.end = Some(range.end);
+        self.go_to(range.start);
+    }
+
+    /// Whether every byte from here on can still be had.
+    pub(super) fn reachable(&self) -> bool {
+        self.state.borrow().reaches(self.at)
+    }
+
+    fn go_to(&mut self, at: u64) {
+        self.at = at;
+        self.slot.position.store(at, Ordering::Release);
+        self.fill.moved.notify_one();
+    }
+
+    pub async fn next(&mut self) -> Option<Result<Bytes, ReadError>> {
+        loop {
+            if self.slot.cut.load(Ordering::Acquire) {
+                return Some(Err(FillError::TooSlow.into()));
+            }
+            // The borrow is a lock: it ends with the statement.
+            let step = self.state.borrow_and_update().step(self.at, self.end);
+            match step {
+                Step::Chunk(bytes) => {
+                    self.go_to(self.at + bytes.len() as u64);
+                    return Some(Ok(bytes));
+                }
+                Step::File(file, until) => {
+                    let piece = read_piece(&file, &self.fill.buffers, self.at, until).await;
+                    if let Ok(bytes) = &piece {
+                        self.go_to(self.at + bytes.len() as u64);
+                    }
+                    return Some(piece);
+                }
+                Step::Wait => {
+                    extent::ask(&self.fill, self.at, self.end);
+                    if self.state.changed().await.is_err() {
+                        return Some(Err(FillError::Ended.into()));
+                    }
+                }
+                Step::End => {
+                    self.count_unverified();
+                    return None;
+                }
+                Step::Failed(error) => return Some(Err(error.into())),
+            }
+        }
+    }
+
+    /// A range that does not hold the blob's end may be over before the digest is known.
+    fn count_unverified(&self) {
+        if !matches!(self.state.borrow().phase, Phase::Verified) {
+            self.fill.metrics.unverified_ranges.inc();
+        }
+    }
+}
+
+impl Drop for FillReader {
+    fn drop(&mut self) {
+        lock(&self.fill.readers).retain(|slot| !Arc::ptr_eq(slot, &self.slot));
+        self.fill.metrics.fill_readers.dec();
+        self.fill.moved.notify_one();
+    }
+}

@@ -1,0 +1,496 @@
+//! Fills over a scripted source and a disk that can fail.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
+
+use crate::disk::{Disk, Entry, File, RealDisk, Space, Stat};
+use crate::metrics::{FillEnd, Metrics};
+use crate::oci::{ByteRange, Digest, Owner, Repository, UpstreamHost};
+use crate::store::{BlobReader, FillReader, Options, ReadError, Source, SourceError, SourceStream, Store};
+use crate::tasks::{Tasks, lock};
+
+const MIB: usize = 1024 * 1024;
+
+/// What the source does at one `open`, in order; when the list is empty it answers well.
+#[derive(Clone)]
+enum Act {
+    Refuse,
+    CutAfter(usize),
+    Flip(usize),
+    NoLength,
+    IgnoreRange,
+    Resize,
+    Stall(usize),
+    /// A short pause after each chunk.
+    Slow,
+}
+
+struct Scripted {
+    content: Bytes,
+    acts: Mutex<VecDeque<Act>>,
+    opens: Mutex<Vec<(u64, Option<u64>)>>,
+    sent: Arc<AtomicU64>,
+}
+
+fn failure() -> SourceError {
+    SourceError { retry: true, error: Arc::new(io::Error::other("scripted")) }
+}
+
+impl Source for Scripted {
+    fn open(&self, start: u64, end: Option<u64>) -> BoxFuture<'_, Result<SourceStream, SourceError>> {
+        lock(&self.opens).push((start, end));
+        let act = lock(&self.acts).pop_front();
+        let size = self.content.len();
+        let start = if matches!(act, Some(Act::IgnoreRange)) { 0 } else { start as usize };
+        let end = if start == 0 { size } else { end.map_or(size, |end| end as usize) };
+        let mut body = self.content.slice(start..end);
+        let sent = self.sent.clone();
+        async move {
+            let mut total = Some(size as u64);
+            let mut pause = Duration::ZERO;
+            let mut last = None;
+            match act {
+                Some(Act::Refuse) => return Err(failure()),
+                Some(Act::CutAfter(n)) => {
+                    body.truncate(n);
+                    last = Some(failure());
+                }
+                Some(Act::Flip(n)) => {
+                    let mut bytes = body.to_vec();
+                    bytes[n] ^= 1;
+                    body = bytes.into();
+                }
+                Some(Act::NoLength) => total = None,
+                Some(Act::Resize) => total = Some(size as u64 + 1),
+                Some(Act::Slow) => pause = Duration::from_millis(1),
+                Some(Act::Stall(n)) => {
+                    body.truncate(n);
+                    pause = Duration::from_secs(3600);
+                }
+                Some(Act::IgnoreRange) | None => {}
+            }
+            let stall = pause > Duration::from_secs(1);
+            let chunks: Vec<Bytes> = (0..body.len())
+                .step_by(60_000)
+                .map(|at| body.slice(at..body.len().min(at + 60_000)))
+                .collect();
+            let stream = futures_util::stream::iter(chunks).then(move |chunk| {
+                sent.fetch_add(chunk.len() as u64, Ordering::SeqCst);
+                async move {
+                    if !stall && !pause.is_zero() {
+                        tokio::time::sleep(pause).await;
+                    }
+                    Ok(chunk)
+                }
+            });
+            let tail = futures_util::stream::once(async move {
+                if stall {
+                    tokio::time::sleep(pause).await;
+                }
+                last
+            })
+            .filter_map(|last| async move { last.map(Err) });
+            Ok(SourceStream { start: start as u64, total, stream: stream.chain(tail).boxed() })
+        }
+        .boxed()
+    }
+}
+
+/// The real disk, except that writes fail once so many bytes went in, or that no file can be made.
+struct Failing {
+    room: Arc<AtomicU64>,
+    creates: bool,
+}
+
+struct FailingFile(Arc<dyn File>, Arc<AtomicU64>);
+
+impl File for FailingFile {
+    fn size(&self) -> io::Result<u64> {
+        self.0.size()
+    }
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(into, offset)
+    }
+    fn read_ready(&self, into: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
+        self.0.read_ready(into, offset)
+    }
+    fn write_at(&self, from: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let bytes: u64 = from.iter().map(|slice| slice.len() as u64).sum();
+        let room = self.1.load(Ordering::SeqCst);
+        if bytes > room {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.1.store(room - bytes, Ordering::SeqCst);
+        self.0.write_at(from, offset)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+}
+
+impl Disk for Failing {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        if !self.creates {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(Arc::new(FailingFile(RealDisk.create(path)?, self.room.clone())))
+    }
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        RealDisk.open(path)
+    }
+    fn stat(&self, path: &Path) -> io::Result<Stat> {
+        RealDisk.stat(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove_dir(path)
+    }
+    fn create_dirs(&self, path: &Path) -> io::Result<()> {
+        RealDisk.create_dirs(path)
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
+        RealDisk.list(dir)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        RealDisk.sync_dir(dir)
+    }
+    fn set_modified(&self, path: &Path, time: SystemTime) -> io::Result<()> {
+        RealDisk.set_modified(path, time)
+    }
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        RealDisk.space(path)
+    }
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {
+        RealDisk.lock(path)
+    }
+}
+
+struct Rig {
+    dir: tempfile::TempDir,
+    store: Arc<Store>,
+    metrics: Arc<Metrics>,
+    tasks: Tasks,
+    repository: Repository,
+    domain: Arc<str>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self::with(Arc::new(RealDisk), |_| {})
+    }
+
+    fn with(disk: Arc<dyn Disk>, change: impl FnOnce(&mut Options)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::default());
+        let mut options = Options {
+            data: dir.path().to_owned(),
+            max_size: Some(1 << 30),
+            min_free: Some(0),
+            unread_budget: 1 << 30,
+            resumes: 3,
+            reader_timeout: Duration::from_millis(300),
+            adopt: None,
+        };
+        change(&mut options);
+        let store = Store::open(options, disk, metrics.clone(), tasks.clone()).unwrap();
+        let name = "library/x".parse().unwrap();
+        let repository = Repository { owner: Owner::Upstream(UpstreamHost::docker_hub()), name };
+        Self { dir, store, metrics, tasks, repository, domain: "docker.io".into() }
+    }
+
+    fn start(&self, content: &Bytes, acts: impl IntoIterator<Item = Act>) -> (FillReader, Arc<Scripted>) {
+        let source = Arc::new(Scripted {
+            content: content.clone(),
+            acts: Mutex::new(acts.into_iter().collect()),
+            opens: Mutex::default(),
+            sent: Arc::default(),
+        });
+        let digest = Digest::sha256(content);
+        let reader = self.store.start_fill(&self.domain, &digest, &self.repository, source.clone());
+        (reader, source)
+    }
+
+    /// Waits until all tasks ended, then says whether the blob is held, whole and right.
+    async fn is_kept(&self, content: &Bytes) -> bool {
+        assert!(self.tasks.drain(Duration::from_secs(20)).await, "all tasks end");
+        let digest = Digest::sha256(content);
+        let linked = self.store.has_layer(&self.repository, &digest).unwrap();
+        let held = self.store.blob(&digest).unwrap();
+        assert_eq!(std::fs::read_dir(self.dir.path().join("forebay/fills")).unwrap().count(), 0);
+        assert_eq!(linked, held.is_some());
+        assert_eq!(linked, self.store.is_proven(&self.domain, &digest).unwrap());
+        assert_eq!(self.metrics.fills_in_flight.get(), 0);
+        assert_eq!(self.metrics.fill_readers.get(), 0);
+        let Some(held) = held else { return false };
+        assert_eq!(read(BlobKind::Held(self.store.read(held, None))).await.unwrap(), *content);
+        true
+    }
+
+    fn ended(&self, end: FillEnd) -> u64 {
+        self.metrics.fills.cell(end).get()
+    }
+}
+
+enum BlobKind {
+    Held(BlobReader),
+    Fill(FillReader),
+}
+
+async fn read(from: BlobKind) -> Result<Bytes, ReadError> {
+    let mut reader = match from {
+        BlobKind::Held(reader) => reader,
+        BlobKind::Fill(reader) => BlobReader::fill(reader),
+    };
+    let mut all = Vec::new();
+    while let Some(piece) = reader.next().await {
+        let piece = piece?;
+        assert!(!piece.is_empty());
+        all.extend_from_slice(&piece);
+    }
+    Ok(all.into())
+}
+
+fn random(size: usize) -> Bytes {
+    use rand::RngCore;
+    let mut bytes = vec![0; size];
+    rand::rng().fill_bytes(&mut bytes);
+    bytes.into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_size_arrives_and_is_kept() {
+    for size in [0, 1, 16 * 1024, 16 * 1024 + 1, 59_999, 60_000, MIB, 3 * MIB + 7, 20 * MIB] {
+        let (rig, content) = (Rig::new(), random(size));
+        let (reader, source) = rig.start(&content, []);
+        assert_eq!(reader.fill().opened().await.unwrap(), Some(size as u64));
+        assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content, "{size}");
+        assert!(rig.is_kept(&content).await);
+        assert_eq!(lock(&source.opens).as_slice(), [(0, None)]);
+        assert_eq!(rig.ended(FillEnd::Committed), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_readers_share_one_transfer_and_the_first_may_leave() {
+    let (rig, content) = (Rig::new(), random(8 * MIB));
+    let (mut first, source) = rig.start(&content, [Act::Slow]);
+    assert!(first.next().await.unwrap().is_ok());
+    let fill = first.fill().clone();
+    drop(first);
+    let readers: Vec<_> = (0..20)
+        .map(|i| {
+            let reader = fill.reader().unwrap();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(i * 7)).await;
+                read(BlobKind::Fill(reader)).await
+            })
+        })
+        .collect();
+    for reader in readers {
+        assert_eq!(reader.await.unwrap().unwrap(), content);
+    }
+    drop(fill);
+    assert!(rig.is_kept(&content).await);
+    assert_eq!(source.sent.load(Ordering::SeqCst), content.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_breaks_is_taken_up_where_it_broke() {
+    let (rig, content) = (Rig::new(), random(5 * MIB));
+    let acts =
+        [Act::CutAfter(MIB), Act::Refuse, Act::CutAfter(100), Act::CutAfter(0), Act::CutAfter(2 * MIB)];
+    let (reader, source) = rig.start(&content, acts);
+    assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
+    assert!(rig.is_kept(&content).await);
+    assert_eq!(source.sent.load(Ordering::SeqCst), content.len() as u64, "every byte once");
+    assert_eq!(rig.metrics.fill_resumes.get(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_never_recovers_breaks_the_body_off() {
+    let (rig, content) = (Rig::new(), random(2 * MIB));
+    let acts = [Act::CutAfter(MIB), Act::Refuse, Act::Refuse, Act::Refuse, Act::Refuse];
+    let (reader, source) = rig.start(&content, acts);
+    assert!(read(BlobKind::Fill(reader)).await.is_err());
+    assert!(!rig.is_kept(&content).await);
+    assert_eq!(lock(&source.opens).len(), 1 + 3, "as many resumes as configured");
+    let rig = Rig::new();
+    let (reader, source) = rig.start(&content, [Act::Refuse]);
+    assert!(reader.fill().opened().await.is_err(), "no body: the client learns at once");
+    drop(reader);
+    assert!(!rig.is_kept(&content).await);
+    assert_eq!(lock(&source.opens).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_are_never_completed_nor_kept() {
+    let content = random(3 * MIB);
+    for at in [0, MIB, 3 * MIB - 1] {
+        let rig = Rig::new();
+        let (mut reader, _) = rig.start(&content, [Act::Flip(at)]);
+        let mut got = 0;
+        let error = loop {
+            match reader.next().await {
+                Some(Ok(bytes)) => got += bytes.len(),
+                Some(Err(error)) => break error,
+                None => panic!("a wrong blob was completed"),
+            }
+        };
+        assert!(matches!(error, ReadError::Fill(crate::store::FillError::Corrupt(_))), "{error}");
+        assert!(got < content.len());
+        drop(reader);
+        assert!(!rig.is_kept(&content).await);
+        assert_eq!(rig.ended(FillEnd::Corrupt), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_answers_of_the_source() {
+    let content = random(3 * MIB);
+    // No length: told by the digest alone.
+    let rig = Rig::new();
+    let (reader, _) = rig.start(&content, [Act::NoLength]);
+    assert_eq!(reader.fill().opened().await.unwrap(), None);
+    assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
+    assert!(rig.is_kept(&content).await);
+    // No range at resume: the beginning comes again and is skipped.
+    let rig = Rig::new();
+    let (reader, _) = rig.start(&content, [Act::CutAfter(MIB), Act::IgnoreRange]);
+    assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
+    assert!(rig.is_kept(&content).await);
+    // Another size at resume: other content.
+    let rig = Rig::new();
+    let (reader, _) = rig.start(&content, [Act::CutAfter(MIB), Act::Resize]);
+    assert!(read(BlobKind::Fill(reader)).await.is_err());
+    assert!(!rig.is_kept(&content).await);
+    // A length beyond what comes.
+    let rig = Rig::new();
+    let (reader, _) = rig.start(&content, [Act::Resize]);
+    assert!(read(BlobKind::Fill(reader)).await.is_err());
+    assert!(!rig.is_kept(&content).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_range_follows_the_fill_and_a_distant_one_comes_ahead() {
+    let (rig, content) = (Rig::new(), random(40 * MIB));
+    let (first, source) = rig.start(&content, [Act::Stall(MIB)]);
+    let fill = first.fill().clone();
+    fill.opened().await.unwrap();
+    let range = |start: usize, end: usize| {
+        let mut reader = fill.reader().unwrap();
+        reader.restrict(ByteRange { start: start as u64, end: end as u64 });
+        read(BlobKind::Fill(reader))
+    };
+    // The stalled fill has its first MiB; the far ranges do not wait for the rest.
+    assert_eq!(range(100, 2000).await.unwrap(), content.slice(100..2000));
+    let far = range(30 * MIB, 30 * MIB + 5000).await.unwrap();
+    assert_eq!(far, content.slice(30 * MIB..30 * MIB + 5000));
+    let long = range(12 * MIB, 29 * MIB).await.unwrap();
+    assert_eq!(long, content.slice(12 * MIB..29 * MIB), "longer than one extent");
+    assert_eq!(rig.metrics.fill_extents.get(), 3);
+    assert_eq!(rig.metrics.unverified_ranges.get(), 3);
+    assert!(source.sent.load(Ordering::SeqCst) < 19 * MIB as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_came_ahead_is_not_fetched_again() {
+    let (rig, content) = (Rig::new(), random(40 * MIB));
+    let (first, source) = rig.start(&content, [Act::Slow]);
+    let fill = first.fill().clone();
+    fill.opened().await.unwrap();
+    let mut far = fill.reader().unwrap();
+    far.restrict(ByteRange { start: 30 * MIB as u64, end: 32 * MIB as u64 });
+    assert_eq!(read(BlobKind::Fill(far)).await.unwrap(), content.slice(30 * MIB..32 * MIB));
+    assert_eq!(read(BlobKind::Fill(first)).await.unwrap(), content);
+    drop(fill);
+    assert!(rig.is_kept(&content).await);
+    let opens = lock(&source.opens).clone();
+    assert_eq!(opens, [(0, None), (30 * MIB as u64, Some(32 * MIB as u64)), (32 * MIB as u64, None)]);
+    // Of the broken-off first answer, only what was on its way came twice.
+    assert!(source.sent.load(Ordering::SeqCst) < 41 * MIB as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_relays_from_the_start_and_in_mid_fill() {
+    let content = random(12 * MIB);
+    for (room, creates) in [(0, true), (5 * MIB as u64, true), (0, false)] {
+        let disk = Failing { room: Arc::new(room.into()), creates };
+        let rig = Rig::with(Arc::new(disk), |_| {});
+        let (first, source) = rig.start(&content, [Act::Slow]);
+        let second = first.fill().reader().unwrap();
+        let second = tokio::spawn(read(BlobKind::Fill(second)));
+        assert_eq!(read(BlobKind::Fill(first)).await.unwrap(), content);
+        assert_eq!(second.await.unwrap().unwrap(), content);
+        assert!(rig.store.fill(&rig.domain, &Digest::sha256(&content)).is_none(), "nobody joins late");
+        assert!(!rig.is_kept(&content).await);
+        assert_eq!(rig.ended(FillEnd::Relayed), 1);
+        assert_eq!(source.sent.load(Ordering::SeqCst), content.len() as u64);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relayed_blob_is_checked_too_and_a_late_reader_is_turned_away() {
+    let content = random(12 * MIB);
+    let rig = Rig::with(Arc::new(RealDisk), |options| options.max_size = Some(20 * MIB as u64));
+    let (reader, _) = rig.start(&content, [Act::Flip(12 * MIB - 1)]);
+    let fill = reader.fill().clone();
+    assert!(read(BlobKind::Fill(reader)).await.is_err());
+    assert!(fill.reader().is_none(), "its beginning is gone");
+    drop(fill);
+    assert!(!rig.is_kept(&content).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_slowest_reader_of_a_relay_is_cut_and_the_others_go_on() {
+    let content = random(12 * MIB);
+    let rig = Rig::with(Arc::new(RealDisk), |options| options.max_size = Some(MIB as u64));
+    let (quick, source) = rig.start(&content, []);
+    let mut stuck = quick.fill().reader().unwrap();
+    assert!(stuck.next().await.unwrap().is_ok());
+    assert_eq!(read(BlobKind::Fill(quick)).await.unwrap(), content);
+    assert!(matches!(stuck.next().await, Some(Err(ReadError::Fill(crate::store::FillError::TooSlow)))));
+    drop(stuck);
+    assert!(!rig.is_kept(&content).await);
+    assert_eq!(source.sent.load(Ordering::SeqCst), content.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fill_that_nobody_reads_ends_at_its_budget() {
+    let content = random(12 * MIB);
+    let rig = Rig::with(Arc::new(RealDisk), |options| options.unread_budget = 2 * MIB as u64);
+    let (reader, source) = rig.start(&content, [Act::Slow]);
+    drop(reader);
+    assert!(!rig.is_kept(&content).await);
+    assert_eq!(rig.ended(FillEnd::Abandoned), 1);
+    assert!(source.sent.load(Ordering::SeqCst) < 4 * MIB as u64);
+    let rig = Rig::new();
+    let (reader, _) = rig.start(&content, []);
+    drop(reader);
+    while rig.ended(FillEnd::Committed) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(rig.is_kept(&content).await, "within the budget it is finished");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_ends_a_stalled_fill_once_its_reader_leaves() {
+    let (rig, content) = (Rig::new(), random(12 * MIB));
+    let (mut reader, _) = rig.start(&content, [Act::Stall(MIB)]);
+    assert!(reader.next().await.unwrap().is_ok());
+    assert!(!rig.tasks.drain(Duration::from_millis(50)).await, "somebody reads");
+    drop(reader);
+    assert!(!rig.is_kept(&content).await);
+}

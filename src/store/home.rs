@@ -1,0 +1,178 @@
+//! A place to keep keys: stat, ranged open, commit of staged data, put, list, delete.
+//!
+//! This one is a directory, and alone knows of rename and sync: what it has acknowledged survives
+//! kill -9 and power loss. Calls block.
+
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use super::{Error, layout};
+use crate::disk::{Disk, Entry, File, Space, Stat};
+
+#[derive(Clone)]
+pub struct Home {
+    root: Arc<Path>,
+    disk: Arc<dyn Disk>,
+    staged: Arc<AtomicU64>,
+}
+
+/// Data on its way into a Home. Dropped without a commit, it is removed.
+pub struct Staged {
+    home: Home,
+    path: PathBuf,
+    pub file: Arc<dyn File>,
+    kept: bool,
+}
+
+fn failed<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Error + 'a {
+    move |source| Error { operation, path: path.to_owned(), source: Arc::new(source) }
+}
+
+/// Missing is an answer, not an error.
+fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+impl Home {
+    pub fn new(root: PathBuf, disk: Arc<dyn Disk>) -> Self {
+        Self { root: root.into(), disk, staged: Arc::default() }
+    }
+
+    fn path(&self, key: &str) -> PathBuf {
+        self.root.join(key)
+    }
+
+    pub fn make_dir(&self, key: &str) -> Result<(), Error> {
+        let path = self.path(key);
+        self.disk.create_dirs(&path).map_err(failed("make directory", &path))
+    }
+
+    pub fn lock(&self, key: &str) -> Result<Option<Box<dyn Send + Sync>>, Error> {
+        let path = self.path(key);
+        self.disk.lock(&path).map_err(failed("lock", &path))
+    }
+
+    pub fn stat(&self, key: &str) -> Result<Option<Stat>, Error> {
+        let path = self.path(key);
+        found(self.disk.stat(&path)).map_err(failed("look up", &path))
+    }
+
+    pub fn open(&self, key: &str) -> Result<Option<Arc<dyn File>>, Error> {
+        let path = self.path(key);
+        found(self.disk.open(&path)).map_err(failed("open", &path))
+    }
+
+    /// All of a small file. One of more than `max` bytes is an error.
+    pub fn read(&self, key: &str, max: usize) -> Result<Option<Bytes>, Error> {
+        let path = self.path(key);
+        let read = |file: Arc<dyn File>| {
+            let len = usize::try_from(file.size()?).unwrap_or(usize::MAX);
+            if len > max {
+                return Err(io::Error::other(format!("{len} bytes, {max} at most are expected")));
+            }
+            let mut bytes = vec![0; len];
+            let mut filled = 0;
+            while filled < len {
+                match file.read_at(&mut bytes[filled..], filled as u64)? {
+                    0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    count => filled += count,
+                }
+            }
+            Ok(Bytes::from(bytes))
+        };
+        self.open(key)?.map(read).transpose().map_err(failed("read", &path))
+    }
+
+    /// A fresh file, under a name of its own.
+    pub fn stage(&self) -> Result<Staged, Error> {
+        let number = self.staged.fetch_add(1, Ordering::Relaxed);
+        let path = self.path(&format!("{}/{number}", layout::STAGING_DIR));
+        let file = self.disk.create(&path).map_err(failed("create", &path))?;
+        Ok(Staged { home: self.clone(), path, file, kept: false })
+    }
+
+    /// Puts staged data under `key`, durably. What was there is replaced in one step.
+    pub fn commit(&self, mut staged: Staged, key: &str) -> Result<(), Error> {
+        let path = self.path(key);
+        let dir = path.parent().unwrap_or(&self.root);
+        staged.file.sync().map_err(failed("sync", &staged.path))?;
+        self.disk.create_dirs(dir).map_err(failed("make directory", dir))?;
+        self.disk.rename(&staged.path, &path).map_err(failed("rename to", &path))?;
+        staged.kept = true;
+        self.disk.sync_dir(dir).map_err(failed("sync directory", dir))
+    }
+
+    /// Writes `bytes` under `key`, durably and in one step.
+    pub fn put(&self, key: &str, bytes: &[u8]) -> Result<(), Error> {
+        let staged = self.stage()?;
+        staged.file.write_at(&[IoSlice::new(bytes)], 0).map_err(failed("write", &staged.path))?;
+        self.commit(staged, key)
+    }
+
+    /// The same where nothing is there yet; for keys that determine their content.
+    pub fn put_if_absent(&self, key: &str, bytes: &[u8]) -> Result<(), Error> {
+        match self.stat(key)? {
+            Some(stat) if stat.is_file && stat.len == bytes.len() as u64 => Ok(()),
+            _ => self.put(key, bytes),
+        }
+    }
+
+    pub fn touch(&self, key: &str, time: SystemTime) -> Result<(), Error> {
+        let path = self.path(key);
+        self.disk.set_modified(&path, time).map_err(failed("set time of", &path))
+    }
+
+    /// Removes a key. That it is missing is fine.
+    pub fn delete(&self, key: &str) -> Result<(), Error> {
+        let path = self.path(key);
+        if found(self.disk.remove(&path)).map_err(failed("remove", &path))?.is_some() {
+            let dir = path.parent().unwrap_or(&self.root);
+            self.disk.sync_dir(dir).map_err(failed("sync directory", dir))?;
+        }
+        Ok(())
+    }
+
+    /// Removes a directory and all keys under it. Links are removed, never followed.
+    pub fn delete_tree(&self, key: &str) -> Result<(), Error> {
+        for entry in self.list(key)? {
+            let child = format!("{key}/{}", entry.name.to_string_lossy());
+            if entry.is_dir { self.delete_tree(&child)? } else { self.delete(&child)? }
+        }
+        let path = self.path(key);
+        found(self.disk.remove_dir(&path)).map_err(failed("remove", &path)).map(drop)
+    }
+
+    /// What is directly under a key, sorted; nothing where there is no such directory.
+    pub fn list(&self, key: &str) -> Result<Vec<Entry>, Error> {
+        let path = self.path(key);
+        let mut entries = found(self.disk.list(&path)).map_err(failed("list", &path))?.unwrap_or_default();
+        entries.sort();
+        Ok(entries)
+    }
+
+    pub fn space(&self) -> Result<Space, Error> {
+        self.disk.space(&self.root).map_err(failed("measure", &self.root))
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // What cannot be removed now is removed at the next start.
+        if !self.kept
+            && let Err(error) = self.home.disk.remove(&self.path)
+        {
+            tracing::debug!(path = %self.path.display(), %error, "unfinished file left behind");
+        }
+    }
+}

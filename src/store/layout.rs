@@ -1,0 +1,99 @@
+//! Where things stand in the tree: the layout of CNCF distribution
+//! (`registry/storage/paths.go` there), and our own files beside it under `forebay/`.
+//!
+//! Keys are relative, parted by `/`, and made of parsed values only, so none leads outside.
+
+use crate::oci::{Digest, Repository, Tag};
+
+const REPOSITORIES: &str = "docker/registry/v2/repositories";
+
+/// Directory of all repositories.
+pub const REPOSITORIES_DIR: &str = REPOSITORIES;
+/// Unfinished fills and writes; emptied at start.
+pub const STAGING_DIR: &str = "forebay/fills";
+pub const ORIGINS_DIR: &str = "forebay/origins";
+pub const LOCK: &str = "forebay/lock";
+
+fn content(digest: &Digest) -> String {
+    let hex = digest.hex();
+    format!("{}/{}/{hex}", digest.algorithm().as_str(), &hex[..2])
+}
+
+fn path(digest: &Digest) -> String {
+    format!("{}/{}", digest.algorithm().as_str(), digest.hex())
+}
+
+/// Bytes of a blob or manifest.
+pub fn data(digest: &Digest) -> String {
+    format!("docker/registry/v2/blobs/{}/data", content(digest))
+}
+
+pub fn repository(repository: &Repository) -> String {
+    format!("{REPOSITORIES}/{}", repository.stored_name())
+}
+
+/// Says that the repository has this blob.
+pub fn layer(repo: &Repository, digest: &Digest) -> String {
+    format!("{}/_layers/{}/link", repository(repo), path(digest))
+}
+
+/// Says that the repository has this manifest.
+pub fn revision(repo: &Repository, digest: &Digest) -> String {
+    format!("{}/_manifests/revisions/{}/link", repository(repo), path(digest))
+}
+
+pub fn tags(repo: &Repository) -> String {
+    format!("{}/_manifests/tags", repository(repo))
+}
+
+/// Directory of one tag.
+pub fn tag(repo: &Repository, tag: &Tag) -> String {
+    format!("{}/{tag}", tags(repo))
+}
+
+/// What the tag points to.
+pub fn tag_current(repo: &Repository, name: &Tag) -> String {
+    format!("{}/current/link", tag(repo, name))
+}
+
+/// One of all the manifests that the tag ever pointed to.
+pub fn tag_index(repo: &Repository, name: &Tag, digest: &Digest) -> String {
+    format!("{}/index/{}/link", tag(repo, name), path(digest))
+}
+
+/// Whose the repository is. `_origin` is no component of a name, so it hides none.
+pub fn origin(stored_name: &str) -> String {
+    format!("{ORIGINS_DIR}/{stored_name}/_origin")
+}
+
+/// Says that the bytes of this blob were fetched within this trust domain.
+pub fn proof(domain: &str, digest: &Digest) -> String {
+    let domain = Digest::sha256(domain.as_bytes()).hex();
+    format!("forebay/proofs/{}/{}", &domain[..16], content(digest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{Owner, UpstreamHost};
+
+    #[test]
+    fn paths_are_those_of_cncf_distribution() {
+        let repo = Repository {
+            owner: Owner::Upstream(UpstreamHost::docker_hub()),
+            name: "library/nginx".parse().unwrap(),
+        };
+        let digest = Digest::sha256(b"");
+        let hex = digest.hex();
+        let tag: Tag = "1.27".parse().unwrap();
+        assert_eq!(data(&digest), format!("docker/registry/v2/blobs/sha256/e3/{hex}/data"));
+        let base = "docker/registry/v2/repositories/library/nginx";
+        assert_eq!(layer(&repo, &digest), format!("{base}/_layers/sha256/{hex}/link"));
+        assert_eq!(revision(&repo, &digest), format!("{base}/_manifests/revisions/sha256/{hex}/link"));
+        assert_eq!(tag_current(&repo, &tag), format!("{base}/_manifests/tags/1.27/current/link"));
+        assert_eq!(
+            tag_index(&repo, &tag, &digest),
+            format!("{base}/_manifests/tags/1.27/index/sha256/{hex}/link")
+        );
+    }
+}

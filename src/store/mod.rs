@@ -1,0 +1,249 @@
+//! Verified content at rest: blobs, fills, manifests, tags, and whose each repository is.
+//!
+//! The tree on disk is the truth, in the layout of CNCF distribution ([`layout`]); a repository has
+//! what is linked in it and nothing else. Calls that are not `async` block: [`Store::run`] takes
+//! them to a blocking thread.
+
+mod buffers;
+mod content;
+mod fill;
+mod home;
+mod layout;
+mod origins;
+mod reader;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use self::buffers::Buffers;
+use self::home::{Home, Staged};
+use crate::disk::{Disk, File};
+use crate::metrics::Metrics;
+use crate::oci::{ByteRange, Digest, Owner, Repository};
+use crate::tasks::{Tasks, lock};
+
+pub use self::content::HeldTag;
+pub use self::fill::{Fill, FillError, FillOptions, FillReader, Source, SourceError, SourceStream};
+pub use self::origins::{Origin, OriginState, Visibility};
+pub use self::reader::{BlobReader, ReadError};
+
+/// What is configured of the store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// The data directory: holds `docker/registry/v2/…` and `forebay/`.
+    pub data: PathBuf,
+    /// Bytes that held content may take. None: 80 % of the file system.
+    pub max_size: Option<u64>,
+    /// Bytes always left free on the file system. None: 10 % or 10 GiB, the smaller.
+    pub min_free: Option<u64>,
+    /// How many bytes more a fill may fetch once nobody reads it.
+    pub unread_budget: u64,
+    /// How often in a row, without a byte of progress, a broken fill is taken up again.
+    pub resumes: u32,
+    /// Longest that a fill waits for the slowest reader of a blob that is not kept.
+    pub reader_timeout: Duration,
+    /// Repositories of unknown origin are taken for this owner's (`--adopt`).
+    pub adopt: Option<Owner>,
+}
+
+/// Why a disk operation failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("cannot {operation} {}: {source}", path.display())]
+pub struct Error {
+    pub operation: &'static str,
+    pub path: PathBuf,
+    #[source]
+    pub source: Arc<std::io::Error>,
+}
+
+/// The data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(
+        "the data directory {} is in use by another process: end that one, or name another \
+         directory with --data",
+        .0.display()
+    )]
+    Locked(PathBuf),
+    #[error("the data directory cannot be used: {0}; name another with --data, or mend its permissions")]
+    Disk(#[from] Error),
+}
+
+/// Content on disk, open.
+pub struct Held {
+    file: Arc<dyn File>,
+    pub len: u64,
+}
+
+pub struct Store {
+    options: Options,
+    home: Home,
+    buffers: Arc<Buffers>,
+    fills: Mutex<HashMap<FillKey, Arc<Fill>>>,
+    metrics: Arc<Metrics>,
+    tasks: Tasks,
+    _lock: Box<dyn Send + Sync>,
+}
+
+/// A fill serves one trust domain: what one fetched proves nothing to another.
+type FillKey = (Arc<str>, Digest);
+
+impl Store {
+    /// Opens the directory: makes what is missing, takes the lock, drops unfinished fills. Blocks.
+    pub fn open(
+        options: Options,
+        disk: Arc<dyn Disk>,
+        metrics: Arc<Metrics>,
+        tasks: Tasks,
+    ) -> Result<Arc<Self>, OpenError> {
+        let home = Home::new(options.data.clone(), disk);
+        home.make_dir(layout::STAGING_DIR)?;
+        home.make_dir(layout::REPOSITORIES_DIR)?;
+        let Some(lock) = home.lock(layout::LOCK)? else {
+            return Err(OpenError::Locked(options.data));
+        };
+        home.delete_tree(layout::STAGING_DIR)?;
+        home.make_dir(layout::STAGING_DIR)?;
+        let (buffers, fills) = (Arc::default(), Mutex::default());
+        let store = Self { options, home, buffers, fills, metrics, tasks, _lock: lock };
+        store.adopt()?;
+        Ok(Arc::new(store))
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        &self.options.data
+    }
+
+    /// Runs blocking calls on a blocking thread.
+    pub async fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Store) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let store = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&store)).await;
+        let result = done.unwrap_or_else(|gone| {
+            let source = Arc::new(std::io::Error::other(gone));
+            Err(Error { operation: "use", path: self.options.data.clone(), source })
+        });
+        result.inspect_err(|_| self.metrics.store_errors.inc())
+    }
+
+    /// Opens a blob's bytes. Short enough to be called from async code (measured: 4 us warm, 48 cold).
+    pub fn blob(&self, digest: &Digest) -> Result<Option<Held>, Error> {
+        let key = layout::data(digest);
+        let Some(file) = self.home.open(&key)? else { return Ok(None) };
+        let len = file.size().map_err(|source| Error {
+            operation: "measure",
+            path: self.options.data.join(key),
+            source: Arc::new(source),
+        })?;
+        Ok(Some(Held { file, len }))
+    }
+
+    pub fn read(&self, held: Held, range: Option<ByteRange>) -> BlobReader {
+        BlobReader::file(held, range, self.buffers.clone())
+    }
+
+    /// The fill under way for a blob, in a trust domain.
+    pub fn fill(&self, domain: &Arc<str>, digest: &Digest) -> Option<Arc<Fill>> {
+        lock(&self.fills).get(&(domain.clone(), *digest)).cloned()
+    }
+
+    /// A first reader of a new fill; or one more of the fill that somebody started meanwhile, where
+    /// `repository` is served by it.
+    pub fn start_fill(
+        self: &Arc<Self>,
+        domain: &Arc<str>,
+        digest: &Digest,
+        repository: &Repository,
+        source: Arc<dyn Source>,
+    ) -> FillReader {
+        let staged = self.stage();
+        let key = (domain.clone(), *digest);
+        let mut fills = lock(&self.fills);
+        if let Some(reader) = fills.get(&key).filter(|fill| fill.serves(repository)).and_then(Fill::reader) {
+            return reader;
+        }
+        let file = staged.as_ref().map(|staged| staged.file.clone());
+        let loan = fill::Loan {
+            options: FillOptions {
+                unread_budget: self.options.unread_budget,
+                resumes: self.options.resumes,
+                reader_timeout: self.options.reader_timeout,
+            },
+            buffers: self.buffers.clone(),
+            metrics: self.metrics.clone(),
+            tasks: self.tasks.clone(),
+        };
+        fill::start(domain.clone(), *digest, repository.clone(), source, file, loan, |fill| {
+            fills.insert(key, fill.clone());
+            Keeper { store: self.clone(), staged }
+        })
+    }
+
+    /// A file for a fill; `None` where the disk gives none, and the blob is only passed on.
+    fn stage(&self) -> Option<Staged> {
+        let staged = self.home.stage();
+        staged
+            .inspect_err(|error| {
+                self.metrics.store_errors.inc();
+                self.metrics.fill_relays.inc();
+                tracing::error!(%error, "nothing can be kept on disk: blobs are passed on");
+            })
+            .ok()
+    }
+
+    /// Bytes that a single blob may have to be kept, and whether the disk has room for them.
+    fn has_room(&self, size: u64) -> bool {
+        const TEN_GIB: u64 = 10 << 30;
+        let Ok(space) = self.home.space() else { return false };
+        let cap = self.options.max_size.unwrap_or(space.total / 5 * 4);
+        let min_free = self.options.min_free.unwrap_or((space.total / 10).min(TEN_GIB));
+        size <= cap / 2 && space.available.saturating_sub(size) >= min_free
+    }
+
+    /// Whether something could be written now.
+    pub fn is_writable(&self) -> Result<(), Error> {
+        self.home.stage().map(drop)
+    }
+}
+
+/// A fill's link to the store.
+struct Keeper {
+    store: Arc<Store>,
+    staged: Option<Staged>,
+}
+
+impl fill::Keeper for Keeper {
+    fn admits(&self, size: u64) -> bool {
+        self.store.has_room(size)
+    }
+
+    fn delist(&self, fill: &Arc<Fill>) {
+        let key = (fill.domain.clone(), fill.digest);
+        let mut fills = lock(&self.store.fills);
+        if fills.get(&key).is_some_and(|listed| Arc::ptr_eq(listed, fill)) {
+            fills.remove(&key);
+        }
+    }
+
+    fn commit(&mut self, fill: &Arc<Fill>) {
+        let Some(staged) = self.staged.take() else { return };
+        let store = &self.store;
+        let kept = store.home.commit(staged, &layout::data(&fill.digest)).and_then(|()| {
+            fill.link_all(|repository| store.link_layer(repository, &fill.domain, &fill.digest))
+        });
+        if let Err(error) = kept {
+            store.metrics.store_errors.inc();
+            tracing::error!(digest = %fill.digest, %error, "a fetched blob could not be kept");
+        }
+    }
+
+    fn discard(&mut self) {
+        self.staged = None;
+    }
+}

@@ -1,0 +1,126 @@
+//! Whose each repository is: written beside the tree when it gets its first content, and never
+//! derived from what else is on disk.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Store, layout};
+use crate::oci::{Owner, Repository};
+
+const ORIGIN_MAX: usize = 4096;
+
+/// Who may see a mirrored repository's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Visibility {
+    /// Upstream gives it to anybody.
+    Public,
+    /// Fetched with a credential, under `private = "shared"`.
+    Shared,
+}
+
+/// The durable record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    pub owner: Owner,
+    pub visibility: Visibility,
+}
+
+/// What is known of a repository's origin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OriginState {
+    /// Nothing is held.
+    Absent,
+    /// Something is held, and no record says whose it is. Counts as hosted until adopted.
+    Unknown,
+    Known(Origin),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    /// An upstream's host, or `hosted`.
+    owner: String,
+    visibility: Visibility,
+}
+
+impl Store {
+    pub fn origin(&self, repository: &Repository) -> Result<OriginState, Error> {
+        self.stored_origin(&repository.stored_name())
+    }
+
+    fn stored_origin(&self, stored_name: &str) -> Result<OriginState, Error> {
+        let record = self.home.read(&layout::origin(stored_name), ORIGIN_MAX)?;
+        if let Some(bytes) = record {
+            return Ok(match serde_json::from_slice::<Record>(&bytes).ok().and_then(Origin::from_record) {
+                Some(origin) => OriginState::Known(origin),
+                None => {
+                    tracing::warn!(repository = stored_name, "the record of its origin cannot be read");
+                    OriginState::Unknown
+                }
+            });
+        }
+        for part in ["_manifests", "_layers"] {
+            if self.home.stat(&format!("{}/{stored_name}/{part}", layout::REPOSITORIES_DIR))?.is_some() {
+                return Ok(OriginState::Unknown);
+            }
+        }
+        Ok(OriginState::Absent)
+    }
+
+    /// Records whose the repository is.
+    pub fn claim(&self, repository: &Repository, visibility: Visibility) -> Result<(), Error> {
+        self.claim_stored(&repository.stored_name(), &Origin { owner: repository.owner.clone(), visibility })
+    }
+
+    fn claim_stored(&self, stored_name: &str, origin: &Origin) -> Result<(), Error> {
+        let record = Record { owner: origin.owner.to_string(), visibility: origin.visibility };
+        let text = serde_json::to_vec(&record).unwrap_or_default();
+        self.home.put(&layout::origin(stored_name), &text)
+    }
+
+    /// Every repository in the tree by its stored name, sorted, with its origin.
+    pub fn repositories(&self) -> Result<Vec<(String, OriginState)>, Error> {
+        let mut found = Vec::new();
+        let mut todo = vec![String::new()];
+        while let Some(prefix) = todo.pop() {
+            let mut is_repository = false;
+            for entry in self.home.list(&format!("{}/{prefix}", layout::REPOSITORIES_DIR))? {
+                let Some(name) = entry.name.to_str().filter(|_| entry.is_dir) else { continue };
+                if name.starts_with('_') {
+                    is_repository |= matches!(name, "_manifests" | "_layers");
+                } else if prefix.len() + name.len() < 600 {
+                    // Longer than any stored name can be, a path is not ours.
+                    todo.push(if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") });
+                }
+            }
+            if is_repository {
+                let origin = self.stored_origin(&prefix)?;
+                found.push((prefix, origin));
+            }
+        }
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(found)
+    }
+
+    /// Claims what has no known origin for the owner named by `--adopt`.
+    pub(super) fn adopt(&self) -> Result<(), Error> {
+        let Some(owner) = &self.options.adopt else { return Ok(()) };
+        let origin = Origin { owner: owner.clone(), visibility: Visibility::Public };
+        for (name, state) in self.repositories()? {
+            if state == OriginState::Unknown {
+                self.claim_stored(&name, &origin)?;
+                tracing::info!(repository = name, %owner, "adopted");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Origin {
+    fn from_record(record: Record) -> Option<Self> {
+        let owner = match record.owner.as_str() {
+            "hosted" => Owner::Hosted,
+            host => Owner::Upstream(host.parse().ok()?),
+        };
+        Some(Self { owner, visibility: record.visibility })
+    }
+}
