@@ -4,3 +4,4 @@ pub mod metrics;
 pub mod oci;
 pub mod store;
 pub mod tasks;
+pub mod upstream;

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use super::{Error, Store, layout};
+use super::{Error, Grant, Store, layout};
 use crate::oci::{Digest, MANIFEST_MAX, Repository, Tag};
 
 /// A link file holds a digest, nothing else.
@@ -34,15 +34,16 @@ impl Store {
         Ok(self.link(&layout::layer(repository, digest))?.is_some_and(|linked| linked == *digest))
     }
 
-    /// Gives the repository a blob whose bytes are held and were fetched in this trust domain.
-    pub fn link_layer(&self, repository: &Repository, domain: &str, digest: &Digest) -> Result<(), Error> {
-        self.home.put_if_absent(&layout::proof(domain, digest), b"")?;
-        self.home.put_if_absent(&layout::layer(repository, digest), digest.to_string().as_bytes())
+    /// Gives the repository a blob whose bytes are held and were fetched in its trust domain.
+    pub fn link_layer(&self, grant: &Grant, digest: &Digest) -> Result<(), Error> {
+        self.ensure_claimed(grant)?;
+        self.home.put_if_absent(&layout::proof(&grant.domain, digest), b"")?;
+        self.home.put_if_absent(&layout::layer(&grant.repository, digest), digest.to_string().as_bytes())
     }
 
     /// Whether the blob is held, and its bytes were fetched in this trust domain.
-    pub fn is_proven(&self, domain: &str, digest: &Digest) -> Result<bool, Error> {
-        Ok(self.home.stat(&layout::proof(domain, digest))?.is_some()
+    pub fn is_proven(&self, grant: &Grant, digest: &Digest) -> Result<bool, Error> {
+        Ok(self.home.stat(&layout::proof(&grant.domain, digest))?.is_some()
             && self.home.stat(&layout::data(digest))?.is_some())
     }
 
@@ -61,9 +62,10 @@ impl Store {
     }
 
     /// Keeps a manifest: its bytes first, then the link that makes them the repository's.
-    pub fn put_manifest(&self, repository: &Repository, digest: &Digest, bytes: &[u8]) -> Result<(), Error> {
+    pub fn put_manifest(&self, grant: &Grant, digest: &Digest, bytes: &[u8]) -> Result<(), Error> {
+        self.ensure_claimed(grant)?;
         self.home.put(&layout::data(digest), bytes)?;
-        self.home.put_if_absent(&layout::revision(repository, digest), digest.to_string().as_bytes())
+        self.home.put_if_absent(&layout::revision(&grant.repository, digest), digest.to_string().as_bytes())
     }
 
     pub fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<HeldTag>, Error> {

@@ -89,6 +89,15 @@ pub struct Store {
     _lock: Box<dyn Send + Sync>,
 }
 
+/// A repository as part of a trust domain: one upstream, credential and visibility. Bytes fetched in
+/// a domain are shared within it; to another domain they prove nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    pub repository: Repository,
+    pub domain: Arc<str>,
+    pub visibility: Visibility,
+}
+
 /// A fill serves one trust domain: what one fetched proves nothing to another.
 type FillKey = (Arc<str>, Digest);
 
@@ -149,23 +158,24 @@ impl Store {
     }
 
     /// The fill under way for a blob, in a trust domain.
-    pub fn fill(&self, domain: &Arc<str>, digest: &Digest) -> Option<Arc<Fill>> {
-        lock(&self.fills).get(&(domain.clone(), *digest)).cloned()
+    pub fn fill(&self, grant: &Grant, digest: &Digest) -> Option<Arc<Fill>> {
+        lock(&self.fills).get(&(grant.domain.clone(), *digest)).cloned()
     }
 
     /// A first reader of a new fill; or one more of the fill that somebody started meanwhile, where
-    /// `repository` is served by it.
+    /// the repository is served by it.
     pub fn start_fill(
         self: &Arc<Self>,
-        domain: &Arc<str>,
+        grant: &Grant,
         digest: &Digest,
-        repository: &Repository,
         source: Arc<dyn Source>,
     ) -> FillReader {
         let staged = self.stage();
-        let key = (domain.clone(), *digest);
+        let key = (grant.domain.clone(), *digest);
         let mut fills = lock(&self.fills);
-        if let Some(reader) = fills.get(&key).filter(|fill| fill.serves(repository)).and_then(Fill::reader) {
+        if let Some(reader) =
+            fills.get(&key).filter(|fill| fill.serves(&grant.repository)).and_then(Fill::reader)
+        {
             return reader;
         }
         let file = staged.as_ref().map(|staged| staged.file.clone());
@@ -179,7 +189,7 @@ impl Store {
             metrics: self.metrics.clone(),
             tasks: self.tasks.clone(),
         };
-        fill::start(domain.clone(), *digest, repository.clone(), source, file, loan, |fill| {
+        fill::start(grant.clone(), *digest, source, file, loan, |fill| {
             fills.insert(key, fill.clone());
             Keeper { store: self.clone(), staged }
         })
@@ -234,9 +244,10 @@ impl fill::Keeper for Keeper {
     fn commit(&mut self, fill: &Arc<Fill>) {
         let Some(staged) = self.staged.take() else { return };
         let store = &self.store;
-        let kept = store.home.commit(staged, &layout::data(&fill.digest)).and_then(|()| {
-            fill.link_all(|repository| store.link_layer(repository, &fill.domain, &fill.digest))
-        });
+        let kept = store
+            .home
+            .commit(staged, &layout::data(&fill.digest))
+            .and_then(|()| fill.link_all(|grant| store.link_layer(grant, &fill.digest)));
         if let Err(error) = kept {
             store.metrics.store_errors.inc();
             tracing::error!(digest = %fill.digest, %error, "a fetched blob could not be kept");

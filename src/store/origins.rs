@@ -1,9 +1,11 @@
 //! Whose each repository is: written beside the tree when it gets its first content, and never
 //! derived from what else is on disk.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Store, layout};
+use super::{Error, Grant, Store, layout};
 use crate::oci::{Owner, Repository};
 
 const ORIGIN_MAX: usize = 4096;
@@ -69,6 +71,26 @@ impl Store {
     /// Records whose the repository is.
     pub fn claim(&self, repository: &Repository, visibility: Visibility) -> Result<(), Error> {
         self.claim_stored(&repository.stored_name(), &Origin { owner: repository.owner.clone(), visibility })
+    }
+
+    /// Before a repository's first content, and again when its visibility has changed. Content of
+    /// another or of unknown origin is never added to.
+    pub(super) fn ensure_claimed(&self, grant: &Grant) -> Result<(), Error> {
+        match self.origin(&grant.repository)? {
+            OriginState::Known(origin) if origin.owner == grant.repository.owner => {
+                if origin.visibility == grant.visibility {
+                    Ok(())
+                } else {
+                    self.claim(&grant.repository, grant.visibility)
+                }
+            }
+            OriginState::Absent => self.claim(&grant.repository, grant.visibility),
+            OriginState::Known(_) | OriginState::Unknown => {
+                let source = Arc::new(std::io::Error::other("the repository there belongs to somebody else"));
+                let path = self.data_dir().join(layout::repository(&grant.repository));
+                Err(Error { operation: "add to", path, source })
+            }
+        }
     }
 
     fn claim_stored(&self, stored_name: &str, origin: &Origin) -> Result<(), Error> {

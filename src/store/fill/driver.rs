@@ -13,7 +13,8 @@ use super::state::{Phase, State};
 use super::{Fill, FillError, FillReader, Links, Source, SourceError, SourceStream};
 use crate::disk::File;
 use crate::metrics::FillEnd;
-use crate::oci::{Digest, Repository};
+use crate::oci::Digest;
+use crate::store::Grant;
 use crate::store::buffers::Buffers;
 use crate::tasks::{Tasks, lock};
 
@@ -58,9 +59,8 @@ pub trait Keeper: Send + 'static {
 /// Starts a fill and its task, and attaches its first reader. `file`: where the bytes go, none where
 /// the disk would not take them.
 pub fn start<K: Keeper>(
-    domain: Arc<str>,
+    grant: Grant,
     digest: Digest,
-    repository: Repository,
     source: Arc<dyn Source>,
     file: Option<Arc<dyn File>>,
     loan: Loan,
@@ -69,12 +69,12 @@ pub fn start<K: Keeper>(
     let sink = Sink::new(digest.algorithm().hasher(), file.clone());
     let fill = Arc::new(Fill {
         digest,
-        domain,
+        domain: grant.domain.clone(),
         source,
         state: watch::Sender::new(State::new(file)),
         readers: Mutex::default(),
         moved: Notify::new(),
-        repositories: Mutex::new(Links { waiting: vec![repository], committed: false }),
+        links: Mutex::new(Links { waiting: vec![grant], committed: false }),
         buffers: loan.buffers,
         metrics: loan.metrics,
         tasks: loan.tasks.clone(),

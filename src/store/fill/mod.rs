@@ -22,6 +22,7 @@ use futures_util::stream::BoxStream;
 use tokio::sync::{Notify, watch};
 
 use self::state::{Phase, State};
+use super::Grant;
 use super::buffers::Buffers;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Repository};
@@ -79,7 +80,7 @@ pub struct Fill {
     readers: Mutex<Vec<Arc<Slot>>>,
     /// A reader has moved or left; only the driver waits for it.
     moved: Notify,
-    repositories: Mutex<Links>,
+    links: Mutex<Links>,
     buffers: Arc<Buffers>,
     metrics: Arc<Metrics>,
     tasks: Tasks,
@@ -94,7 +95,7 @@ struct Slot {
 
 /// The repositories that have a right to the blob, linked when it is committed.
 struct Links {
-    waiting: Vec<Repository>,
+    waiting: Vec<Grant>,
     committed: bool,
 }
 
@@ -123,29 +124,29 @@ impl Fill {
 
     /// Whether this repository's right to the blob has been shown.
     pub fn serves(&self, repository: &Repository) -> bool {
-        lock(&self.repositories).waiting.contains(repository)
+        lock(&self.links).waiting.iter().any(|grant| grant.repository == *repository)
     }
 
     /// Has the blob linked to this repository too. False where the commit has been: link it yourself.
-    pub fn link_later(&self, repository: &Repository) -> bool {
-        let mut links = lock(&self.repositories);
-        if !links.committed && !links.waiting.contains(repository) {
-            links.waiting.push(repository.clone());
+    pub fn link_later(&self, grant: &Grant) -> bool {
+        let mut links = lock(&self.links);
+        if !links.committed && !links.waiting.contains(grant) {
+            links.waiting.push(grant.clone());
         }
         !links.committed
     }
 
     /// Links the blob to every repository that has shown its right to it, then ends that.
-    pub(super) fn link_all<E>(&self, mut link: impl FnMut(&Repository) -> Result<(), E>) -> Result<(), E> {
+    pub(super) fn link_all<E>(&self, mut link: impl FnMut(&Grant) -> Result<(), E>) -> Result<(), E> {
         let mut linked = 0;
         loop {
             let next = {
-                let mut links = lock(&self.repositories);
+                let mut links = lock(&self.links);
                 links.committed = linked == links.waiting.len();
                 links.waiting.get(linked).cloned()
             };
-            let Some(repository) = next else { return Ok(()) };
-            link(&repository)?;
+            let Some(grant) = next else { return Ok(()) };
+            link(&grant)?;
             linked += 1;
         }
     }

@@ -14,7 +14,9 @@ use futures_util::{FutureExt, StreamExt};
 use crate::disk::{Disk, Entry, File, RealDisk, Space, Stat};
 use crate::metrics::{FillEnd, Metrics};
 use crate::oci::{ByteRange, Digest, Owner, Repository, UpstreamHost};
-use crate::store::{BlobReader, FillReader, Options, ReadError, Source, SourceError, SourceStream, Store};
+use crate::store::{
+    BlobReader, FillReader, Grant, Options, ReadError, Source, SourceError, SourceStream, Store, Visibility,
+};
 use crate::tasks::{Tasks, lock};
 
 const MIB: usize = 1024 * 1024;
@@ -184,7 +186,7 @@ struct Rig {
     metrics: Arc<Metrics>,
     tasks: Tasks,
     repository: Repository,
-    domain: Arc<str>,
+    grant: Grant,
 }
 
 impl Rig {
@@ -208,7 +210,12 @@ impl Rig {
         let store = Store::open(options, disk, metrics.clone(), tasks.clone()).unwrap();
         let name = "library/x".parse().unwrap();
         let repository = Repository { owner: Owner::Upstream(UpstreamHost::docker_hub()), name };
-        Self { dir, store, metrics, tasks, repository, domain: "docker.io".into() }
+        let grant = Grant {
+            repository: repository.clone(),
+            domain: "docker.io".into(),
+            visibility: Visibility::Public,
+        };
+        Self { dir, store, metrics, tasks, repository, grant }
     }
 
     fn start(&self, content: &Bytes, acts: impl IntoIterator<Item = Act>) -> (FillReader, Arc<Scripted>) {
@@ -219,7 +226,7 @@ impl Rig {
             sent: Arc::default(),
         });
         let digest = Digest::sha256(content);
-        let reader = self.store.start_fill(&self.domain, &digest, &self.repository, source.clone());
+        let reader = self.store.start_fill(&self.grant, &digest, source.clone());
         (reader, source)
     }
 
@@ -231,7 +238,7 @@ impl Rig {
         let held = self.store.blob(&digest).unwrap();
         assert_eq!(std::fs::read_dir(self.dir.path().join("forebay/fills")).unwrap().count(), 0);
         assert_eq!(linked, held.is_some());
-        assert_eq!(linked, self.store.is_proven(&self.domain, &digest).unwrap());
+        assert_eq!(linked, self.store.is_proven(&self.grant, &digest).unwrap());
         assert_eq!(self.metrics.fills_in_flight.get(), 0);
         assert_eq!(self.metrics.fill_readers.get(), 0);
         let Some(held) = held else { return false };
@@ -434,7 +441,7 @@ async fn a_full_disk_relays_from_the_start_and_in_mid_fill() {
         let second = tokio::spawn(read(BlobKind::Fill(second)));
         assert_eq!(read(BlobKind::Fill(first)).await.unwrap(), content);
         assert_eq!(second.await.unwrap().unwrap(), content);
-        assert!(rig.store.fill(&rig.domain, &Digest::sha256(&content)).is_none(), "nobody joins late");
+        assert!(rig.store.fill(&rig.grant, &Digest::sha256(&content)).is_none(), "nobody joins late");
         assert!(!rig.is_kept(&content).await);
         assert_eq!(rig.ended(FillEnd::Relayed), 1);
         assert_eq!(source.sent.load(Ordering::SeqCst), content.len() as u64);

@@ -1,0 +1,165 @@
+//! Blobs: their size, and their bytes from any offset.
+
+use futures_util::StreamExt;
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
+use http::{Method, StatusCode};
+use reqwest::Response;
+
+use super::{BlobStream, Cause, Error, Identity, Upstream};
+use crate::metrics::UpstreamCall;
+use crate::oci::{Digest, Name};
+
+impl Upstream {
+    /// The blob's size, where told.
+    pub async fn blob_head(
+        &self,
+        identity: Identity,
+        name: &Name,
+        digest: &Digest,
+    ) -> Result<Option<u64>, Error> {
+        let size = async {
+            let _place = self.request_gate.enter().await?;
+            let path = format!("blobs/{digest}");
+            let ask = self.ask(UpstreamCall::BlobHead, Method::HEAD, identity, name, &path, HeaderMap::new());
+            let answer = self.requests.send(&ask).await?;
+            match answer.status().as_u16() {
+                200 => {
+                    let length = answer.response.headers().get(CONTENT_LENGTH);
+                    Ok(length.and_then(|v| v.to_str().ok()?.parse().ok()))
+                }
+                // The upstream has it, for it redirected; the storage signs its URLs for GET only.
+                400 | 401 | 403 | 405 if answer.foreign => Ok(None),
+                _ => Err(self.requests.refusal(answer).await),
+            }
+        };
+        size.await.map_err(|cause| self.error("HEAD blob", name, &format!("@{digest}"), cause))
+    }
+
+    /// `start..end` of the blob, not empty; `(0, None)` sends no Range header. Holds a fill's place until
+    /// the stream is dropped. Not verified: that is for whoever puts the parts together.
+    pub async fn blob_get(
+        &self,
+        identity: Identity,
+        name: &Name,
+        digest: &Digest,
+        start: u64,
+        end: Option<u64>,
+    ) -> Result<BlobStream, Error> {
+        let operation = "GET blob";
+        let error = |cause| self.error(operation, name, &format!("@{digest}"), cause);
+        let blob = async {
+            let place = self.fill_gate.enter().await?;
+            let headers = HeaderMap::from_iter(range_header(start, end)?.map(|range| (RANGE, range)));
+            let path = format!("blobs/{digest}");
+            let ask = self.ask(UpstreamCall::BlobGet, Method::GET, identity, name, &path, headers);
+            let answer = self.requests.send(&ask).await?;
+            let part = match answer.status() {
+                StatusCode::OK => Part { start: 0, len: None, total: answer.response.content_length() },
+                StatusCode::PARTIAL_CONTENT => partial(&answer.response, start, end)?,
+                StatusCode::RANGE_NOT_SATISFIABLE => {
+                    let why = format!("the upstream has no byte {start} of it: its blob is shorter");
+                    return Err(Cause::Corrupt(why));
+                }
+                _ => return Err(self.requests.refusal(answer).await),
+            };
+            let stream = self.requests.wire.reading.clone().stream(answer.response, part.len, place);
+            Ok((part, stream))
+        };
+        let (part, stream) = blob.await.map_err(&error)?;
+        let broken = error(Cause::NotFound);
+        let stream = stream.map(move |chunk| chunk.map_err(|cause| Error { cause, ..broken.clone() }));
+        Ok(BlobStream { start: part.start, total: part.total, stream: stream.boxed() })
+    }
+}
+
+/// What part of a blob a response holds.
+#[derive(Debug, PartialEq, Eq)]
+struct Part {
+    start: u64,
+    /// Where it is checked that so many bytes come.
+    len: Option<u64>,
+    total: Option<u64>,
+}
+
+fn range_header(start: u64, end: Option<u64>) -> Result<Option<HeaderValue>, Cause> {
+    let range = match (start, end) {
+        (0, None) => return Ok(None),
+        (start, None) => format!("bytes={start}-"),
+        (start, Some(end)) if start < end => format!("bytes={start}-{}", end - 1),
+        _ => return Err(Cause::Trouble("an empty range of a blob was asked for".into())),
+    };
+    HeaderValue::try_from(range).map(Some).map_err(|e| Cause::Trouble(e.to_string()))
+}
+
+fn partial(response: &Response, start: u64, end: Option<u64>) -> Result<Part, Cause> {
+    let header = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    let part = header.and_then(parse_content_range);
+    part.filter(|part| fits(part, start, end)).ok_or_else(|| {
+        let told: String = header.unwrap_or("none").chars().take(60).collect();
+        Cause::Corrupt(format!("the answer does not hold the range asked for; its Content-Range: {told}"))
+    })
+}
+
+/// Begins where asked, ends no later than asked, and (or the tail would be missed) no earlier.
+fn fits(part: &Part, start: u64, end: Option<u64>) -> bool {
+    let last = part.start + part.len.unwrap_or(0);
+    let whole = part.total.is_none_or(|total| last == end.map_or(total, |end| end.min(total)));
+    part.start == start && end.is_none_or(|end| last <= end) && whole
+}
+
+/// `bytes <first>-<last>/<total or *>` (RFC 9110, section 14.4).
+fn parse_content_range(text: &str) -> Option<Part> {
+    let (range, total) = text.trim().strip_prefix("bytes")?.trim_start().split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (start, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    let total = match total.trim() {
+        "*" => None,
+        total => Some(total.parse::<u64>().ok()?),
+    };
+    let end = last.checked_add(1).filter(|end| *end > start && total.is_none_or(|total| *end <= total))?;
+    Some(Part { start, len: Some(end - start), total })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn content_ranges_are_read_and_compared() {
+        let part = |start, len, total| Part { start, len: Some(len), total };
+        assert_eq!(parse_content_range("bytes 2-4/10"), Some(part(2, 3, Some(10))));
+        assert_eq!(parse_content_range("bytes 2-4/*"), Some(part(2, 3, None)));
+        for bad in [
+            "",
+            "bytes",
+            "bytes */10",
+            "bytes 4-2/10",
+            "bytes 2-10/10",
+            "items 2-4/10",
+            "bytes 0-18446744073709551615/*",
+        ] {
+            assert_eq!(parse_content_range(bad), None, "{bad}");
+        }
+        assert!(fits(&part(2, 8, Some(10)), 2, None) && fits(&part(2, 3, Some(10)), 2, Some(5)));
+        assert!(fits(&part(2, 8, Some(10)), 2, Some(50)) && fits(&part(2, 1, None), 2, None));
+        assert!(!fits(&part(2, 3, Some(10)), 2, None), "the tail is missing");
+        assert!(!fits(&part(1, 3, Some(10)), 2, Some(5)) && !fits(&part(2, 4, Some(10)), 2, Some(5)));
+    }
+
+    #[test]
+    fn ranges_are_asked_for_only_where_one_is_meant() {
+        let header = |start, end| range_header(start, end).unwrap().map(|v| v.to_str().unwrap().to_owned());
+        assert_eq!(header(0, None), None);
+        assert_eq!(header(7, None).unwrap(), "bytes=7-");
+        assert_eq!(header(0, Some(5)).unwrap(), "bytes=0-4");
+        assert!(range_header(5, Some(5)).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_content_range_panics(text in "(bytes )?[0-9]{0,21}-?[0-9]{0,21}/?[0-9*]{0,21}", start: u64, end: Option<u64>) {
+            let _ = parse_content_range(&text).map(|part| fits(&part, start, end));
+        }
+    }
+}

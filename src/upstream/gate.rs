@@ -1,0 +1,130 @@
+//! Bounded waiting in front of an upstream: places for what is in flight, and a pace of requests.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use governor::clock::{Clock as _, DefaultClock};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use prometheus::IntGauge;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use super::Cause;
+
+/// A number of places, and a bounded queue for them.
+pub struct Gate {
+    places: Arc<Semaphore>,
+    queued: AtomicUsize,
+    queue_length: usize,
+    queue_timeout: Duration,
+    waiting: IntGauge,
+}
+
+/// Somebody in the queue, until dropped.
+struct Queued<'a>(&'a Gate);
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.0.queued.fetch_sub(1, Ordering::Relaxed);
+        self.0.waiting.dec();
+    }
+}
+
+impl Gate {
+    pub fn new(places: usize, queue_length: usize, queue_timeout: Duration, waiting: IntGauge) -> Self {
+        let places = Arc::new(Semaphore::new(places.clamp(1, Semaphore::MAX_PERMITS)));
+        Self { places, queued: AtomicUsize::new(0), queue_length, queue_timeout, waiting }
+    }
+
+    /// A place, held until the permit is dropped. `Busy` where the queue is full or too slow.
+    pub async fn enter(&self) -> Result<OwnedSemaphorePermit, Cause> {
+        if let Ok(permit) = self.places.clone().try_acquire_owned() {
+            return Ok(permit);
+        }
+        let before = self.queued.fetch_add(1, Ordering::Relaxed);
+        self.waiting.inc();
+        let _queued = Queued(self);
+        if before >= self.queue_length {
+            return Err(Cause::Busy);
+        }
+        match tokio::time::timeout(self.queue_timeout, self.places.clone().acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            // The semaphore is never closed, so this is the timeout.
+            _ => Err(Cause::Busy),
+        }
+    }
+}
+
+/// A ceiling on requests a minute, evenly spread but for a tenth that may come at once.
+pub struct Pace {
+    limiter: Option<DefaultDirectRateLimiter>,
+    longest: Duration,
+}
+
+impl Pace {
+    pub fn new(per_minute: Option<std::num::NonZeroU32>, longest: Duration) -> Self {
+        let limiter = per_minute.map(|n| {
+            let burst = std::num::NonZeroU32::new(n.get() / 10).unwrap_or(std::num::NonZeroU32::MIN);
+            RateLimiter::direct(Quota::per_minute(n).allow_burst(burst))
+        });
+        Self { limiter, longest }
+    }
+
+    /// Waits for this request's turn. `Busy` where that would take too long.
+    pub async fn turn(&self) -> Result<(), Cause> {
+        let Some(limiter) = &self.limiter else { return Ok(()) };
+        let started = Instant::now();
+        while let Err(not_yet) = limiter.check() {
+            let wait = not_yet.wait_time_from(DefaultClock::default().now());
+            if started.elapsed() + wait > self.longest {
+                return Err(Cause::Busy);
+            }
+            tokio::time::sleep(wait).await;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate(places: usize, queue: usize, timeout: Duration) -> Arc<Gate> {
+        Arc::new(Gate::new(places, queue, timeout, IntGauge::new("waiting", "test").unwrap()))
+    }
+
+    #[tokio::test]
+    async fn the_queue_is_bounded_and_forgets_who_left() {
+        let gate = gate(1, 1, Duration::from_secs(30));
+        let held = gate.enter().await.unwrap();
+        let first = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.enter().await }
+        });
+        while gate.waiting.get() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(gate.enter().await, Err(Cause::Busy)));
+        first.abort();
+        assert!(first.await.is_err());
+        assert_eq!(gate.waiting.get(), 0);
+        drop(held);
+        assert!(gate.enter().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn waiting_ends() {
+        let gate = gate(1, 5, Duration::from_millis(5));
+        let _held = gate.enter().await.unwrap();
+        assert!(matches!(gate.enter().await, Err(Cause::Busy)));
+    }
+
+    #[tokio::test]
+    async fn the_pace_lets_a_tenth_through_at_once() {
+        let pace = Pace::new(std::num::NonZeroU32::new(20), Duration::ZERO);
+        assert!(pace.turn().await.is_ok() && pace.turn().await.is_ok());
+        assert!(matches!(pace.turn().await, Err(Cause::Busy)));
+        assert!(Pace::new(None, Duration::ZERO).turn().await.is_ok());
+    }
+}

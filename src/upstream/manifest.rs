@@ -1,0 +1,209 @@
+//! Manifests, and the quota that they cost.
+
+use std::time::Duration;
+
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
+use http::{Method, StatusCode};
+
+use super::quota::{PROBE_FIRST, Step, Told, retry_after};
+use super::request::{Answer, Ask};
+use super::{Cause, Error, FetchedManifest, Identity, ManifestHead, Upstream, effective};
+use crate::metrics::UpstreamCall;
+use crate::oci::{Digest, MANIFEST_ACCEPT, MANIFEST_MAX, MediaType, Name, Reference};
+
+/// Longest time between two probes of an exhausted quota.
+const PROBE_LAST: Duration = Duration::from_secs(15 * 60);
+/// How often a pause looks at the clock, which tests move.
+const PAUSE_TICK: Duration = Duration::from_millis(250);
+
+impl Upstream {
+    /// Spends no quota (Docker Hub's does not count HEADs).
+    pub async fn manifest_head(
+        &self,
+        identity: Identity,
+        name: &Name,
+        reference: &Reference,
+    ) -> Result<ManifestHead, Error> {
+        let head = self.head(effective(&self.options, identity), name, reference).await;
+        head.map(|(head, _)| head)
+            .map_err(|cause| self.error("HEAD manifest", name, &suffix(reference), cause))
+    }
+
+    /// Spends quota.
+    pub async fn manifest_get(
+        &self,
+        identity: Identity,
+        name: &Name,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, Error> {
+        let fetched = self.get(effective(&self.options, identity), name, reference).await;
+        fetched.map_err(|cause| self.error("GET manifest", name, &suffix(reference), cause))
+    }
+
+    async fn head(
+        &self,
+        identity: Identity,
+        name: &Name,
+        reference: &Reference,
+    ) -> Result<(ManifestHead, Told), Cause> {
+        let unless_paused =
+            || self.quota.heads_paused(identity).map_or(Ok(()), |wait| Err(Cause::Limited(wait)));
+        unless_paused()?;
+        let _place = self.request_gate.enter().await?;
+        unless_paused()?;
+        let ask = self.ask_manifest(UpstreamCall::ManifestHead, Method::HEAD, identity, name, reference);
+        let (answer, told) = self.send_manifest(&ask).await?;
+        let headers = answer.response.headers();
+        if answer.status() == StatusCode::TOO_MANY_REQUESTS {
+            let wait = retry_after(headers, self.clock.wall());
+            return Err(Cause::Limited(self.quota.pause_heads(identity, wait)));
+        }
+        self.quota.heads_answered(identity);
+        if answer.status() != StatusCode::OK {
+            return Err(self.requests.refusal(answer).await);
+        }
+        let digest = told_digest(headers);
+        if let (Some(told), Reference::Digest(asked)) = (digest, reference)
+            && told.algorithm() == asked.algorithm()
+            && told != *asked
+        {
+            return Err(Cause::Corrupt(format!("the upstream answers with {told}")));
+        }
+        let size = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+        Ok((ManifestHead { digest, media_type: media_type(headers), size }, told))
+    }
+
+    async fn get(
+        &self,
+        identity: Identity,
+        name: &Name,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, Cause> {
+        let unless_paused =
+            || self.quota.gets_paused(identity).map_or(Ok(()), |wait| Err(Cause::Limited(wait)));
+        unless_paused()?;
+        let _place = self.request_gate.enter().await?;
+        unless_paused()?;
+        let ask = self.ask_manifest(UpstreamCall::ManifestGet, Method::GET, identity, name, reference);
+        let (answer, _) = self.send_manifest(&ask).await?;
+        let headers = answer.response.headers();
+        if answer.status() == StatusCode::TOO_MANY_REQUESTS {
+            let wait = retry_after(headers, self.clock.wall());
+            self.pause(identity, wait, source(headers), name, reference);
+            return Err(Cause::Limited(self.quota.gets_paused(identity).or(wait).unwrap_or(PROBE_FIRST)));
+        }
+        if answer.status() != StatusCode::OK {
+            return Err(self.requests.refusal(answer).await);
+        }
+        let (media_type, told) = (media_type(headers), told_digest(headers));
+        let bytes = self.requests.wire.reading.whole(answer.response, MANIFEST_MAX, "the manifest").await?;
+        let digest = match reference {
+            Reference::Digest(asked) => Digest::of(asked.algorithm(), &bytes),
+            Reference::Tag(_) => Digest::sha256(&bytes),
+        };
+        if *reference != Reference::Digest(digest) && matches!(reference, Reference::Digest(_)) {
+            return Err(Cause::Corrupt(format!("what came has the digest {digest}")));
+        }
+        if let Some(told) = told.filter(|told| Digest::of(told.algorithm(), &bytes) != *told) {
+            return Err(Cause::Corrupt(format!(
+                "the upstream says {told}, what came has the digest {digest}"
+            )));
+        }
+        Ok(FetchedManifest { bytes, digest, media_type })
+    }
+
+    fn ask_manifest<'a>(
+        &self,
+        call: UpstreamCall,
+        method: Method,
+        identity: Identity,
+        name: &'a Name,
+        reference: &Reference,
+    ) -> Ask<'a> {
+        let accept = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(MANIFEST_ACCEPT))]);
+        self.ask(call, method, identity, name, &format!("manifests/{reference}"), accept)
+    }
+
+    async fn send_manifest(&self, ask: &Ask<'_>) -> Result<(Answer, Told), Cause> {
+        let answer = self.requests.send(ask).await?;
+        let told = Told::read(answer.response.headers());
+        self.quota.note(ask.identity, told);
+        Ok((answer, told))
+    }
+
+    /// Pauses GETs, and sees to it that the pause ends.
+    fn pause(
+        &self,
+        identity: Identity,
+        wait: Option<Duration>,
+        source: Option<&str>,
+        name: &Name,
+        reference: &Reference,
+    ) {
+        if !self.quota.pause_gets(identity, wait) {
+            return;
+        }
+        let host = self.options.host.clone();
+        tracing::warn!(upstream = %host, ?identity, ?wait, source, "rate limit exhausted: manifest GETs pause");
+        let (me, name, reference) = (self.me.clone(), name.clone(), reference.clone());
+        let stopping = self.tasks.stopping();
+        let end_of_pause = async move {
+            let mut failed_probes = 0;
+            while let Some(upstream) = me.upgrade() {
+                match upstream.quota.next_step(identity) {
+                    Step::Done => return tracing::info!(upstream = %host, ?identity, "manifest GETs resume"),
+                    Step::Wait(until) => {
+                        let left = until.saturating_duration_since(upstream.clock.now());
+                        drop(upstream);
+                        tokio::time::sleep(left.min(PAUSE_TICK)).await;
+                    }
+                    Step::Probe if upstream.probe(identity, &name, &reference).await => {
+                        upstream.quota.resume_gets(identity);
+                    }
+                    Step::Probe => {
+                        failed_probes = (failed_probes + 1).min(8);
+                        let wait = (PROBE_FIRST * 2u32.pow(failed_probes)).min(PROBE_LAST);
+                        upstream.quota.next_probe(identity, upstream.clock.now() + wait);
+                    }
+                }
+            }
+        };
+        self.tasks.spawn("quota pause", async move {
+            tokio::select! {
+                () = stopping => {}
+                () = end_of_pause => {}
+            }
+        });
+    }
+
+    /// Whether there is quota again, as far as a HEAD of what was refused can tell.
+    async fn probe(&self, identity: Identity, name: &Name, reference: &Reference) -> bool {
+        match self.head(identity, name, reference).await {
+            Ok((_, told)) => told.remaining.is_none_or(|remaining| remaining > 0),
+            // Nothing can be learned from it any more: the next GET finds out.
+            Err(Cause::NotFound | Cause::Denied(_)) => true,
+            Err(_) => false,
+        }
+    }
+}
+
+fn suffix(reference: &Reference) -> String {
+    match reference {
+        Reference::Tag(tag) => format!(":{tag}"),
+        Reference::Digest(digest) => format!("@{digest}"),
+    }
+}
+
+/// Whose limit it is: an address, or the id of an account.
+fn source(headers: &HeaderMap) -> Option<&str> {
+    headers.get("docker-ratelimit-source")?.to_str().ok().filter(|source| source.len() <= 64)
+}
+
+/// `Docker-Content-Digest`, where it is well formed.
+fn told_digest(headers: &HeaderMap) -> Option<Digest> {
+    headers.get("docker-content-digest")?.to_str().ok()?.trim().parse().ok()
+}
+
+fn media_type(headers: &HeaderMap) -> Option<MediaType> {
+    MediaType::parse(headers.get(CONTENT_TYPE)?.to_str().ok()?)
+}

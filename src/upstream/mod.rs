@@ -1,0 +1,243 @@
+//! One remote registry: requests, tokens, credentials, quota, retries.
+//!
+//! A call goes through a `gate` (bounded places and waits), then `request` (token, redirects, retries),
+//! whose every hop is one `client` request. `guard` says where the hops may lead, `quota` when it is
+//! better not to ask.
+
+mod blob;
+mod body;
+mod challenge;
+mod client;
+mod gate;
+mod guard;
+mod manifest;
+mod quota;
+mod realm;
+mod request;
+mod retry;
+mod tags;
+#[cfg(test)]
+mod tests;
+mod token;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use http::{HeaderMap, Method};
+use url::Url;
+
+use self::client::Wire;
+use self::gate::Gate;
+use self::quota::Quota;
+use self::realm::Realms;
+use self::request::{Ask, Requests};
+use self::token::Tokens;
+use crate::clock::Clock;
+use crate::metrics::{Metrics, UpstreamCall};
+use crate::oci::{Digest, MediaType, Name, UpstreamHost};
+use crate::tasks::Tasks;
+
+/// What is configured of one upstream. `config` builds it; every field is checked already.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    pub host: UpstreamHost,
+    /// Base of its API, without `/v2/`: `https://registry-1.docker.io/`. http only where written so.
+    pub url: Url,
+    pub credential: Option<Credential>,
+    /// PEM file of further CAs, trusted for the upstream, its token server and its CDN.
+    pub ca_file: Option<PathBuf>,
+    pub private: PrivatePolicy,
+    /// Hosts that a redirect may lead to though their address is private.
+    pub redirect_hosts: Vec<String>,
+    /// Further hosts that may be sent the credential as token servers.
+    pub realm_hosts: Vec<String>,
+    pub connect_timeout: Duration,
+    pub header_timeout: Duration,
+    /// Longest wait for the next bytes of a body.
+    pub idle_timeout: Duration,
+    /// Requests in flight at once (heads and manifests; a fill holds a fill's place only).
+    pub max_requests: usize,
+    pub max_fills: usize,
+    /// Longest wait for a place among the two above, and how many may wait.
+    pub queue_timeout: Duration,
+    pub queue_length: usize,
+    /// A ceiling on requests a minute, for upstreams that have an abuse limit. None: no ceiling.
+    pub requests_per_minute: Option<std::num::NonZeroU32>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Credential {
+    pub username: String,
+    /// Read at each use of the token server, so that a rotated secret is taken up.
+    pub password_file: PathBuf,
+}
+
+/// What becomes of repositories that nobody may pull without a credential.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrivatePolicy {
+    Refuse,
+    Shared,
+}
+
+/// In whose name a request goes upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Identity {
+    Anonymous,
+    /// The configured credential; anonymous where none is configured.
+    Configured,
+}
+
+/// What a HEAD of a manifest told. Everything may be missing: servers differ.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ManifestHead {
+    pub digest: Option<Digest>,
+    pub media_type: Option<MediaType>,
+    pub size: Option<u64>,
+}
+
+/// A manifest as it came, its digest computed from the bytes (and equal to the one asked for).
+#[derive(Clone, Debug)]
+pub struct FetchedManifest {
+    pub bytes: Bytes,
+    pub digest: Digest,
+    /// From Content-Type.
+    pub media_type: Option<MediaType>,
+}
+
+/// A blob's body on its way. Dropping it ends the transfer.
+pub struct BlobStream {
+    /// Offset of the stream's first byte: what was asked for, or 0 where the upstream ignores Range.
+    pub start: u64,
+    /// Size of the whole blob, where told.
+    pub total: Option<u64>,
+    pub stream: BoxStream<'static, Result<Bytes, Error>>,
+}
+
+/// Why an upstream could not be had, for one request.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{operation} {subject}: {cause}")]
+pub struct Error {
+    /// `HEAD manifest`, `GET blob`, `GET tags`…
+    pub operation: &'static str,
+    /// `docker.io/library/nginx:1.27`; never a signed URL, never a secret.
+    pub subject: String,
+    #[source]
+    pub cause: Cause,
+}
+
+/// What kind of failure, and so what to do about it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Cause {
+    /// The upstream says that it has no such thing (404).
+    #[error("not found upstream")]
+    NotFound,
+    /// The upstream says that this identity may not (401, 403, or the token server's word).
+    #[error("access denied by the upstream{0}")]
+    Denied(String),
+    /// 429 now, or paused since one: the time until another try makes sense.
+    #[error("the upstream's rate limit is exhausted, next try in {} s", .0.as_secs())]
+    Limited(Duration),
+    /// Our own bounded queue in front of the upstream is full or too slow.
+    #[error("too many requests wait for the upstream")]
+    Busy,
+    /// Unreachable, too slow, 5xx, a body cut or unfit: try later, serve stale.
+    #[error("{0}")]
+    Trouble(String),
+    /// What came is not what was asked for: wrong digest, too large, a page of HTML.
+    #[error("{0}")]
+    Corrupt(String),
+    /// Our policy refuses to go on: a realm or a redirect that leads astray. Names the setting that would allow it.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A snapshot of the quota, as the upstream told it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QuotaState {
+    pub limit: Option<u64>,
+    pub remaining: Option<u64>,
+    pub window: Option<Duration>,
+    /// Manifest GETs are paused for this long still.
+    pub paused_for: Option<Duration>,
+}
+
+/// Speaks with one registry. Its calls are in `manifest.rs`, `blob.rs` and `tags.rs`.
+pub struct Upstream {
+    me: Weak<Self>,
+    options: Options,
+    requests: Requests,
+    request_gate: Gate,
+    fill_gate: Gate,
+    quota: Quota,
+    clock: Clock,
+    tasks: Tasks,
+}
+
+impl Upstream {
+    /// Fails where the CA file cannot be used, or the system has no trust store.
+    pub fn new(options: Options, metrics: &Metrics, clock: Clock, tasks: Tasks) -> Result<Arc<Self>, Error> {
+        let metrics = Arc::new(metrics.upstream(options.host.as_str()));
+        let wire = Wire::new(&options, metrics.clone(), clock.clone()).map_err(|why| Error {
+            operation: "set up upstream",
+            subject: options.host.to_string(),
+            cause: Cause::Trouble(why),
+        })?;
+        let wire = Arc::new(wire);
+        let realms = Realms::new(&options, wire.clone(), clock.clone());
+        let tokens = Arc::new(Tokens::new(realms, clock.clone(), tasks.clone()));
+        let gate =
+            |places| Gate::new(places, options.queue_length, options.queue_timeout, metrics.waiting.clone());
+        let (request_gate, fill_gate) = (gate(options.max_requests), gate(options.max_fills));
+        let pulls_as = effective(&options, Identity::Configured);
+        let quota = Quota::new(clock.clone(), metrics, pulls_as);
+        let requests = Requests::new(&options, wire, tokens, clock.clone());
+        Ok(Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            options,
+            requests,
+            request_gate,
+            fill_gate,
+            quota,
+            clock,
+            tasks,
+        }))
+    }
+
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// What is known of the quota of the identity that pulls.
+    pub fn quota(&self) -> QuotaState {
+        self.quota.snapshot()
+    }
+
+    /// `path` below `/v2/<name>/`.
+    fn ask<'a>(
+        &self,
+        call: UpstreamCall,
+        method: Method,
+        identity: Identity,
+        name: &'a Name,
+        path: &str,
+        headers: HeaderMap,
+    ) -> Ask<'a> {
+        let mut url = self.options.url.clone();
+        let base = url.path().trim_end_matches('/').to_owned();
+        url.set_path(&format!("{base}/v2/{name}/{path}"));
+        Ask { call, method, identity: effective(&self.options, identity), name, url, headers }
+    }
+
+    /// Says of a cause what it is the cause of. `subject` follows the repository: `:tag`, `@digest`.
+    fn error(&self, operation: &'static str, name: &Name, subject: &str, cause: Cause) -> Error {
+        Error { operation, subject: format!("{}/{name}{subject}", self.options.host), cause }
+    }
+}
+
+/// Without a credential there is one identity only.
+fn effective(options: &Options, identity: Identity) -> Identity {
+    if options.credential.is_some() { identity } else { Identity::Anonymous }
+}

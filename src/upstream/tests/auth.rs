@@ -1,0 +1,305 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+use super::*;
+
+/// A registry at `/v2/` and its token server at `/token`, whose tokens are `t1`, `t2`…: the last one
+/// given for a scope is the one that is taken. `challenge` is the header, `{realm}` replaced.
+async fn registry(challenge: &'static str) -> Server {
+    let given = Arc::new(AtomicUsize::new(0));
+    Server::new(move |seen| {
+        if seen.path() == "/token" {
+            let number = given.fetch_add(1, Ordering::SeqCst) + 1;
+            return reply(200, format!(r#"{{"token":"t{number}","expires_in":300}}"#));
+        }
+        let last = format!("Bearer t{}", given.load(Ordering::SeqCst));
+        if seen.header("authorization") == Some(&last) {
+            return reply(200, "{}");
+        }
+        let host = seen.header("host").unwrap();
+        let name = seen.path().trim_start_matches("/v2/").split("/manifests").next().unwrap();
+        let challenge = challenge.replace("{realm}", &format!("http://{host}/token")).replace("{name}", name);
+        reply(401, r#"{"errors":[{"code":"UNAUTHORIZED","message":"log in"}]}"#)
+            .with("www-authenticate", challenge)
+    })
+    .await
+}
+
+const HUB: &str = r#"Bearer realm="{realm}",service="registry",scope="repository:{name}:pull""#;
+
+#[tokio::test]
+async fn a_token_is_fetched_once_and_reused() {
+    let server = registry(HUB).await;
+    let bench = bench(options(server.url("/")));
+    bench.get("a/b").await.unwrap();
+    bench.get("a/b").await.unwrap();
+    let seen = server.seen();
+    let paths: Vec<&str> = seen.iter().map(Seen::path).collect();
+    let manifest = "/v2/a/b/manifests/latest";
+    assert_eq!(paths, [manifest, "/token", manifest, manifest]);
+    assert_eq!(seen[1].query("service"), ["registry"]);
+    assert_eq!(seen[1].query("scope"), ["repository:a/b:pull"]);
+    assert!(seen[1].query("account").is_empty() && seen[1].header("authorization").is_none());
+    assert_eq!(seen[3].header("authorization"), Some("Bearer t1"));
+    assert_eq!(seen[3].header("accept"), Some(crate::oci::MANIFEST_ACCEPT));
+    assert_eq!(seen[3].header("accept-encoding"), Some("identity"));
+    assert!(seen[3].header("user-agent").unwrap().starts_with("forebay/"));
+
+    // Another repository goes straight to the token server, with its own scope.
+    bench.head("c/d").await.unwrap();
+    let seen = server.seen();
+    assert_eq!((seen.len(), seen[4].query("scope")), (6, vec!["repository:c/d:pull".to_owned()]));
+
+    // 300 s of life: used for 240.
+    bench.clock.advance(Duration::from_secs(241));
+    bench.head("c/d").await.unwrap();
+    assert_eq!((server.count("/token"), server.seen().len()), (3, 8));
+}
+
+#[tokio::test]
+async fn the_credential_goes_to_the_token_server_only() {
+    let server = registry(HUB).await;
+    let (options, _dir) = with_credential(options(server.url("/")), "se:cret\r\n\0");
+    let bench = bench(options);
+    bench.get("a/b").await.unwrap();
+    let seen = server.seen();
+    let basic = format!("Basic {}", BASE64_STANDARD.encode("ci-bot:se:cret"));
+    assert_eq!(seen[1].header("authorization"), Some(basic.as_str()));
+    assert_eq!(seen[1].query("account"), ["ci-bot"]);
+    assert!(seen.iter().filter(|s| s.path() != "/token").all(|s| s.header("authorization") != Some(&basic)));
+
+    // The anonymous identity has tokens of its own.
+    let latest = tag("latest");
+    bench.upstream.manifest_get(Identity::Anonymous, &name("a/b"), &latest).await.unwrap();
+    let token = server.seen().into_iter().rfind(|s| s.path() == "/token").unwrap();
+    assert!(token.header("authorization").is_none());
+}
+
+#[tokio::test]
+async fn many_who_need_a_token_share_one_request() {
+    let server = Server::new(|seen| match seen.path() {
+        "/token" => Reply { delay: Duration::from_millis(100), ..reply(200, r#"{"access_token":"t"}"#) },
+        _ if seen.header("authorization") == Some("Bearer t") => reply(200, "{}"),
+        _ => {
+            let host = seen.header("host").unwrap();
+            reply(401, "").with("www-authenticate", format!("Bearer realm=\"http://{host}/token\",scope=aws"))
+        }
+    })
+    .await;
+    let bench = Arc::new(bench(options(server.url("/"))));
+    let all: Vec<_> = (0..20)
+        .map(|i| {
+            let bench = bench.clone();
+            tokio::spawn(async move { bench.get(&format!("r{i}")).await })
+        })
+        .collect();
+    for one in all {
+        one.await.unwrap().unwrap();
+    }
+    assert_eq!(server.count("/token"), 1);
+    // A scope that names no repository is for all of them.
+    bench.get("another").await.unwrap();
+    assert_eq!(server.count("/token"), 1);
+    assert_eq!(server.seen().iter().find(|s| s.path() == "/token").unwrap().query("scope"), ["aws"]);
+}
+
+#[tokio::test]
+async fn a_token_that_is_refused_is_replaced_once() {
+    let server = registry(r#"Bearer realm="{realm}",service="registry""#).await;
+    let bench = bench(options(server.url("/")));
+    bench.get("a").await.unwrap();
+    assert_eq!(
+        server.seen()[1].query("scope"),
+        ["repository:a:pull"],
+        "no scope named: the repository's own"
+    );
+    bench.get("b").await.unwrap();
+    // The server has taken back the token of `a` by giving another.
+    bench.get("a").await.unwrap();
+    let tokens = server.seen().iter().filter(|s| s.path() == "/token").count();
+    assert_eq!((tokens, server.seen().len()), (3, 3 + 2 + 3));
+}
+
+#[tokio::test]
+async fn what_no_token_opens_is_denied_with_the_reason() {
+    let server = Server::new(|seen| match seen.path() {
+        "/token" => reply(200, r#"{"token":"t"}"#),
+        _ => {
+            let realm = format!("Bearer realm=\"http://{}/token\"", seen.header("host").unwrap());
+            let body = r#"{"errors":[{"code":"DENIED","message":"no access\n to this"}]}"#;
+            reply(401, body).with("www-authenticate", realm)
+        }
+    })
+    .await;
+    let bench = bench(options(server.url("/")));
+    let error = bench.get("a").await.unwrap_err();
+    assert!(matches!(&error.cause, Cause::Denied(why) if why == ": no access to this"), "{error:?}");
+    assert_eq!(
+        error.to_string(),
+        "GET manifest docker.io/a:latest: access denied by the upstream: no access to this"
+    );
+    assert_eq!(server.seen().len(), 3);
+    bench.get("a").await.unwrap_err();
+    assert_eq!(server.seen().len(), 3 + 3);
+}
+
+#[tokio::test]
+async fn a_bad_password_is_not_tried_again_for_a_minute() {
+    let server = Server::new(|seen| match seen.path() {
+        "/token" => reply(401, r#"{"details":"incorrect username or password"}"#),
+        _ => {
+            let host = seen.header("host").unwrap();
+            let scope = seen.path().replace('/', ".");
+            reply(401, "")
+                .with("www-authenticate", format!("Bearer realm=\"http://{host}/token\",scope={scope}"))
+        }
+    })
+    .await;
+    let (options, _dir) = with_credential(options(server.url("/")), "wrong");
+    let bench = bench(options);
+    futures_util::future::join_all((0..10).map(async |i| bench.get(&format!("r{i}")).await.unwrap_err()))
+        .await;
+    for repository in ["a", "a", "b", "c"] {
+        let error = bench.get(repository).await.unwrap_err();
+        assert!(error.to_string().contains("incorrect username or password"), "{error}");
+        assert!(!error.to_string().contains("wrong"), "{error}");
+    }
+    assert_eq!(server.count("/token"), 1);
+    bench.clock.advance(Duration::from_secs(61));
+    bench.get("a").await.unwrap_err();
+    assert_eq!(server.count("/token"), 2);
+}
+
+#[tokio::test]
+async fn a_refused_scope_is_remembered_and_the_others_are_not_touched() {
+    let server = Server::new(|seen| match seen.path() {
+        "/token" if seen.query("scope") == ["repository:secret:pull"] => reply(403, ""),
+        "/token" => reply(200, r#"{"token":"t"}"#),
+        _ if seen.header("authorization").is_some() => reply(200, "{}"),
+        _ => {
+            let realm = format!("Bearer realm=\"http://{}/token\"", seen.header("host").unwrap());
+            reply(401, "").with("www-authenticate", realm)
+        }
+    })
+    .await;
+    let bench = bench(options(server.url("/")));
+    for _ in 0..3 {
+        assert!(matches!(bench.get("secret").await.unwrap_err().cause, Cause::Denied(_)));
+    }
+    assert_eq!(server.count("/token"), 1);
+    bench.get("open").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_token_server_that_limits_or_fails_is_named_so() {
+    let server = Server::new(|seen| match (seen.path(), seen.query("scope").concat().as_str()) {
+        ("/token", "limited") => reply(429, "").with("retry-after", 120),
+        ("/token", "broken") => reply(500, ""),
+        ("/token", "empty") => reply(200, r#"{"token":""}"#),
+        ("/token", "huge") => reply(200, vec![b' '; 2 << 20]),
+        ("/token", _) => reply(200, "<html>"),
+        (path, _) => {
+            let scope = path.split('/').nth(2).unwrap();
+            let host = seen.header("host").unwrap();
+            reply(401, "")
+                .with("www-authenticate", format!("Bearer realm=\"http://{host}/token\",scope={scope}"))
+        }
+    })
+    .await;
+    let fresh = || bench(options(server.url("/")));
+    let limited = fresh();
+    for _ in 0..2 {
+        let cause = limited.get("limited").await.unwrap_err().cause;
+        assert!(matches!(cause, Cause::Limited(wait) if wait > Duration::from_secs(100)), "{cause:?}");
+    }
+    assert_eq!(server.count("/token"), 1);
+    let before = server.count("/token");
+    assert!(matches!(fresh().get("broken").await.unwrap_err().cause, Cause::Trouble(_)));
+    assert_eq!(server.count("/token") - before, 3, "two retries");
+    for repository in ["empty", "huge", "html"] {
+        let error = fresh().get(repository).await.unwrap_err();
+        assert!(matches!(&error.cause, Cause::Trouble(why) if why.contains("token server")), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_server_without_get_is_asked_by_post() {
+    let server = Server::new(|seen| match (seen.path(), &seen.method) {
+        ("/token", &Method::GET) => reply(405, ""),
+        ("/token", _) => reply(200, r#"{"access_token":"t"}"#),
+        _ if seen.header("authorization").is_some() => reply(200, "{}"),
+        _ => {
+            let realm = format!("Bearer realm=\"http://{}/token\",service=s", seen.header("host").unwrap());
+            reply(401, "").with("www-authenticate", realm)
+        }
+    })
+    .await;
+    let (with, _dir) = with_credential(options(server.url("/")), "secret");
+    bench(with).get("a").await.unwrap();
+    let post = server.seen().into_iter().find(|s| s.method == Method::POST).unwrap();
+    for part in
+        ["grant_type=password", "username=ci-bot", "password=secret", "service=s", "client_id=forebay"]
+    {
+        assert!(post.body.contains(part), "{part} in {}", post.body);
+    }
+    let error = bench(options(server.url("/"))).get("a").await.unwrap_err();
+    assert!(matches!(error.cause, Cause::Trouble(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_foreign_realm_is_sent_no_credential() {
+    let tokens = Server::new(|_| reply(200, r#"{"token":"t"}"#)).await;
+    let realm = format!("http://localhost:{}/token", tokens.address.port());
+    let server = Server::new(move |seen| match seen.header("authorization") {
+        Some("Bearer t") => reply(200, "{}"),
+        _ => reply(401, "").with("www-authenticate", format!("Bearer realm=\"{realm}\"")),
+    })
+    .await;
+    let (with, _dir) = with_credential(options(server.url("/")), "secret");
+    let error = bench(with.clone()).get("a").await.unwrap_err();
+    assert!(matches!(&error.cause, Cause::Refused(why) if why.contains("realm_hosts")), "{error:?}");
+    assert_eq!(tokens.count(""), 0);
+    bench(options(server.url("/"))).get("a").await.unwrap();
+    assert!(tokens.seen()[0].header("authorization").is_none());
+    let listed = Options { realm_hosts: vec!["localhost".into()], ..with };
+    bench(listed).get("a").await.unwrap();
+    assert!(tokens.seen()[1].header("authorization").is_some());
+}
+
+#[tokio::test]
+async fn basic_challenges_are_answered_with_the_credential() {
+    let right = format!("Basic {}", BASE64_STANDARD.encode("ci-bot:right"));
+    let server = Server::new(move |seen| match seen.header("authorization") {
+        Some(told) if told == right => reply(200, "{}"),
+        _ => reply(401, "").with("www-authenticate", "Basic realm=\"r\""),
+    })
+    .await;
+    let error = bench(options(server.url("/"))).get("a").await.unwrap_err();
+    assert!(matches!(&error.cause, Cause::Denied(why) if why.contains("password_file")), "{error:?}");
+    let (with, _dir) = with_credential(options(server.url("/")), "right\n");
+    let with = bench(with);
+    let before = server.seen().len();
+    with.get("a").await.unwrap();
+    with.get("b").await.unwrap();
+    assert_eq!(server.seen().len() - before, 3);
+    let (wrong, _dir) = with_credential(options(server.url("/")), "wrong");
+    let (wrong, before) = (bench(wrong), server.seen().len());
+    for _ in 0..4 {
+        assert!(matches!(wrong.get("a").await.unwrap_err().cause, Cause::Denied(_)));
+    }
+    assert_eq!(server.seen().len() - before, 2, "one without, one with the password");
+}
+
+#[tokio::test]
+async fn without_a_challenge_or_a_password_file_the_reason_is_said() {
+    let server = Server::new(|_| reply(401, "")).await;
+    let error = bench(options(server.url("/"))).get("a").await.unwrap_err();
+    assert!(matches!(&error.cause, Cause::Denied(why) if why.contains("how to log in")), "{error:?}");
+    let server = registry(HUB).await;
+    let (with, dir) = with_credential(options(server.url("/")), "x");
+    std::fs::remove_file(dir.path().join("password")).unwrap();
+    let error = bench(with).get("a").await.unwrap_err();
+    assert!(matches!(&error.cause, Cause::Trouble(why) if why.contains("password")), "{error:?}");
+}
