@@ -1,7 +1,10 @@
+pub mod answer;
 pub mod clock;
 pub mod disk;
 pub mod metrics;
+pub mod mirror;
 pub mod oci;
+pub mod registry;
 pub mod store;
 pub mod tasks;
 pub mod upstream;

@@ -1,0 +1,93 @@
+//! What the mirror and the registry both answer; `http` gives it its form.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::oci::{ByteRange, Digest, MediaType, RangeRequest, Tag};
+use crate::store::BlobReader;
+
+/// How an answer came about: for `Cache-Status`, metrics and logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// Held, and within its freshness or immutable.
+    Hit,
+    /// Held; upstream confirmed just now that it is current.
+    Revalidated,
+    /// Held; upstream could not confirm it, for this reason.
+    Stale(String),
+    /// From upstream, for this answer.
+    Miss,
+    /// From what somebody else's request was fetching already.
+    Joined,
+}
+
+#[derive(Clone, Debug)]
+pub struct ManifestAnswer {
+    pub digest: Digest,
+    pub media_type: MediaType,
+    pub size: u64,
+    /// None where only the head was wanted and only the head is known.
+    pub bytes: Option<Bytes>,
+    pub served: Served,
+}
+
+pub struct BlobAnswer {
+    /// Of the whole blob; None where upstream did not say.
+    pub size: Option<u64>,
+    /// The part that `body` holds, where a range was asked for and can be honoured.
+    pub range: Option<ByteRange>,
+    /// None for a head.
+    pub body: Option<BlobReader>,
+    pub served: Served,
+}
+
+/// What of a blob is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlobWant {
+    Head,
+    Whole,
+    Range(RangeRequest),
+}
+
+#[derive(Clone, Debug)]
+pub struct TagsAnswer {
+    /// Sorted, without duplicates.
+    pub tags: Vec<Tag>,
+    pub served: Served,
+}
+
+/// Why there is no answer. `http::error` gives each its status.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0} is not known")]
+    NotFound(String),
+    #[error("{subject}: {why}")]
+    Denied { subject: String, why: String },
+    /// The upstream's quota is exhausted.
+    #[error(
+        "{subject} is not held here and the upstream's rate limit is exhausted: try again in {} s",
+        retry_after.as_secs()
+    )]
+    UpstreamLimited { subject: String, retry_after: Duration },
+    /// This client has spent its share of cold misses.
+    #[error(
+        "{subject} is not held here and this client has asked for too much of that kind: try again in {} s",
+        retry_after.as_secs()
+    )]
+    ClientLimited { subject: String, retry_after: Duration },
+    /// The upstream cannot be had and nothing is held.
+    #[error("{subject} is not held here and the upstream cannot be had: {why}")]
+    Unavailable { subject: String, why: String },
+    /// The upstream has it, in a form that is refused.
+    #[error("{subject} is refused: {why}")]
+    Unfit { subject: String, why: String },
+    /// Held, but the disk does not give it.
+    #[error("{subject} is held and cannot be read: {why}")]
+    Disk { subject: String, why: String },
+    /// Disk and configuration disagree about whose this repository is.
+    #[error("{subject}: {why}")]
+    Origin { subject: String, why: String },
+    #[error("the range lies outside the blob, which has {size} bytes")]
+    Range { size: u64 },
+}

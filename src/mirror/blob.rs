@@ -1,0 +1,243 @@
+//! Blobs: from memory, from disk, from a fill under way, or from a new one.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::memory::{SMALL_BLOB, Subject};
+use super::source::{BlobSource, upstream_error};
+use super::standing::Access;
+use super::{Mirror, lost};
+use crate::answer::{BlobAnswer, BlobWant, Error, Served};
+use crate::oci::{ByteRange, Digest, Repository};
+use crate::store::{BlobReader, FillReader};
+use crate::upstream::{Cause, Identity};
+
+impl BlobAnswer {
+    fn head(size: Option<u64>, served: Served) -> Self {
+        Self { size, range: None, body: None, served }
+    }
+}
+
+/// The part of a blob of `size` bytes that is wanted; None for all of it.
+fn part(want: BlobWant, size: u64) -> Result<Option<ByteRange>, Error> {
+    match want {
+        BlobWant::Head | BlobWant::Whole => Ok(None),
+        BlobWant::Range(range) => range.resolve(size).map(Some).map_err(|_| Error::Range { size }),
+    }
+}
+
+impl Mirror {
+    pub async fn blob(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        want: BlobWant,
+    ) -> Result<BlobAnswer, Error> {
+        let standing = self.standing(repository).await?;
+        if standing.is_open()
+            && self.has_layer(repository, digest).await
+            && let Some(answer) = self.held_blob(digest, want, Served::Hit).await?
+        {
+            return Ok(answer);
+        }
+        let subject = Subject::Blob(*digest);
+        self.refused(repository, &subject)?;
+        let access = self.access(repository, &standing, &subject).await?;
+        self.miss_blob(repository, digest, want, &access).await
+    }
+
+    /// A blob that the repository is not known to have.
+    pub(super) async fn miss_blob(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        want: BlobWant,
+        access: &Access,
+    ) -> Result<BlobAnswer, Error> {
+        if let Some(reader) = self.join_fill(repository, digest, access).await? {
+            return self.follow(repository, reader, want, Served::Joined).await;
+        }
+        if let Some(answer) = self.link_proven(repository, digest, want, access).await? {
+            return Ok(answer);
+        }
+        if want == BlobWant::Head {
+            let size = self.size(repository, digest, access.identity).await?;
+            return Ok(BlobAnswer::head(size, Served::Miss));
+        }
+        let source = BlobSource {
+            upstream: self.upstream(repository)?.clone(),
+            identity: access.identity,
+            name: repository.name.clone(),
+            digest: *digest,
+        };
+        let reader = self.store.start_fill(&access.grant, digest, Arc::new(source));
+        self.follow(repository, reader, want, Served::Miss).await
+    }
+
+    async fn has_layer(&self, repository: &Repository, digest: &Digest) -> bool {
+        let key = (repository.clone(), *digest);
+        if self.memory.layers.contains_key(&key) {
+            return true;
+        }
+        let (of, digest) = key.clone();
+        match self.store.run(move |store| store.has_layer(&of, &digest)).await {
+            Ok(true) => {
+                self.memory.layers.insert(key, ());
+                true
+            }
+            Ok(false) => false,
+            Err(error) => {
+                tracing::error!(%digest, %error, "whether a blob is held cannot be told");
+                false
+            }
+        }
+    }
+
+    /// The blob's bytes, where the disk has them.
+    async fn held_blob(
+        &self,
+        digest: &Digest,
+        want: BlobWant,
+        served: Served,
+    ) -> Result<Option<BlobAnswer>, Error> {
+        if let Some(bytes) = self.memory.blobs.get(digest) {
+            return small(bytes, want, served).map(Some);
+        }
+        let held = match self.store.blob(digest) {
+            Ok(Some(held)) => held,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                tracing::error!(%digest, %error, "a held blob cannot be read");
+                return Ok(None);
+            }
+        };
+        let size = held.len;
+        if want == BlobWant::Head {
+            return Ok(Some(BlobAnswer::head(Some(size), served)));
+        }
+        if size <= SMALL_BLOB {
+            let Some(bytes) = read_all(self.store.read(held, None), size, digest).await else {
+                return Ok(None);
+            };
+            self.memory.blobs.insert(*digest, bytes.clone());
+            return small(bytes, want, served).map(Some);
+        }
+        let range = part(want, size)?;
+        let body = Some(self.store.read(held, range));
+        Ok(Some(BlobAnswer { size: Some(size), range, body, served }))
+    }
+
+    /// One more reader of the fill under way, once the repository's right to the blob is shown.
+    async fn join_fill(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        access: &Access,
+    ) -> Result<Option<FillReader>, Error> {
+        let Some(fill) = self.store.fill(&access.grant, digest) else { return Ok(None) };
+        if !fill.serves(repository) {
+            self.size(repository, digest, access.identity).await?;
+            if !fill.link_later(&access.grant) {
+                self.link(digest, access);
+            }
+        }
+        Ok(fill.reader())
+    }
+
+    /// Bytes that another repository of the same trust domain fetched, once upstream says that this
+    /// one has them too.
+    async fn link_proven(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        want: BlobWant,
+        access: &Access,
+    ) -> Result<Option<BlobAnswer>, Error> {
+        let (grant, of) = (access.grant.clone(), *digest);
+        if !self.store.run(move |store| store.is_proven(&grant, &of)).await.unwrap_or(false) {
+            return Ok(None);
+        }
+        self.size(repository, digest, access.identity).await?;
+        self.link(digest, access);
+        self.held_blob(digest, want, Served::Revalidated).await
+    }
+
+    fn link(self: &Arc<Self>, digest: &Digest, access: &Access) {
+        let (grant, digest) = (access.grant.clone(), *digest);
+        self.later("a blob", move |store| store.link_layer(&grant, &digest));
+    }
+
+    /// Whether upstream has the blob in this repository, and its size.
+    async fn size(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        identity: Identity,
+    ) -> Result<Option<u64>, Error> {
+        let key = (repository.clone(), *digest);
+        let mirror = self.clone();
+        let size = self.sizes.join(key.clone(), || async move {
+            let (repository, digest) = key;
+            let head = mirror.upstream(&repository)?.blob_head(identity, &repository.name, &digest).await;
+            head.map_err(|error| mirror.refuse(&repository, &Subject::Blob(digest), error))
+        });
+        size.await.unwrap_or_else(|| Err(lost(Subject::Blob(*digest).of(repository))))
+    }
+
+    /// Waits for upstream's head, and answers with the body as it comes.
+    async fn follow(
+        &self,
+        repository: &Repository,
+        mut reader: FillReader,
+        want: BlobWant,
+        served: Served,
+    ) -> Result<BlobAnswer, Error> {
+        let opened = reader.fill().clone().opened().await;
+        let size = opened.map_err(|error| {
+            let subject = Subject::Blob(reader.fill().digest);
+            let upstream = upstream_error(&error).unwrap_or_else(|| crate::upstream::Error {
+                operation: "GET blob",
+                subject: subject.of(repository),
+                cause: Cause::Trouble(error.to_string()),
+            });
+            self.refuse(repository, &subject, upstream)
+        })?;
+        if let Ok(upstream) = self.upstream(repository) {
+            self.blobs_flow.insert(upstream.options().host.clone(), self.clock.now());
+        }
+        if want == BlobWant::Head {
+            return Ok(BlobAnswer::head(size, served));
+        }
+        // A range of what has no length cannot be told apart from the whole: all is answered.
+        let range = size.map(|size| part(want, size)).transpose()?.flatten();
+        if let Some(range) = range {
+            reader.restrict(range);
+        }
+        Ok(BlobAnswer { size, range, body: Some(BlobReader::fill(reader)), served })
+    }
+}
+
+fn small(bytes: Bytes, want: BlobWant, served: Served) -> Result<BlobAnswer, Error> {
+    let size = bytes.len() as u64;
+    if want == BlobWant::Head {
+        return Ok(BlobAnswer::head(Some(size), served));
+    }
+    let range = part(want, size)?;
+    // The range lies within bytes in memory.
+    let bytes = range.map_or(bytes.clone(), |range| bytes.slice(range.start as usize..range.end as usize));
+    Ok(BlobAnswer { size: Some(size), range, body: Some(BlobReader::memory(bytes)), served })
+}
+
+/// All of a small blob. One that rotted counts as missing: it is fetched again.
+async fn read_all(mut reader: BlobReader, size: u64, digest: &Digest) -> Option<Bytes> {
+    let mut all = Vec::with_capacity(usize::try_from(size).ok()?);
+    while let Some(piece) = reader.next().await {
+        all.extend_from_slice(&piece.ok()?);
+    }
+    let right = Digest::of(digest.algorithm(), &all) == *digest;
+    if !right {
+        tracing::error!(%digest, "a blob on disk has other bytes than its digest says, and is ignored");
+    }
+    right.then(|| all.into())
+}

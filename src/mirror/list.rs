@@ -1,0 +1,67 @@
+//! Tag lists: upstream's and held ones merged; held ones alone when upstream is away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::memory::Subject;
+use super::{Mirror, Toll, lost};
+use crate::answer::{Error, Served, TagsAnswer};
+use crate::oci::Repository;
+
+/// How long a list is taken as it was last seen, so that bots that ask all day cost nothing.
+const FRESH: Duration = Duration::from_secs(60);
+
+impl Mirror {
+    pub async fn tags(
+        self: &Arc<Self>,
+        toll: &dyn Toll,
+        repository: &Repository,
+    ) -> Result<TagsAnswer, Error> {
+        let standing = self.standing(repository).await?;
+        if let Some((answer, until)) = self.memory.lists.get(repository)
+            && self.clock.now() < until
+        {
+            let served = if answer.served == Served::Miss { Served::Hit } else { answer.served };
+            return Ok(TagsAnswer { served, ..answer });
+        }
+        self.refused(repository, &Subject::Tags)?;
+        if !self.lists.has(repository) {
+            let subject = Subject::Tags.of(repository);
+            toll.cold_miss().await.map_err(|retry_after| Error::ClientLimited { subject, retry_after })?;
+        }
+        let mirror = self.clone();
+        let listed = self.lists.join(repository.clone(), || {
+            let repository = repository.clone();
+            async move {
+                let held = if standing.is_open() { mirror.held_tags(&repository).await } else { Vec::new() };
+                let told = match mirror.access(&repository, &standing, &Subject::Tags).await {
+                    Ok(access) => {
+                        let told =
+                            mirror.upstream(&repository)?.tags(access.identity, &repository.name).await;
+                        told.map_err(|error| mirror.refuse(&repository, &Subject::Tags, error))
+                    }
+                    Err(error) => Err(error),
+                };
+                let (mut tags, served) = match told {
+                    Ok(tags) => (tags, Served::Miss),
+                    Err(error) if held.is_empty() => return Err(error),
+                    Err(error) => (Vec::new(), Served::Stale(error.to_string())),
+                };
+                tags.extend(held);
+                tags.sort();
+                tags.dedup();
+                let answer = TagsAnswer { tags, served };
+                mirror.memory.lists.insert(repository, (answer.clone(), mirror.clock.now() + FRESH));
+                Ok(answer)
+            }
+        });
+        listed.await.unwrap_or_else(|| Err(lost(Subject::Tags.of(repository))))
+    }
+
+    async fn held_tags(&self, repository: &Repository) -> Vec<crate::oci::Tag> {
+        let of = repository.clone();
+        let held = self.store.run(move |store| store.tags(&of)).await;
+        held.inspect_err(|error| tracing::error!(%repository, %error, "held tags cannot be listed"))
+            .unwrap_or_default()
+    }
+}

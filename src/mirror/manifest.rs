@@ -1,0 +1,208 @@
+//! Manifests by digest: from memory, from disk, or once from upstream.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::memory::{HeldManifest, Subject};
+use super::standing::{Access, Standing};
+use super::{Mirror, Toll, lost};
+use crate::answer::{BlobWant, Error, ManifestAnswer, Served};
+use crate::oci::{Digest, InvalidManifest, Manifest, ManifestKind, Reference, Repository};
+use crate::upstream::FetchedManifest;
+
+/// While blobs of an upstream were seen to flow so short a time ago, nothing is tried out first.
+const BLOBS_FLOW: Duration = Duration::from_secs(60);
+
+/// One client's request for a manifest.
+pub(super) struct Request<'a> {
+    pub toll: &'a dyn Toll,
+    pub standing: Arc<Standing>,
+    pub repository: &'a Repository,
+}
+
+impl ManifestAnswer {
+    pub(super) fn held(held: &HeldManifest, served: Served) -> Self {
+        Self {
+            digest: held.digest,
+            media_type: held.manifest.media_type.clone(),
+            size: held.bytes.len() as u64,
+            bytes: Some(held.bytes.clone()),
+            served,
+        }
+    }
+}
+
+impl Mirror {
+    /// A manifest of an upstream's repository. `body`: whether the bytes are wanted or the head will do.
+    pub async fn manifest(
+        self: &Arc<Self>,
+        toll: &dyn Toll,
+        repository: &Repository,
+        reference: &Reference,
+        body: bool,
+    ) -> Result<ManifestAnswer, Error> {
+        let request = Request { toll, standing: self.standing(repository).await?, repository };
+        match reference {
+            Reference::Tag(tag) => self.by_tag(&request, tag, body).await,
+            Reference::Digest(digest) => self.by_digest(&request, digest, body).await,
+        }
+    }
+
+    async fn by_digest(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+        digest: &Digest,
+        body: bool,
+    ) -> Result<ManifestAnswer, Error> {
+        let Request { standing, repository, .. } = request;
+        if let Some(held) = self.held_manifest(standing, repository, digest).await {
+            return Ok(ManifestAnswer::held(&held, Served::Hit));
+        }
+        let reference = Reference::Digest(*digest);
+        let subject = Subject::Manifest(reference.clone());
+        self.refused(repository, &subject)?;
+        if !body {
+            let access = self.access(repository, standing, &subject).await?;
+            let head =
+                self.upstream(repository)?.manifest_head(access.identity, &repository.name, &reference).await;
+            let head = head.map_err(|error| self.refuse(repository, &subject, error))?;
+            if let (Some(media_type), Some(size)) = (head.media_type, head.size) {
+                return Ok(ManifestAnswer {
+                    digest: *digest,
+                    media_type,
+                    size,
+                    bytes: None,
+                    served: Served::Miss,
+                });
+            }
+        }
+        let (held, served) = self.fetch(request, &reference).await?;
+        Ok(ManifestAnswer::held(&held, served))
+    }
+
+    /// The manifest, where the repository has it and may serve it.
+    pub(super) async fn held_manifest(
+        &self,
+        standing: &Standing,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Option<Arc<HeldManifest>> {
+        if !standing.is_open() {
+            return None;
+        }
+        let key = (repository.clone(), *digest);
+        if let Some(held) = self.memory.manifests.get(&key) {
+            return Some(held);
+        }
+        let (repository, digest) = key.clone();
+        let bytes = match self.store.run(move |store| store.manifest(&repository, &digest)).await {
+            Ok(bytes) => bytes?,
+            Err(error) => {
+                tracing::error!(%digest, %error, "a held manifest cannot be read");
+                return None;
+            }
+        };
+        let manifest = Manifest::parse(&bytes, None).ok()?;
+        let held = Arc::new(HeldManifest { digest, bytes, manifest });
+        self.memory.manifests.insert(key, held.clone());
+        Some(held)
+    }
+
+    /// Fetches a manifest, once for all who ask at the time. Only who starts it pays.
+    pub(super) async fn fetch(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+        reference: &Reference,
+    ) -> Result<(Arc<HeldManifest>, Served), Error> {
+        let Request { toll, standing, repository } = request;
+        let key = ((*repository).clone(), reference.clone());
+        let subject = Subject::Manifest(reference.clone());
+        let access = self.access(repository, standing, &subject).await?;
+        if !self.fetches.has(&key) {
+            let paid = toll.cold_miss().await;
+            paid.map_err(|retry_after| Error::ClientLimited {
+                subject: subject.of(repository),
+                retry_after,
+            })?;
+        }
+        let mirror = self.clone();
+        let mut served = Served::Joined;
+        let fetched = self.fetches.join(key, || {
+            served = Served::Miss;
+            let (repository, reference) = ((*repository).clone(), reference.clone());
+            async move { mirror.fetch_now(repository, reference, access).await }
+        });
+        let held = fetched.await.unwrap_or_else(|| Err(lost(subject.of(repository))))?;
+        Ok((held, served))
+    }
+
+    async fn fetch_now(
+        self: Arc<Self>,
+        repository: Repository,
+        reference: Reference,
+        access: Access,
+    ) -> Result<Arc<HeldManifest>, Error> {
+        let subject = Subject::Manifest(reference.clone());
+        if let Reference::Digest(digest) = &reference
+            && let Some(held) = self.memory.manifests.get(&(repository.clone(), *digest))
+        {
+            return Ok(held);
+        }
+        let got =
+            self.upstream(&repository)?.manifest_get(access.identity, &repository.name, &reference).await;
+        let got = got.map_err(|error| self.refuse(&repository, &subject, error))?;
+        let checked = self.check(&repository, &subject, got, &access).await;
+        let held = Arc::new(checked.inspect_err(|error| {
+            let until = self.clock.now() + self.options.negative_not_found;
+            self.memory.refuse(&repository, &subject, error.clone(), until);
+        })?);
+        self.memory.manifests.insert((repository, held.digest), held.clone());
+        let keep = held.clone();
+        self.later("a manifest", move |store| store.put_manifest(&access.grant, &keep.digest, &keep.bytes));
+        Ok(held)
+    }
+
+    async fn check(
+        self: &Arc<Self>,
+        repository: &Repository,
+        subject: &Subject,
+        got: FetchedManifest,
+        access: &Access,
+    ) -> Result<HeldManifest, Error> {
+        let manifest = Manifest::parse(&got.bytes, got.media_type.as_ref()).map_err(|error| {
+            let (subject, why) = (subject.of(repository), error.to_string());
+            match error {
+                InvalidManifest::Schema1 => Error::Unfit { subject, why },
+                _ => Error::Unavailable { subject, why: format!("what it sent is {why}") },
+            }
+        })?;
+        self.check_blobs(repository, &manifest, access).await?;
+        Ok(HeldManifest { digest: got.digest, bytes: got.bytes, manifest })
+    }
+
+    /// Some clients are bound to a mirror once it gave them a manifest. So one whose blobs cannot be
+    /// had is not given: unless blobs flowed just now, the image's configuration, which every client
+    /// fetches next, is fetched first.
+    async fn check_blobs(
+        self: &Arc<Self>,
+        repository: &Repository,
+        manifest: &Manifest,
+        access: &Access,
+    ) -> Result<(), Error> {
+        let ManifestKind::Image { config, .. } = &manifest.kind else { return Ok(()) };
+        let host = &self.upstream(repository)?.options().host;
+        let now = self.clock.now();
+        if self.blobs_flow.get(host).is_some_and(|seen| now < seen + BLOBS_FLOW) {
+            return Ok(());
+        }
+        let answer = self.miss_blob(repository, &config.digest, BlobWant::Whole, access).await?;
+        let Some(mut body) = answer.body else { return Ok(()) };
+        while let Some(piece) = body.next().await {
+            piece.map_err(|error| Error::Unavailable {
+                subject: Subject::Blob(config.digest).of(repository),
+                why: error.to_string(),
+            })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,119 @@
+//! What is hot, bounded by bytes: tag -> digest, digest -> manifest, links, small blobs, refusals.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Instant, SystemTime};
+
+use bytes::Bytes;
+use moka::sync::Cache;
+
+use super::Options;
+use super::standing::Standing;
+use crate::answer::{Error, TagsAnswer};
+use crate::oci::{Digest, Manifest, MediaType, Reference, Repository, Tag};
+
+/// Blobs up to this size are served from memory: image configurations, mostly.
+pub const SMALL_BLOB: u64 = 64 * 1024;
+/// What an entry costs beside its content (measured: 353-385 bytes, and the key).
+const ENTRY: u32 = 512;
+
+/// What is asked for, within a repository.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Subject {
+    Manifest(Reference),
+    Blob(Digest),
+    Tags,
+}
+
+impl Subject {
+    /// As messages name it.
+    pub fn of(&self, repository: &Repository) -> String {
+        match self {
+            Self::Manifest(Reference::Tag(tag)) => format!("{repository}:{tag}"),
+            Self::Manifest(Reference::Digest(digest)) => format!("{repository}@{digest}"),
+            Self::Blob(digest) => format!("blob {digest} of {repository}"),
+            Self::Tags => format!("the tag list of {repository}"),
+        }
+    }
+}
+
+/// A manifest that the repository has.
+pub struct HeldManifest {
+    pub digest: Digest,
+    pub bytes: Bytes,
+    pub manifest: Manifest,
+}
+
+/// A tag as last seen.
+pub struct KnownTag {
+    pub digest: Digest,
+    /// Told by HEAD; the manifest itself may not be held yet.
+    pub head: Option<(MediaType, u64)>,
+    /// When upstream last said so.
+    pub seen: SystemTime,
+    /// Until then it is answered without asking.
+    pub fresh_until: Instant,
+    /// Since when upstream says that there is no such tag.
+    pub gone_since: Option<Instant>,
+    /// Why it is stale, where upstream could not confirm it.
+    pub stale: Option<String>,
+    /// Whether the tag on disk says the same.
+    pub kept: AtomicBool,
+}
+
+pub struct Memory {
+    pub manifests: Cache<(Repository, Digest), Arc<HeldManifest>>,
+    pub tags: Cache<(Repository, Tag), Arc<KnownTag>>,
+    pub layers: Cache<(Repository, Digest), ()>,
+    pub blobs: Cache<Digest, Bytes>,
+    pub standings: Cache<Repository, Arc<Standing>>,
+    pub lists: Cache<Repository, (TagsAnswer, Instant)>,
+    refusals: Cache<(Repository, Subject), (Error, Instant)>,
+}
+
+impl Memory {
+    pub fn new(options: &Options) -> Self {
+        let share = |part: u64| options.metadata_memory / 8 * part;
+        let entries = |part: u64| share(part) / u64::from(ENTRY);
+        let bytes = |bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX).saturating_add(ENTRY);
+        Self {
+            // The view beside the bytes is about as large as they are.
+            manifests: Cache::builder()
+                .max_capacity(share(4))
+                .weigher(move |_, held: &Arc<HeldManifest>| bytes(&held.bytes).saturating_mul(2))
+                .build(),
+            tags: Cache::new(entries(1)),
+            layers: Cache::new(entries(1)),
+            blobs: Cache::builder()
+                .max_capacity(options.blob_memory)
+                .weigher(move |_, blob: &Bytes| bytes(blob))
+                .build(),
+            standings: Cache::new(entries(1) / 2),
+            lists: Cache::builder()
+                .max_capacity(share(1) / 2)
+                .weigher(|_, (answer, _): &(TagsAnswer, Instant)| {
+                    let text: usize = answer.tags.iter().map(|tag| tag.as_str().len() + 40).sum();
+                    u32::try_from(text).unwrap_or(u32::MAX).saturating_add(ENTRY)
+                })
+                .build(),
+            refusals: Cache::new(entries(1)),
+        }
+    }
+
+    pub fn refuse(&self, repository: &Repository, subject: &Subject, error: Error, until: Instant) {
+        self.refusals.insert((repository.clone(), subject.clone()), (error, until));
+    }
+
+    pub fn refusal(&self, repository: &Repository, subject: &Subject, now: Instant) -> Option<Error> {
+        let key = (repository.clone(), subject.clone());
+        let (mut error, until) = self.refusals.get(&key)?;
+        if now >= until {
+            self.refusals.invalidate(&key);
+            return None;
+        }
+        if let Error::UpstreamLimited { retry_after, .. } = &mut error {
+            *retry_after = until - now;
+        }
+        Some(error)
+    }
+}

@@ -1,0 +1,164 @@
+//! Pull-through: hit, miss, fresh, stale. Knows no HTTP.
+//!
+//! [`standing`] says whether a repository may be served at all, [`manifest`] and [`tag`] answer
+//! manifests, [`blob`] answers blobs; each looks into [`memory`], then into the store, then upstream.
+
+mod blob;
+mod freshness;
+mod list;
+mod manifest;
+mod memory;
+mod source;
+mod standing;
+mod tag;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use self::memory::{HeldManifest, Memory, Subject};
+use self::tag::Resolved;
+use crate::answer::{Error, TagsAnswer};
+use crate::clock::Clock;
+use crate::oci::{Digest, Owner, Reference, Repository, Tag, UpstreamHost};
+use crate::store::Store;
+use crate::tasks::{Flights, Tasks};
+use crate::upstream::{self, Upstream};
+
+pub use self::freshness::{Freshness, InvalidPattern, Pattern};
+
+/// What is configured of the mirror.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    pub freshness: Freshness,
+    /// How long a 404 from upstream is taken as said.
+    pub negative_not_found: Duration,
+    /// The same for 401 and 403.
+    pub negative_denied: Duration,
+    /// How long a held tag outlives upstream's 404.
+    pub stale_after_not_found: Duration,
+    /// How long a held tag outlives its last proof when upstream says 401 or 403.
+    pub stale_after_denied: Duration,
+    /// Bytes of manifests, tags and links kept in memory.
+    pub metadata_memory: u64,
+    /// Bytes of small blobs kept in memory.
+    pub blob_memory: u64,
+}
+
+/// Asked before upstream quota is spent for a client that nobody else's work covers.
+pub trait Toll: Send + Sync {
+    /// Waits in a bounded queue, then lets pass, or refuses with the time after which to try again.
+    fn cold_miss(&self) -> Pin<Box<dyn Future<Output = Result<(), Duration>> + Send + '_>>;
+}
+
+pub struct Mirror {
+    options: Options,
+    upstreams: HashMap<UpstreamHost, Arc<Upstream>>,
+    store: Arc<Store>,
+    memory: Memory,
+    /// When blobs of an upstream were last seen to flow.
+    blobs_flow: moka::sync::Cache<UpstreamHost, Instant>,
+    fetches: Flights<(Repository, Reference), Result<Arc<HeldManifest>, Error>>,
+    resolves: Flights<(Repository, Tag), Result<Resolved, Error>>,
+    proofs: Flights<(Repository, Subject), Result<(), Error>>,
+    sizes: Flights<(Repository, Digest), Result<Option<u64>, Error>>,
+    lists: Flights<Repository, Result<TagsAnswer, Error>>,
+    clock: Clock,
+    tasks: Tasks,
+}
+
+impl Mirror {
+    pub fn new(
+        options: Options,
+        upstreams: HashMap<UpstreamHost, Arc<Upstream>>,
+        store: Arc<Store>,
+        clock: Clock,
+        tasks: Tasks,
+    ) -> Arc<Self> {
+        let memory = Memory::new(&options);
+        Arc::new(Self {
+            memory,
+            blobs_flow: moka::sync::Cache::new(1024),
+            fetches: Flights::new(tasks.clone(), "fetch manifest"),
+            resolves: Flights::new(tasks.clone(), "resolve tag"),
+            proofs: Flights::new(tasks.clone(), "prove access"),
+            sizes: Flights::new(tasks.clone(), "size of blob"),
+            lists: Flights::new(tasks.clone(), "list tags"),
+            options,
+            upstreams,
+            store,
+            clock,
+            tasks,
+        })
+    }
+
+    pub fn upstreams(&self) -> &HashMap<UpstreamHost, Arc<Upstream>> {
+        &self.upstreams
+    }
+
+    fn upstream(&self, repository: &Repository) -> Result<&Arc<Upstream>, Error> {
+        let found = match &repository.owner {
+            Owner::Upstream(host) => self.upstreams.get(host),
+            Owner::Hosted => None,
+        };
+        found.ok_or_else(|| Error::NotFound(repository.to_string()))
+    }
+
+    /// Runs disk work that nobody waits for.
+    fn later(
+        self: &Arc<Self>,
+        what: &'static str,
+        work: impl FnOnce(&Store) -> Result<(), crate::store::Error> + Send + 'static,
+    ) {
+        let store = self.store.clone();
+        self.tasks.spawn("keep", async move {
+            if let Err(error) = store.run(work).await {
+                tracing::error!(%error, "{what} is served and could not be kept on disk");
+            }
+        });
+    }
+
+    /// What upstream refused a moment ago, it is not asked again.
+    fn refused(&self, repository: &Repository, subject: &Subject) -> Result<(), Error> {
+        match self.memory.refusal(repository, subject, self.clock.now()) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Translates an upstream's failure, and remembers it for as long as it is worth.
+    fn refuse(&self, repository: &Repository, subject: &Subject, error: upstream::Error) -> Error {
+        use upstream::Cause;
+        let named = subject.of(repository);
+        let (error, hold) = match error.cause {
+            Cause::NotFound => (Error::NotFound(named), self.options.negative_not_found),
+            Cause::Denied(why) => {
+                (Error::Denied { subject: named, why: denied(&why) }, self.options.negative_denied)
+            }
+            Cause::Limited(wait) => (Error::UpstreamLimited { subject: named, retry_after: wait }, wait),
+            cause @ (Cause::Busy | Cause::Trouble(_) | Cause::Corrupt(_) | Cause::Refused(_)) => {
+                let why = format!("{}: {cause}", error.operation);
+                (Error::Unavailable { subject: named, why }, TROUBLE_HOLD)
+            }
+        };
+        self.memory.refuse(repository, subject, error.clone(), self.clock.now() + hold);
+        error
+    }
+}
+
+/// Clients repeat a failed request at once, several times: they need not all reach upstream.
+const TROUBLE_HOLD: Duration = Duration::from_secs(2);
+
+fn denied(why: &str) -> String {
+    format!(
+        "the upstream does not give it to this mirror{why}; if it is private, give the upstream a \
+         credential and say `private = \"shared\"`"
+    )
+}
+
+/// The work was lost: a panic, or shutdown.
+fn lost(subject: String) -> Error {
+    Error::Unavailable { subject, why: "the request was ended".to_owned() }
+}

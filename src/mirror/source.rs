@@ -1,0 +1,42 @@
+//! A blob of an upstream, as the source of a fill: here `store` and `upstream` meet.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
+
+use crate::oci::{Digest, Name};
+use crate::store::{FillError, Source, SourceError, SourceStream};
+use crate::upstream::{Cause, Error, Identity, Upstream};
+
+pub struct BlobSource {
+    pub upstream: Arc<Upstream>,
+    pub identity: Identity,
+    pub name: Name,
+    pub digest: Digest,
+}
+
+impl Source for BlobSource {
+    fn open(&self, start: u64, end: Option<u64>) -> BoxFuture<'_, Result<SourceStream, SourceError>> {
+        async move {
+            let get = self.upstream.blob_get(self.identity, &self.name, &self.digest, start, end);
+            let body = get.await.map_err(failure)?;
+            let stream = body.stream.map(|piece| piece.map_err(failure)).boxed();
+            Ok(SourceStream { start: body.start, total: body.total, stream })
+        }
+        .boxed()
+    }
+}
+
+fn failure(error: Error) -> SourceError {
+    let retry = matches!(error.cause, Cause::Trouble(_) | Cause::Busy);
+    SourceError { retry, error: Arc::new(error) }
+}
+
+/// The upstream's failure that ended a fill, where it was one.
+pub fn upstream_error(error: &FillError) -> Option<Error> {
+    match error {
+        FillError::Source(source) => source.error.downcast_ref::<Error>().cloned(),
+        _ => None,
+    }
+}

@@ -1,0 +1,145 @@
+//! Whether a repository may be served, and in whose name it is fetched.
+//!
+//! A configured credential spends quota; it opens no doors. What only the credential can pull is
+//! served where the upstream says `private = "shared"`, else not at all.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::memory::Subject;
+use super::{Mirror, lost};
+use crate::answer::Error;
+use crate::oci::Repository;
+use crate::store::{Grant, OriginState, Visibility};
+use crate::upstream::{Identity, PrivatePolicy};
+
+/// How long a proof that anybody may pull a repository is taken for its further content.
+const PROOF: Duration = Duration::from_secs(3600);
+
+pub struct Standing {
+    /// What is held was fetched with a credential, which now opens nothing.
+    barred: bool,
+    proven_public: Option<Instant>,
+}
+
+impl Standing {
+    pub fn is_open(&self) -> bool {
+        !self.barred
+    }
+}
+
+/// How a repository is fetched.
+#[derive(Clone)]
+pub struct Access {
+    pub identity: Identity,
+    pub grant: Grant,
+}
+
+impl Mirror {
+    /// Refuses a repository of which disk and configuration disagree.
+    pub(super) async fn standing(&self, repository: &Repository) -> Result<Arc<Standing>, Error> {
+        if let Some(standing) = self.memory.standings.get(repository) {
+            return Ok(standing);
+        }
+        let upstream = self.upstream(repository)?;
+        let of = repository.clone();
+        let state = match self.store.run(move |store| store.origin(&of)).await {
+            Ok(state) => state,
+            Err(error) => {
+                // A disk that fails holds up nobody: nothing is found on it, all is fetched.
+                tracing::error!(%repository, %error, "held content cannot be looked up");
+                return Ok(Arc::new(Standing { barred: false, proven_public: None }));
+            }
+        };
+        let barred = match state {
+            OriginState::Absent => false,
+            OriginState::Known(origin) if origin.owner == repository.owner => {
+                origin.visibility == Visibility::Shared && upstream.options().private != PrivatePolicy::Shared
+            }
+            other => return Err(disagreement(repository, &other)),
+        };
+        let standing = Arc::new(Standing { barred, proven_public: None });
+        self.memory.standings.insert(repository.clone(), standing.clone());
+        Ok(standing)
+    }
+
+    /// In whose name to fetch; where a credential is configured, after the proof that anybody may
+    /// have what it fetches.
+    pub(super) async fn access(
+        self: &Arc<Self>,
+        repository: &Repository,
+        standing: &Standing,
+        subject: &Subject,
+    ) -> Result<Access, Error> {
+        let upstream = self.upstream(repository)?;
+        let options = upstream.options();
+        let (identity, visibility) = match (&options.credential, options.private) {
+            (None, _) => (Identity::Anonymous, Visibility::Public),
+            (Some(_), PrivatePolicy::Shared) => (Identity::Configured, Visibility::Shared),
+            (Some(_), PrivatePolicy::Refuse) => (Identity::Configured, Visibility::Public),
+        };
+        let now = self.clock.now();
+        let proven = standing.proven_public.is_some_and(|at| now < at + PROOF);
+        if visibility == Visibility::Public && !proven && (options.credential.is_some() || standing.barred) {
+            self.prove_public(repository, standing.barred, subject).await?;
+        }
+        let user = options.credential.as_ref().map_or("", |credential| &credential.username);
+        let domain = format!("{} {user} {visibility:?}", options.host).into();
+        Ok(Access { identity, grant: Grant { repository: repository.clone(), domain, visibility } })
+    }
+
+    /// Asks upstream without the credential.
+    async fn prove_public(
+        self: &Arc<Self>,
+        repository: &Repository,
+        barred: bool,
+        subject: &Subject,
+    ) -> Result<(), Error> {
+        let key = (repository.clone(), subject.clone());
+        let mirror = self.clone();
+        let proof = self.proofs.join(key.clone(), || async move {
+            let (repository, subject) = key;
+            let upstream = mirror.upstream(&repository)?;
+            let name = &repository.name;
+            let asked = match &subject {
+                Subject::Manifest(reference) => {
+                    upstream.manifest_head(Identity::Anonymous, name, reference).await.map(drop)
+                }
+                Subject::Blob(digest) => {
+                    upstream.blob_head(Identity::Anonymous, name, digest).await.map(drop)
+                }
+                Subject::Tags => upstream.tags(Identity::Anonymous, name).await.map(drop),
+            };
+            asked.map_err(|error| mirror.refuse(&repository, &subject, error))?;
+            if barred {
+                // From now on what was fetched under a credential is anybody's, on disk too.
+                let claim = repository.clone();
+                let claimed = mirror.store.run(move |store| store.claim(&claim, Visibility::Public)).await;
+                claimed.map_err(|error| Error::Disk {
+                    subject: subject.of(&repository),
+                    why: error.to_string(),
+                })?;
+            }
+            let standing = Standing { barred: false, proven_public: Some(mirror.clock.now()) };
+            mirror.memory.standings.insert(repository, Arc::new(standing));
+            Ok(())
+        });
+        proof.await.unwrap_or_else(|| Err(lost(subject.of(repository))))
+    }
+}
+
+fn disagreement(repository: &Repository, state: &OriginState) -> Error {
+    let why = match state {
+        OriginState::Known(origin) => format!(
+            "the data directory holds a repository of this name that belongs to {}, so this one \
+             cannot be kept or served; move that one away, or change who owns the name",
+            origin.owner
+        ),
+        _ => format!(
+            "the data directory holds a repository of this name and no record of whose it is; start \
+             with `--adopt {}` if it was mirrored from there, or with `--adopt hosted`",
+            repository.owner
+        ),
+    };
+    Error::Origin { subject: repository.to_string(), why }
+}

@@ -1,0 +1,302 @@
+//! Tags: fresh for a time, then confirmed by HEAD, and stale rather than missing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::manifest::Request;
+use super::memory::{KnownTag, Subject};
+use super::standing::Standing;
+use super::{Mirror, lost};
+use crate::answer::{Error, ManifestAnswer, Served};
+use crate::oci::{Digest, Reference, Repository, Tag};
+use crate::upstream::{self, Cause, ManifestHead};
+
+/// A held tag is not kept waiting longer than this for its confirmation, which goes on meanwhile.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// After trouble, a held tag is served stale for so long before upstream is asked again.
+const TROUBLE_HOLD: Duration = Duration::from_secs(10);
+const LONGEST_HOLD: Duration = Duration::from_secs(60);
+
+/// What asking upstream for a tag came to.
+#[derive(Clone)]
+pub enum Resolved {
+    Known(Arc<KnownTag>, Served),
+    /// Upstream tells no digest by HEAD: only a GET will do.
+    Untold,
+}
+
+impl KnownTag {
+    fn new(digest: Digest, seen: SystemTime, fresh_until: Instant) -> Self {
+        let kept = AtomicBool::new(false);
+        Self { digest, head: None, seen, fresh_until, gone_since: None, stale: None, kept }
+    }
+
+    fn copy(&self) -> Self {
+        let kept = AtomicBool::new(self.kept.load(Ordering::Relaxed));
+        Self { head: self.head.clone(), stale: self.stale.clone(), kept, ..*self }
+    }
+}
+
+impl Mirror {
+    pub(super) async fn by_tag(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+        tag: &Tag,
+        body: bool,
+    ) -> Result<ManifestAnswer, Error> {
+        let answer = match self.resolved(request, tag).await {
+            Ok(Resolved::Known(known, served)) => self.at_tag(request, tag, &known, served, body).await,
+            Ok(Resolved::Untold) => self.get_by_tag(request, tag).await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Err(error) if !matches!(error, Error::NotFound(_) | Error::Denied { .. }) => {
+                self.last_held(request, tag, error).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn resolved(self: &Arc<Self>, request: &Request<'_>, tag: &Tag) -> Result<Resolved, Error> {
+        let known = self.known_tag(request, tag).await;
+        match &known {
+            Some(known) if self.clock.now() < known.fresh_until => {
+                let served = known.stale.clone().map_or(Served::Hit, Served::Stale);
+                return Ok(Resolved::Known(known.clone(), served));
+            }
+            Some(_) => {}
+            None => self.refused(request.repository, &Subject::Manifest(Reference::Tag(tag.clone())))?,
+        }
+        self.resolve(request, tag, known).await
+    }
+
+    /// The answer for a tag whose digest is known.
+    async fn at_tag(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+        tag: &Tag,
+        known: &KnownTag,
+        served: Served,
+        body: bool,
+    ) -> Result<ManifestAnswer, Error> {
+        if let Some(held) = self.held_manifest(&request.standing, request.repository, &known.digest).await {
+            self.keep_tag(request.repository, tag, known);
+            return Ok(ManifestAnswer::held(&held, served));
+        }
+        if let (false, Some((media_type, size))) = (body, known.head.clone()) {
+            return Ok(ManifestAnswer {
+                digest: known.digest,
+                media_type,
+                size,
+                bytes: None,
+                served: Served::Miss,
+            });
+        }
+        let reference = Reference::Digest(known.digest);
+        self.refused(request.repository, &Subject::Manifest(reference.clone()))?;
+        let (held, served) = self.fetch(request, &reference).await?;
+        self.keep_tag(request.repository, tag, known);
+        Ok(ManifestAnswer::held(&held, served))
+    }
+
+    async fn get_by_tag(self: &Arc<Self>, request: &Request<'_>, tag: &Tag) -> Result<ManifestAnswer, Error> {
+        let repository = request.repository;
+        let (held, served) = self.fetch(request, &Reference::Tag(tag.clone())).await?;
+        let fresh_until = self.clock.now() + self.options.freshness.of(repository, tag);
+        let known = Arc::new(KnownTag::new(held.digest, self.clock.wall(), fresh_until));
+        self.memory.tags.insert((repository.clone(), tag.clone()), known.clone());
+        self.keep_tag(repository, tag, &known);
+        Ok(ManifestAnswer::held(&held, served))
+    }
+
+    /// Upstream moved the tag, or may have, and the new manifest cannot be had: the one on disk.
+    async fn last_held(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+        tag: &Tag,
+        error: Error,
+    ) -> Result<ManifestAnswer, Error> {
+        let Request { standing, repository, .. } = request;
+        if !standing.is_open() {
+            return Err(error);
+        }
+        let (of, name) = ((*repository).clone(), tag.clone());
+        let Ok(Some(on_disk)) = self.store.run(move |store| store.tag(&of, &name)).await else {
+            return Err(error);
+        };
+        match self.held_manifest(standing, repository, &on_disk.digest).await {
+            Some(held) => Ok(ManifestAnswer::held(&held, Served::Stale(error.to_string()))),
+            None => Err(error),
+        }
+    }
+
+    /// The tag as last seen: from memory, else from disk, where its time says when that was.
+    async fn known_tag(&self, request: &Request<'_>, tag: &Tag) -> Option<Arc<KnownTag>> {
+        let repository = request.repository;
+        let key = (repository.clone(), tag.clone());
+        if let Some(known) = self.memory.tags.get(&key) {
+            return Some(known);
+        }
+        if !request.standing.is_open() {
+            return None;
+        }
+        let (of, name) = key.clone();
+        let held = self.store.run(move |store| store.tag(&of, &name)).await;
+        let held =
+            held.inspect_err(|error| tracing::error!(%repository, %tag, %error, "a held tag cannot be read"));
+        let held = held.ok()??;
+        // A time in the future is a clock that jumped: the tag is then unconfirmed.
+        let age = self.clock.wall().duration_since(held.seen).unwrap_or(Duration::MAX);
+        let left = self.options.freshness.of(repository, tag).saturating_sub(age);
+        let mut known = KnownTag::new(held.digest, held.seen, self.clock.now() + left);
+        known.kept = AtomicBool::new(true);
+        let known = Arc::new(known);
+        self.memory.tags.insert(key, known.clone());
+        Some(known)
+    }
+
+    /// Asks upstream, once for all who wait. What is held waits only so long.
+    async fn resolve(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+        tag: &Tag,
+        known: Option<Arc<KnownTag>>,
+    ) -> Result<Resolved, Error> {
+        let repository = request.repository;
+        let subject = Subject::Manifest(Reference::Tag(tag.clone()));
+        let (mirror, standing, before) = (self.clone(), request.standing.clone(), known.clone());
+        let flight = self.resolves.join((repository.clone(), tag.clone()), || {
+            let (repository, tag) = (repository.clone(), tag.clone());
+            async move { mirror.ask(&standing, &repository, &tag, before).await }
+        });
+        let lost = || Err(lost(subject.of(repository)));
+        let Some(known) = known else { return flight.await.unwrap_or_else(lost) };
+        match tokio::time::timeout(PATIENCE, flight).await {
+            Ok(resolved) => resolved.unwrap_or_else(lost),
+            Err(_) => Ok(self.stale(repository, tag, &known, "the upstream is slow to answer", TROUBLE_HOLD)),
+        }
+    }
+
+    async fn ask(
+        self: &Arc<Self>,
+        standing: &Standing,
+        repository: &Repository,
+        tag: &Tag,
+        known: Option<Arc<KnownTag>>,
+    ) -> Result<Resolved, Error> {
+        let reference = Reference::Tag(tag.clone());
+        let subject = Subject::Manifest(reference.clone());
+        let access = match (self.access(repository, standing, &subject).await, &known) {
+            (Err(error @ (Error::Unavailable { .. } | Error::UpstreamLimited { .. })), Some(known)) => {
+                return Ok(self.stale(repository, tag, known, &error.to_string(), TROUBLE_HOLD));
+            }
+            (access, _) => access?,
+        };
+        let upstream = self.upstream(repository)?;
+        let head = upstream.manifest_head(access.identity, &repository.name, &reference).await;
+        match (head, known) {
+            (Ok(head), known) => {
+                let paused = upstream.quota().paused_for;
+                Ok(self.told(repository, tag, head, known.as_deref(), paused))
+            }
+            (Err(error), None) => Err(self.refuse(repository, &subject, error)),
+            (Err(error), Some(known)) => self.untold(repository, tag, error, &known),
+        }
+    }
+
+    /// Upstream has answered the HEAD.
+    fn told(
+        self: &Arc<Self>,
+        repository: &Repository,
+        tag: &Tag,
+        head: ManifestHead,
+        known: Option<&KnownTag>,
+        paused: Option<Duration>,
+    ) -> Resolved {
+        let Some(digest) = head.digest else { return Resolved::Untold };
+        let same = known.filter(|known| known.digest == digest);
+        if let (None, Some(known), Some(wait)) = (same, known, paused) {
+            let why = "the tag has moved upstream, whose rate limit is exhausted";
+            return self.stale(repository, tag, known, why, wait.min(LONGEST_HOLD));
+        }
+        let fresh_until = self.clock.now() + self.options.freshness.of(repository, tag);
+        let mut fresh = KnownTag::new(digest, self.clock.wall(), fresh_until);
+        fresh.head = head.media_type.zip(head.size);
+        if same.is_some_and(|known| known.kept.load(Ordering::Relaxed)) {
+            fresh.kept = AtomicBool::new(true);
+            let (repository, tag, seen) = (repository.clone(), tag.clone(), fresh.seen);
+            self.later("the time of a tag", move |store| store.touch_tag(&repository, &tag, seen));
+        }
+        let fresh = Arc::new(fresh);
+        self.memory.tags.insert((repository.clone(), tag.clone()), fresh.clone());
+        Resolved::Known(fresh, Served::Revalidated)
+    }
+
+    /// Upstream has not answered, or not well, for a tag that is known.
+    fn untold(
+        self: &Arc<Self>,
+        repository: &Repository,
+        tag: &Tag,
+        error: upstream::Error,
+        known: &KnownTag,
+    ) -> Result<Resolved, Error> {
+        let subject = Subject::Manifest(Reference::Tag(tag.clone()));
+        let why = error.to_string();
+        let hold = match &error.cause {
+            Cause::NotFound => {
+                let now = self.clock.now();
+                let since = known.gone_since.unwrap_or(now);
+                if now.saturating_duration_since(since) >= self.options.stale_after_not_found {
+                    self.forget(repository, tag);
+                    return Err(self.refuse(repository, &subject, error));
+                }
+                let known = KnownTag { gone_since: Some(since), ..known.copy() };
+                let hold = self.options.freshness.of(repository, tag);
+                return Ok(self.stale(repository, tag, &known, &why, hold));
+            }
+            Cause::Denied(_) => {
+                let age = self.clock.wall().duration_since(known.seen).unwrap_or_default();
+                if age >= self.options.stale_after_denied {
+                    return Err(self.refuse(repository, &subject, error));
+                }
+                LONGEST_HOLD
+            }
+            Cause::Limited(wait) => (*wait).min(LONGEST_HOLD),
+            _ => TROUBLE_HOLD,
+        };
+        Ok(self.stale(repository, tag, known, &why, hold))
+    }
+
+    /// Keeps what is known for a while without asking again, marked.
+    fn stale(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        known: &KnownTag,
+        why: &str,
+        hold: Duration,
+    ) -> Resolved {
+        tracing::info!(%repository, %tag, why, "tag is served stale");
+        let fresh_until = self.clock.now() + hold;
+        let known = Arc::new(KnownTag { fresh_until, stale: Some(why.to_owned()), ..known.copy() });
+        self.memory.tags.insert((repository.clone(), tag.clone()), known.clone());
+        Resolved::Known(known, Served::Stale(why.to_owned()))
+    }
+
+    fn forget(self: &Arc<Self>, repository: &Repository, tag: &Tag) {
+        tracing::info!(%repository, %tag, "the upstream has dropped the tag, and now it is dropped here");
+        self.memory.tags.invalidate(&(repository.clone(), tag.clone()));
+        let (repository, tag) = (repository.clone(), tag.clone());
+        self.later("the end of a tag", move |store| store.drop_tag(&repository, &tag));
+    }
+
+    /// Writes the tag to disk, once its manifest is held.
+    fn keep_tag(self: &Arc<Self>, repository: &Repository, tag: &Tag, known: &KnownTag) {
+        if known.kept.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (repository, tag, digest, seen) = (repository.clone(), tag.clone(), known.digest, known.seen);
+        self.later("a tag", move |store| store.put_tag(&repository, &tag, &digest, seen));
+    }
+}
