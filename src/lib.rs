@@ -1,10 +1,13 @@
+pub mod access;
 pub mod answer;
 pub mod clock;
 pub mod disk;
+pub mod http;
 pub mod metrics;
 pub mod mirror;
 pub mod oci;
 pub mod registry;
 pub mod store;
 pub mod tasks;
+pub mod telemetry;
 pub mod upstream;

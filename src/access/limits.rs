@@ -1,0 +1,353 @@
+//! Limits on clients, each IPv4 address or IPv6 /64 a client of its own.
+
+use std::future::Future;
+use std::net::{IpAddr, Ipv6Addr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use governor::clock::Clock as GovernorClock;
+use governor::middleware::NoOpMiddleware;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
+use ipnet::IpNet;
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+use tokio::sync::{Mutex, Semaphore};
+
+use super::{Client, Options, Override, Rate};
+use crate::clock::Clock;
+use crate::metrics::{Limit, Limited, Metrics};
+use crate::mirror::Toll;
+
+/// Clients remembered at most, for each limit. Who is forgotten starts afresh: one who commands so
+/// many addresses is held by no limit per address.
+const CLIENTS_MAX: u64 = 100_000;
+
+/// The limits on clients. Where none is configured, nothing is counted and nothing kept.
+pub struct Limits {
+    requests: Option<Limiter>,
+    cold_misses: Option<Limiter>,
+}
+
+impl Limits {
+    pub fn new(options: Options, metrics: Arc<Metrics>, clock: Clock) -> Self {
+        let queue = Arc::new(Semaphore::new(options.queue.min(Semaphore::MAX_PERMITS)));
+        let limiter = |limit, default, of: fn(&Override) -> Option<Rate>| {
+            let overrides: Vec<_> = options.overrides.iter().map(|o| (o.network, of(o))).collect();
+            let (wait, queue) = (options.wait, queue.clone());
+            Limiter::new(limit, default, overrides, wait, queue, metrics.clone(), clock.clone())
+        };
+        Self {
+            requests: limiter(Limit::Requests, options.requests, |o| o.requests),
+            cold_misses: limiter(Limit::ColdMisses, options.cold_misses, |o| o.cold_misses),
+        }
+    }
+
+    /// Waits for the client's turn, or refuses with the time after which to try again.
+    pub async fn request(&self, client: Client) -> Result<(), Duration> {
+        match &self.requests {
+            Some(limiter) => limiter.pass(client.address).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What the mirror asks before it spends upstream quota for this client.
+    pub fn toll(&self, client: Client) -> ClientToll<'_> {
+        ClientToll { limits: self, client }
+    }
+}
+
+/// One client's share of cold misses.
+pub struct ClientToll<'a> {
+    limits: &'a Limits,
+    client: Client,
+}
+
+impl Toll for ClientToll<'_> {
+    fn cold_miss(&self) -> Pin<Box<dyn Future<Output = Result<(), Duration>> + Send + '_>> {
+        match &self.limits.cold_misses {
+            Some(limiter) => Box::pin(limiter.pass(self.client.address)),
+            None => Box::pin(std::future::ready(Ok(()))),
+        }
+    }
+}
+
+/// One kind of limit: which rate holds for whom, and what each client has left of it.
+struct Limiter {
+    limit: Limit,
+    /// Longest prefix first; the default, which holds for everybody, last.
+    rates: Vec<(Option<IpNet>, Option<Rate>)>,
+    /// By the rate's place in `rates` and the client's network.
+    buckets: Cache<(usize, IpAddr), Arc<Bucket>>,
+    wait: Duration,
+    queue: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+}
+
+impl Limiter {
+    fn new(
+        limit: Limit,
+        default: Option<Rate>,
+        mut overrides: Vec<(IpNet, Option<Rate>)>,
+        wait: Duration,
+        queue: Arc<Semaphore>,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+    ) -> Option<Self> {
+        overrides.sort_by_key(|(network, _)| std::cmp::Reverse(network.prefix_len()));
+        let mut rates: Vec<_> = overrides.into_iter().map(|(network, rate)| (Some(network), rate)).collect();
+        rates.push((None, default));
+        // After this rest the fullest bucket is full again, so that forgetting it changes nothing.
+        let rest = rates.iter().filter_map(|(_, rate)| rate.map(full_again)).max()?;
+        let buckets = Cache::builder()
+            .max_capacity(CLIENTS_MAX)
+            .eviction_policy(EvictionPolicy::lru())
+            .time_to_idle(rest.clamp(Duration::from_secs(60), Duration::from_secs(24 * 3600)))
+            .build();
+        Some(Self { limit, rates, buckets, wait, queue, metrics, clock })
+    }
+
+    fn bucket(&self, address: IpAddr) -> Option<Arc<Bucket>> {
+        let holds = |network: &Option<IpNet>| network.is_none_or(|network| network.contains(&address));
+        let place = self.rates.iter().position(|(network, _)| holds(network))?;
+        let rate = self.rates[place].1?;
+        let client = (place, network_of(address));
+        Some(self.buckets.get_with(client, || Arc::new(Bucket::new(rate, self.clock.clone()))))
+    }
+
+    async fn pass(&self, address: IpAddr) -> Result<(), Duration> {
+        let Some(bucket) = self.bucket(address) else { return Ok(()) };
+        let ahead = bucket.waiting.load(Ordering::Relaxed);
+        // Nobody overtakes those who wait already.
+        let next = if ahead == 0 { bucket.take() } else { Err(bucket.interval) };
+        let Err(next) = next else { return Ok(()) };
+        let expected = next.saturating_add(bucket.interval.saturating_mul(ahead));
+        if expected > self.wait {
+            return self.refuse(expected);
+        }
+        let Ok(_place) = self.queue.try_acquire() else { return self.refuse(expected) };
+        match tokio::time::timeout(self.wait, bucket.turn()).await {
+            Ok(()) => {
+                self.metrics.limited.cell(self.limit, Limited::Waited).inc();
+                Ok(())
+            }
+            Err(_) => self.refuse(bucket.interval),
+        }
+    }
+
+    fn refuse(&self, retry_after: Duration) -> Result<(), Duration> {
+        self.metrics.limited.cell(self.limit, Limited::Refused).inc();
+        Err(retry_after)
+    }
+}
+
+/// An IPv6 customer has a /64 at least, so addresses inside it are one client.
+fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+        v4 => v4,
+    }
+}
+
+fn interval(rate: Rate) -> Duration {
+    Duration::from_secs(60) / rate.per_minute.get()
+}
+
+fn full_again(rate: Rate) -> Duration {
+    interval(rate).saturating_mul(rate.burst.get())
+}
+
+type Governor = RateLimiter<NotKeyed, InMemoryState, Ticks, NoOpMiddleware<Instant>>;
+
+/// What one client has left, and who of it waits, in order of arrival.
+struct Bucket {
+    governor: Governor,
+    clock: Clock,
+    interval: Duration,
+    waiting: AtomicU32,
+    first: Mutex<()>,
+}
+
+impl Bucket {
+    fn new(rate: Rate, clock: Clock) -> Self {
+        let quota = Quota::per_minute(rate.per_minute).allow_burst(rate.burst);
+        Self {
+            governor: RateLimiter::direct_with_clock(quota, Ticks(clock.clone())),
+            clock,
+            interval: interval(rate),
+            waiting: AtomicU32::new(0),
+            first: Mutex::new(()),
+        }
+    }
+
+    /// Takes one, or tells how long until there is one.
+    fn take(&self) -> Result<(), Duration> {
+        self.governor.check().map_err(|not_until| not_until.wait_time_from(self.clock.now()))
+    }
+
+    /// Waits behind those who came before, then for one to take. Only the first in line holds a timer.
+    async fn turn(&self) {
+        let _waiting = Waiting::begin(&self.waiting);
+        let _first = self.first.lock().await;
+        while let Err(wait) = self.take() {
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+/// One who waits, counted until it is served or goes away.
+struct Waiting<'a>(&'a AtomicU32);
+
+impl<'a> Waiting<'a> {
+    fn begin(count: &'a AtomicU32) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The process's clock, as the rate limiter asks for it.
+#[derive(Clone)]
+struct Ticks(Clock);
+
+impl GovernorClock for Ticks {
+    type Instant = Instant;
+
+    fn now(&self) -> Instant {
+        self.0.now()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::num::NonZeroU32;
+
+    fn rate(per_minute: u32, burst: u32) -> Option<Rate> {
+        let whole = |n| NonZeroU32::new(n).unwrap();
+        Some(Rate { per_minute: whole(per_minute), burst: whole(burst) })
+    }
+
+    fn options() -> Options {
+        Options {
+            requests: rate(60, 3),
+            cold_misses: None,
+            overrides: Vec::new(),
+            wait: Duration::ZERO,
+            queue: 10,
+            trusted_proxies: Vec::new(),
+        }
+    }
+
+    fn limits(options: Options) -> (Limits, Arc<Metrics>, Clock) {
+        let (metrics, clock) = (Arc::new(Metrics::new()), Clock::default());
+        (Limits::new(options, metrics.clone(), clock.clone()), metrics, clock)
+    }
+
+    fn client(address: &str) -> Client {
+        Client { address: address.parse().unwrap() }
+    }
+
+    async fn passed(limits: &Limits, address: &str, tries: usize) -> usize {
+        let mut passed = 0;
+        for _ in 0..tries {
+            passed += usize::from(limits.request(client(address)).await.is_ok());
+        }
+        passed
+    }
+
+    #[tokio::test]
+    async fn the_burst_passes_and_then_one_for_each_interval() {
+        let (limits, metrics, clock) = limits(options());
+        assert_eq!(passed(&limits, "192.0.2.1", 5).await, 3);
+        let retry_after = limits.request(client("192.0.2.1")).await.unwrap_err();
+        assert!(retry_after > Duration::ZERO && retry_after <= Duration::from_secs(1));
+        assert_eq!(metrics.limited.cell(Limit::Requests, Limited::Refused).get(), 3);
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(passed(&limits, "192.0.2.1", 5).await, 1);
+        clock.advance(Duration::from_secs(600));
+        assert_eq!(passed(&limits, "192.0.2.1", 5).await, 3);
+    }
+
+    #[tokio::test]
+    async fn addresses_are_clients_and_so_are_ipv6_networks() {
+        let (limits, _, _) = limits(options());
+        assert_eq!(passed(&limits, "192.0.2.1", 4).await, 3);
+        assert_eq!(passed(&limits, "::ffff:192.0.2.1", 4).await, 0);
+        assert_eq!(passed(&limits, "192.0.2.2", 4).await, 3);
+        assert_eq!(passed(&limits, "2001:db8::1", 2).await, 2);
+        assert_eq!(passed(&limits, "2001:db8::ffff:1", 2).await, 1);
+        assert_eq!(passed(&limits, "2001:db8:0:1::1", 4).await, 3);
+    }
+
+    #[tokio::test]
+    async fn the_longest_prefix_decides() {
+        let network = |network: &str, requests| Override {
+            network: network.parse().unwrap(),
+            requests,
+            cold_misses: None,
+        };
+        let overrides = vec![network("10.0.0.0/8", rate(60, 1)), network("10.1.0.0/16", None)];
+        let (limits, _, _) = limits(Options { overrides, ..options() });
+        assert_eq!(passed(&limits, "10.0.0.1", 9).await, 1);
+        assert_eq!(passed(&limits, "10.1.0.1", 9).await, 9);
+        assert_eq!(passed(&limits, "192.0.2.1", 9).await, 3);
+    }
+
+    #[tokio::test]
+    async fn cold_misses_are_a_limit_of_their_own() {
+        let (limits, metrics, _) = limits(Options { requests: None, cold_misses: rate(60, 1), ..options() });
+        assert_eq!(passed(&limits, "192.0.2.1", 50).await, 50);
+        assert!(limits.toll(client("192.0.2.1")).cold_miss().await.is_ok());
+        assert!(limits.toll(client("192.0.2.1")).cold_miss().await.is_err());
+        assert_eq!(metrics.limited.cell(Limit::ColdMisses, Limited::Refused).get(), 1);
+    }
+
+    #[tokio::test]
+    async fn without_a_limit_nothing_is_kept() {
+        let (limits, _, _) = limits(Options { requests: None, ..options() });
+        assert!(limits.requests.is_none() && limits.cold_misses.is_none());
+        assert!(limits.toll(client("192.0.2.1")).cold_miss().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn those_who_fit_into_the_wait_are_served_in_order() {
+        let wait = Duration::from_secs(20);
+        let (limits, metrics, _) = limits(Options { requests: rate(6000, 1), wait, ..options() });
+        let order = std::sync::Mutex::new(Vec::new());
+        let ask = |n: usize| {
+            let (limits, order) = (&limits, &order);
+            async move {
+                limits.request(client("192.0.2.1")).await.unwrap();
+                order.lock().unwrap().push(n);
+            }
+        };
+        futures_util::future::join_all((0..8).map(ask)).await;
+        assert_eq!(*order.lock().unwrap(), (0..8).collect::<Vec<_>>());
+        assert_eq!(metrics.limited.cell(Limit::Requests, Limited::Waited).get(), 7);
+    }
+
+    #[tokio::test]
+    async fn the_queue_is_bounded_and_who_cannot_be_served_in_time_is_told_at_once() {
+        let wait = Duration::from_millis(50);
+        let narrow =
+            Options { requests: rate(6000, 1), wait: Duration::from_secs(20), queue: 2, ..options() };
+        let (limits, _, _) = self::limits(narrow.clone());
+        let all = futures_util::future::join_all((0..5).map(|_| limits.request(client("192.0.2.1")))).await;
+        assert_eq!(all.iter().filter(|one| one.is_ok()).count(), 3, "one at once, two from the queue");
+        let (limits, _, _) =
+            self::limits(Options { requests: rate(6000, 1), wait, queue: 1000, ..options() });
+        let all = futures_util::future::join_all((0..50).map(|_| limits.request(client("192.0.2.1")))).await;
+        let refused: Vec<_> = all.into_iter().filter_map(Result::err).collect();
+        assert!(refused.len() >= 44, "five intervals fit into the wait: {}", refused.len());
+        assert!(limits.requests.unwrap().queue.available_permits() == 1000);
+    }
+}

@@ -1,0 +1,187 @@
+//! One client connection: its protocol and its end.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hyper::rt::Executor;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::handler::Service;
+use super::watch::{Activity, Observed, Patience, Verdict, Watch};
+use crate::tasks::Tasks;
+
+/// Largest head of a request. More is answered by 431.
+pub(super) const HEAD_MAX: usize = 64 * 1024;
+const STREAMS_MAX: u32 = 128;
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// The registry's API and the operator's pages.
+    All,
+    /// The registry's API and health, since the rest has a listener of its own.
+    Public,
+    /// The operator's pages only.
+    Operations,
+}
+
+/// Where a connection comes from and at which door it arrived.
+pub struct Arrival {
+    pub peer: SocketAddr,
+    pub door: Door,
+    pub tls: bool,
+    pub activity: Arc<Activity>,
+}
+
+impl Arrival {
+    pub fn new(peer: SocketAddr, door: Door, tls: bool) -> Self {
+        Self { peer, door, tls, activity: Arc::default() }
+    }
+}
+
+/// Serves the connection until it ends, `stop` asks for an end after the requests under way, or it
+/// has been still for too long.
+pub async fn serve<I>(
+    io: I,
+    arrival: Arrival,
+    service: Arc<ArcSwap<Service>>,
+    patience: Patience,
+    tasks: Tasks,
+    stop: CancellationToken,
+) where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let activity = arrival.activity.clone();
+    let arrival = Arc::new(arrival);
+    let answer = service_fn(|request| {
+        let (service, arrival) = (service.load_full(), arrival.clone());
+        async move { Ok::<_, Infallible>(service.handle(request, &arrival).await) }
+    });
+    let protocol = protocol(tasks);
+    let io = TokioIo::new(Observed::new(io, activity.clone()));
+    let mut connection = pin!(protocol.serve_connection(io, answer));
+    let mut watch = Watch::new(patience);
+    let mut ticks = tokio::time::interval(watch.period());
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(peer = %arrival.peer, %error, "connection ended");
+                }
+                return;
+            }
+            () = stop.cancelled(), if !watch.is_closing() => watch.close(),
+            _ = ticks.tick() => match watch.tick(&activity) {
+                Verdict::Fine => continue,
+                Verdict::Close => {}
+                Verdict::Drop => {
+                    tracing::debug!(peer = %arrival.peer, "connection stood still");
+                    return;
+                }
+            },
+        }
+        connection.as_mut().graceful_shutdown();
+    }
+}
+
+fn protocol(tasks: Tasks) -> auto::Builder<Streams> {
+    let mut builder = auto::Builder::new(Streams(tasks));
+    // The watch sees to late heads: hyper's own timer would count idle time too.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEAD_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(HEAD_MAX as u32)
+        .max_concurrent_streams(STREAMS_MAX)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
+}
+
+/// Runs the streams of HTTP/2 connections.
+#[derive(Clone)]
+struct Streams(Tasks);
+
+impl<F> Executor<F> for Streams
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        self.0.spawn("stream", stream);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::body::{Body, Payload};
+    use crate::http::exchange::tests::exchange;
+    use crate::store::ReadError;
+    use bytes::Bytes;
+    use futures_util::StreamExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// One connection, answered by a body that breaks off behind its first piece.
+    async fn breaking(length: Option<u64>) -> SocketAddr {
+        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (stream, _) = socket.accept().await.unwrap();
+            let answer = service_fn(move |_| async move {
+                let pieces = [Ok(Bytes::from_static(b"part")), Err(ReadError::Short)];
+                // A pause between the pieces lets each go out.
+                let pieces = futures_util::stream::iter(pieces).then(async |piece| {
+                    tokio::task::yield_now().await;
+                    piece
+                });
+                let payload = Payload::Stream(pieces.boxed(), length);
+                Ok::<_, Infallible>(http::Response::new(Body::new(payload, Box::new(exchange()))))
+            });
+            let _ = protocol(Tasks::default()).serve_connection(TokioIo::new(stream), answer).await;
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_broken_body_never_ends_cleanly_over_http_1() {
+        for length in [None, Some(10)] {
+            let mut stream = tokio::net::TcpStream::connect(breaking(length).await).await.unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await.unwrap();
+            let answer = String::from_utf8(answer).unwrap();
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            assert!(body.contains("part"), "{answer}");
+            assert_eq!(head.contains("content-length: 10"), length.is_some(), "{head}");
+            assert!(!body.ends_with("0\r\n\r\n") && body.len() < 10, "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_broken_body_is_a_reset_over_http_2() {
+        for length in [None, Some(10)] {
+            let client = reqwest::Client::builder().http2_prior_knowledge().no_proxy().build().unwrap();
+            let address = breaking(length).await;
+            let answer = client.get(format!("http://{address}/")).send().await;
+            let broken = match answer {
+                Ok(answer) => answer.bytes().await.is_err(),
+                Err(_) => true,
+            };
+            assert!(broken);
+        }
+    }
+}

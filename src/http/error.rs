@@ -1,0 +1,322 @@
+//! The one place that knows status codes: every failure as an error of the distribution API.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use serde_json::json;
+
+use super::body::Payload;
+use super::owners::UnknownName;
+use super::respond::header_value;
+use crate::answer;
+use crate::metrics::{Kind, Outcome};
+use crate::oci::{InvalidDigest, InvalidReference, Owner, Repository};
+
+/// Error codes (OCI distribution-spec, "Error Codes", and those of CNCF distribution beyond it).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    BlobUnknown,
+    Denied,
+    DigestInvalid,
+    ManifestUnknown,
+    NameInvalid,
+    NameUnknown,
+    PaginationNumberInvalid,
+    RangeInvalid,
+    TooManyRequests,
+    Unavailable,
+    Unknown,
+    /// A method that is not served at this path.
+    Unsupported,
+    /// A path at which nothing is served.
+    NoEndpoint,
+}
+
+impl Code {
+    fn text(self) -> &'static str {
+        match self {
+            Self::BlobUnknown => "BLOB_UNKNOWN",
+            Self::Denied => "DENIED",
+            Self::DigestInvalid => "DIGEST_INVALID",
+            Self::ManifestUnknown => "MANIFEST_UNKNOWN",
+            Self::NameInvalid => "NAME_INVALID",
+            Self::NameUnknown => "NAME_UNKNOWN",
+            Self::PaginationNumberInvalid => "PAGINATION_NUMBER_INVALID",
+            Self::RangeInvalid => "RANGE_INVALID",
+            Self::TooManyRequests => "TOOMANYREQUESTS",
+            Self::Unavailable => "UNAVAILABLE",
+            Self::Unknown => "UNKNOWN",
+            Self::Unsupported | Self::NoEndpoint => "UNSUPPORTED",
+        }
+    }
+
+    fn status(self) -> StatusCode {
+        match self {
+            Self::NameInvalid | Self::DigestInvalid | Self::PaginationNumberInvalid => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::Denied => StatusCode::FORBIDDEN,
+            Self::BlobUnknown | Self::ManifestUnknown | Self::NameUnknown | Self::NoEndpoint => {
+                StatusCode::NOT_FOUND
+            }
+            Self::Unsupported => StatusCode::METHOD_NOT_ALLOWED,
+            Self::RangeInvalid => StatusCode::RANGE_NOT_SATISFIABLE,
+            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
+            Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+/// A request that gets no content, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiError {
+    code: Code,
+    message: Cow<'static, str>,
+    /// What a client may do instead, or when: at most one further header.
+    header: Option<(header::HeaderName, HeaderValue)>,
+    /// Whether something is wrong, or the request as it is cannot be served.
+    pub outcome: Outcome,
+}
+
+impl ApiError {
+    pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
+        let outcome = match code {
+            Code::Unavailable | Code::Unknown => Outcome::Error,
+            _ => Outcome::Refused,
+        };
+        Self { code, message: message.into(), header: None, outcome }
+    }
+
+    /// A method that is not served here.
+    pub fn method(message: String) -> Self {
+        let allow = Some((header::ALLOW, HeaderValue::from_static("GET, HEAD")));
+        Self { header: allow, ..Self::new(Code::Unsupported, message) }
+    }
+
+    /// The client has used up its share.
+    pub fn too_many(retry_after: Duration) -> Self {
+        let seconds = whole_seconds(retry_after);
+        let message = format!("this client sends too many requests; try again in {seconds} s");
+        Self::new(Code::TooManyRequests, message).retry_after(retry_after)
+    }
+
+    /// The store cannot be used. Of a mirrored blob that is a 404, as in [`Self::of_content`].
+    pub fn not_ready(kind: Kind, repository: Option<&Repository>) -> Self {
+        let code = if is_mirrored_blob(kind, repository) { Code::BlobUnknown } else { Code::Unavailable };
+        Self::new(code, "the store cannot be used yet: see the server's log").fault()
+    }
+
+    fn retry_after(self, after: Duration) -> Self {
+        Self { header: Some((header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)))), ..self }
+    }
+
+    fn fault(self) -> Self {
+        Self { outcome: Outcome::Error, ..self }
+    }
+
+    /// Why the mirror or the hosted registry has no answer.
+    ///
+    /// A 5xx for a blob stalls dockerd for 75 s before it turns to Docker Hub, so a mirrored blob
+    /// that cannot be had is a 404. A hosted one is nowhere else: there a 404 would lie.
+    pub fn of_content(error: &answer::Error, kind: Kind, repository: &Repository) -> Self {
+        use answer::Error;
+        let hosted = repository.owner == Owner::Hosted;
+        let mirrored_blob = is_mirrored_blob(kind, Some(repository));
+        let message = error.to_string();
+        match error {
+            Error::NotFound(subject) if hosted => Self::new(unknown(kind), not_hosted(subject, repository)),
+            Error::NotFound(_) => Self::new(unknown(kind), message),
+            Error::Denied { .. } => Self::new(Code::Denied, message),
+            Error::UpstreamLimited { retry_after, .. } => {
+                Self::new(Code::TooManyRequests, message).retry_after(*retry_after).fault()
+            }
+            Error::ClientLimited { retry_after, .. } => {
+                Self::new(Code::TooManyRequests, message).retry_after(*retry_after)
+            }
+            Error::Unavailable { .. } | Error::Disk { .. } if mirrored_blob => {
+                Self::new(Code::BlobUnknown, message).fault()
+            }
+            Error::Unavailable { .. } => Self::new(Code::Unavailable, message),
+            Error::Unfit { .. } => Self::new(unknown(kind), message),
+            Error::Disk { .. } => Self::new(Code::Unknown, message),
+            Error::Origin { .. } => Self::new(Code::NameUnknown, message).fault(),
+            Error::Range { size } => {
+                let outside = header_value(format!("bytes */{size}"));
+                let header = Some((header::CONTENT_RANGE, outside));
+                Self { header, ..Self::new(Code::RangeInvalid, message) }
+            }
+        }
+    }
+
+    pub fn status(&self) -> StatusCode {
+        self.code.status()
+    }
+
+    /// The answer, with the error body of the specification.
+    pub fn response(self) -> Response<Payload> {
+        let status = self.status();
+        let body = json!({"errors": [{"code": self.code.text(), "message": self.message, "detail": null}]});
+        let mut response = Response::new(Payload::Full(Bytes::from(body.to_string())));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some((name, value)) = self.header {
+            headers.insert(name, value);
+        }
+        response
+    }
+}
+
+fn is_mirrored_blob(kind: Kind, repository: Option<&Repository>) -> bool {
+    kind == Kind::Blob && repository.is_some_and(|repository| repository.owner != Owner::Hosted)
+}
+
+fn unknown(kind: Kind) -> Code {
+    match kind {
+        Kind::Manifest => Code::ManifestUnknown,
+        Kind::Blob => Code::BlobUnknown,
+        Kind::Tags | Kind::Catalog | Kind::Other => Code::NameUnknown,
+    }
+}
+
+fn not_hosted(subject: &str, repository: &Repository) -> String {
+    let name = &repository.name;
+    if name.as_str().contains('/') {
+        format!("{subject} is not known here: `{name}` is a repository of this registry")
+    } else {
+        format!(
+            "{subject} is not known here: `{name}` is a repository of this registry; \
+             for Docker Hub's, ask for `{}`",
+            name.with_library()
+        )
+    }
+}
+
+/// For `Retry-After`: rounded up, never 0, which clients take for "at once".
+fn whole_seconds(duration: Duration) -> u64 {
+    (duration.as_secs() + u64::from(duration.subsec_nanos() > 0)).max(1)
+}
+
+impl From<UnknownName> for ApiError {
+    fn from(error: UnknownName) -> Self {
+        let code = match error {
+            UnknownName::Invalid(_) => Code::NameInvalid,
+            UnknownName::Upstream { .. } | UnknownName::Ambiguous { .. } => Code::NameUnknown,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<InvalidDigest> for ApiError {
+    fn from(error: InvalidDigest) -> Self {
+        Self::new(Code::DigestInvalid, error.to_string())
+    }
+}
+
+impl From<InvalidReference> for ApiError {
+    fn from(error: InvalidReference) -> Self {
+        match error {
+            InvalidReference::Digest(error) => error.into(),
+            // Reading by what is no tag is a 404 in the specification's table (end-3).
+            InvalidReference::Tag(_) => Self::new(Code::ManifestUnknown, error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use answer::Error;
+
+    fn repository(owner: Owner, name: &str) -> Repository {
+        Repository { owner, name: name.parse().unwrap() }
+    }
+
+    fn hub() -> Repository {
+        repository(Owner::Upstream(crate::oci::UpstreamHost::docker_hub()), "library/nginx")
+    }
+
+    fn both() -> (String, String) {
+        ("docker.io/library/nginx:1".to_owned(), "on purpose".to_owned())
+    }
+
+    fn status(error: &Error, kind: Kind, repository: &Repository) -> (u16, &'static str) {
+        let error = ApiError::of_content(error, kind, repository);
+        (error.status().as_u16(), error.code.text())
+    }
+
+    #[test]
+    fn every_cause_has_its_status_on_each_face() {
+        let ((subject, why), after) = (both(), Duration::from_millis(1500));
+        let unavailable = Error::Unavailable { subject: subject.clone(), why: why.clone() };
+        let disk = Error::Disk { subject: subject.clone(), why: why.clone() };
+        let denied = Error::Denied { subject: subject.clone(), why: why.clone() };
+        let origin = Error::Origin { subject: subject.clone(), why };
+        let limited = Error::UpstreamLimited { subject: subject.clone(), retry_after: after };
+        let client = Error::ClientLimited { subject: subject.clone(), retry_after: after };
+        let missing = Error::NotFound(subject);
+        let (hub, hosted) = (hub(), repository(Owner::Hosted, "app"));
+        for (error, kind, repository, expected) in [
+            (&missing, Kind::Manifest, &hub, (404, "MANIFEST_UNKNOWN")),
+            (&missing, Kind::Blob, &hub, (404, "BLOB_UNKNOWN")),
+            (&missing, Kind::Tags, &hub, (404, "NAME_UNKNOWN")),
+            (&missing, Kind::Manifest, &hosted, (404, "MANIFEST_UNKNOWN")),
+            (&denied, Kind::Manifest, &hub, (403, "DENIED")),
+            (&limited, Kind::Manifest, &hub, (429, "TOOMANYREQUESTS")),
+            (&client, Kind::Blob, &hub, (429, "TOOMANYREQUESTS")),
+            (&unavailable, Kind::Manifest, &hub, (503, "UNAVAILABLE")),
+            (&unavailable, Kind::Blob, &hub, (404, "BLOB_UNKNOWN")),
+            (&disk, Kind::Manifest, &hub, (500, "UNKNOWN")),
+            (&disk, Kind::Blob, &hub, (404, "BLOB_UNKNOWN")),
+            (&disk, Kind::Blob, &hosted, (500, "UNKNOWN")),
+            (&origin, Kind::Blob, &hub, (404, "NAME_UNKNOWN")),
+            (&Error::Range { size: 7 }, Kind::Blob, &hub, (416, "RANGE_INVALID")),
+        ] {
+            assert_eq!(status(error, kind, repository), expected, "{error} {kind:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_store_no_mirrored_blob_is_a_5xx() {
+        let status =
+            |kind, repository: Option<&Repository>| ApiError::not_ready(kind, repository).status().as_u16();
+        assert_eq!(status(Kind::Blob, Some(&hub())), 404);
+        assert_eq!(status(Kind::Blob, Some(&repository(Owner::Hosted, "app"))), 503);
+        assert_eq!(status(Kind::Manifest, Some(&hub())), 503);
+        assert_eq!(status(Kind::Catalog, None), 503);
+    }
+
+    #[test]
+    fn headers_say_when_and_what() {
+        let retry = |after| {
+            let response = ApiError::too_many(after).response();
+            response.headers()[header::RETRY_AFTER].to_str().unwrap().to_owned()
+        };
+        assert_eq!(retry(Duration::from_millis(1500)), "2");
+        assert_eq!(retry(Duration::ZERO), "1");
+        let outside = ApiError::of_content(&Error::Range { size: 7 }, Kind::Blob, &hub()).response();
+        assert_eq!(outside.headers()[header::CONTENT_RANGE], "bytes */7");
+        assert_eq!(ApiError::method("no".to_owned()).response().headers()[header::ALLOW], "GET, HEAD");
+    }
+
+    #[test]
+    fn a_bare_name_that_is_not_hosted_is_told_of_docker_hubs() {
+        let missing = Error::NotFound("nginx:1.27".to_owned());
+        let message =
+            |name| ApiError::of_content(&missing, Kind::Manifest, &repository(Owner::Hosted, name)).message;
+        assert!(message("nginx").contains("ask for `library/nginx`"), "{}", message("nginx"));
+        assert!(!message("corp.internal/nginx").contains("Docker Hub"));
+    }
+
+    #[test]
+    fn the_body_is_json_whatever_the_message_holds() {
+        let response = ApiError::new(Code::NameInvalid, "a \"quote\"\u{0}\n").response();
+        let Payload::Full(body) = response.into_body() else { panic!("a body") };
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["errors"][0]["code"], "NAME_INVALID");
+        assert_eq!(body["errors"][0]["message"], "a \"quote\"\u{0}\n");
+    }
+}

@@ -1,0 +1,199 @@
+//! From a request to its answer: id, client, route, limit, content.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use http::{Method, Request, Response, Version, request};
+use ipnet::IpNet;
+
+use super::body::{Body, Payload};
+use super::connection::{Arrival, Door};
+use super::error::{ApiError, Code};
+use super::exchange::{Exchange, Reports, RequestIds};
+use super::owners::Owners;
+use super::route::{self, Page, Route};
+use super::{operations, respond};
+use crate::access::{Client, Limits};
+use crate::answer::{BlobWant, Error};
+use crate::metrics::{Kind, Outcome};
+use crate::mirror::Mirror;
+use crate::oci::{Digest, Owner, Reference, Repository, UpstreamHost};
+use crate::registry::Hosted;
+
+/// What answers requests. Replaced as a whole when the configuration changes.
+pub struct Service {
+    pub owners: Owners,
+    pub limits: Limits,
+    pub trusted_proxies: Vec<IpNet>,
+    /// None while the store cannot be used: only the operator's pages are served then.
+    pub content: Option<Content>,
+    pub reports: Reports,
+    pub ids: RequestIds,
+    pub draining: Draining,
+}
+
+/// Where content comes from.
+#[derive(Clone)]
+pub struct Content {
+    pub mirror: Arc<Mirror>,
+    pub hosted: Arc<Hosted>,
+}
+
+/// Whether shutdown has begun. Clones share it.
+#[derive(Clone, Default)]
+pub struct Draining(Arc<AtomicBool>);
+
+impl Draining {
+    pub fn begin(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub fn has_begun(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// An answer, and how the metrics count it.
+type Answer = Result<(Response<Payload>, Outcome), ApiError>;
+
+impl Service {
+    /// Answers a request. Its body, which no served method has, is not read.
+    pub async fn handle<B>(&self, request: Request<B>, arrival: &Arrival) -> Response<Body> {
+        let (request, _) = request.into_parts();
+        let client = Client::seen(arrival.peer.ip(), &request.headers, &self.trusted_proxies);
+        let id = self.ids.of(&request.headers);
+        let mut exchange = Exchange::begin(self.reports.clone(), id, client, &request, arrival);
+        match self.answer(&request, arrival, &mut exchange).await {
+            Ok((response, outcome)) => exchange.deliver(response, outcome),
+            Err(error) => {
+                let outcome = error.outcome;
+                exchange.deliver(error.response(), outcome)
+            }
+        }
+    }
+
+    async fn answer(&self, request: &request::Parts, arrival: &Arrival, exchange: &mut Exchange) -> Answer {
+        let (path, query) = (request.uri.path(), request.uri.query());
+        let routed = route::parse(&self.owners, &request.method, path, query);
+        let of_operator = routed.as_ref().is_ok_and(|routed| routed.route.is_operations());
+        if of_operator || arrival.door == Door::Operations {
+            exchange.of_operations();
+        } else {
+            self.limits.request(exchange.client).await.map_err(ApiError::too_many)?;
+        }
+        let routed = routed?;
+        if !of_operator && arrival.door == Door::Operations {
+            let message = "this listener is the operator's: images are served at the other one";
+            return Err(ApiError::new(Code::NoEndpoint, message));
+        }
+        let namespace = routed.namespace.as_deref();
+        let (response, outcome) = match routed.route {
+            Route::Base => (respond::base(), Outcome::Hit),
+            Route::ToBase(location) => (respond::redirect(location), Outcome::Hit),
+            Route::Manifest(repository, reference) => {
+                exchange.of_repository(Kind::Manifest, &repository, Some(reference.clone()));
+                self.manifest(request, exchange.client, &repository, &reference).await?
+            }
+            Route::Blob(repository, digest) => {
+                exchange.of_repository(Kind::Blob, &repository, Some(Reference::Digest(digest)));
+                self.blob(request, &repository, &digest).await?
+            }
+            Route::Tags(repository, name, page) => {
+                exchange.of_repository(Kind::Tags, &repository, None);
+                self.tags(path, exchange.client, &repository, &name, &page, namespace).await?
+            }
+            Route::Catalog(page) => {
+                exchange.of_catalog();
+                self.catalog(path, &page).await?
+            }
+            route @ (Route::Metrics | Route::Healthz | Route::Readyz | Route::Home) => {
+                operations::answer(self, &route, request, arrival)?
+            }
+        };
+        Ok((respond::with_namespace(response, routed.namespace), outcome))
+    }
+
+    fn content(&self, kind: Kind, repository: Option<&Repository>) -> Result<&Content, ApiError> {
+        self.content.as_ref().ok_or_else(|| ApiError::not_ready(kind, repository))
+    }
+
+    async fn manifest(
+        &self,
+        request: &request::Parts,
+        client: Client,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Answer {
+        let content = self.content(Kind::Manifest, Some(repository))?;
+        let body = request.method != Method::HEAD;
+        let answer = match repository.owner {
+            Owner::Upstream(_) => {
+                let toll = self.limits.toll(client);
+                content.mirror.manifest(&toll, repository, reference, body).await
+            }
+            Owner::Hosted => content.hosted.manifest(repository, reference).await,
+        };
+        let answer = answer.map_err(|error| ApiError::of_content(&error, Kind::Manifest, repository))?;
+        if body && answer.bytes.is_none() {
+            return Err(without_body(&answer.digest, Kind::Manifest, repository));
+        }
+        let outcome = respond::outcome(&answer.served);
+        Ok((respond::manifest(answer, &request.headers), outcome))
+    }
+
+    async fn blob(&self, request: &request::Parts, repository: &Repository, digest: &Digest) -> Answer {
+        let content = self.content(Kind::Blob, Some(repository))?;
+        let want = respond::blob_want(request.method == Method::HEAD, &request.headers, digest);
+        let answer = match repository.owner {
+            Owner::Upstream(_) => content.mirror.blob(repository, digest, want).await,
+            Owner::Hosted => content.hosted.blob(repository, digest, want).await,
+        };
+        let answer = answer.map_err(|error| ApiError::of_content(&error, Kind::Blob, repository))?;
+        if want != BlobWant::Head {
+            if answer.body.is_none() {
+                return Err(without_body(digest, Kind::Blob, repository));
+            }
+            // An HTTP/1.0 client takes the connection's end for the body's, so it could not tell a
+            // body that was broken off from a whole one.
+            if request.version < Version::HTTP_11 && answer.size.is_none() && answer.range.is_none() {
+                let message = format!("{digest}: its size is not known yet: ask for it over HTTP/1.1");
+                return Err(ApiError::new(Code::BlobUnknown, message));
+            }
+        }
+        let outcome = respond::outcome(&answer.served);
+        Ok((respond::blob(answer, digest, &request.headers), outcome))
+    }
+
+    async fn tags(
+        &self,
+        path: &str,
+        client: Client,
+        repository: &Repository,
+        name: &str,
+        page: &Page,
+        namespace: Option<&str>,
+    ) -> Answer {
+        let content = self.content(Kind::Tags, Some(repository))?;
+        let answer = match repository.owner {
+            Owner::Upstream(_) => content.mirror.tags(&self.limits.toll(client), repository).await,
+            Owner::Hosted => content.hosted.tags(repository).await,
+        };
+        let answer = answer.map_err(|error| ApiError::of_content(&error, Kind::Tags, repository))?;
+        Ok((respond::tags(&answer, name, page, path, namespace), respond::outcome(&answer.served)))
+    }
+
+    async fn catalog(&self, path: &str, page: &Page) -> Answer {
+        let content = self.content(Kind::Catalog, None)?;
+        let mirrored: Vec<UpstreamHost> = content.mirror.upstreams().keys().cloned().collect();
+        let is_served = move |host: &UpstreamHost| mirrored.contains(host);
+        let found = content.hosted.catalog(page.last.clone(), page.count, is_served).await;
+        let (names, more) = found.map_err(|error| ApiError::new(Code::Unknown, error.to_string()))?;
+        Ok((respond::catalog(&names, more, page, path), Outcome::Hit))
+    }
+}
+
+/// An answer that lacks the content that was asked for. No layer below means to give one.
+fn without_body(digest: &Digest, kind: Kind, repository: &Repository) -> ApiError {
+    let (subject, why) = (digest.to_string(), "found, and its content not given".to_owned());
+    ApiError::of_content(&Error::Disk { subject, why }, kind, repository)
+}

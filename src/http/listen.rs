@@ -1,0 +1,285 @@
+//! Listeners: bound all at once, then serving until shutdown.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::Options;
+use super::connection::{self, Arrival, Door};
+use super::handler::Service;
+use super::tls::{self, Tls};
+use super::watch::Patience;
+use crate::metrics::{Limit, Limited, Metrics};
+use crate::tasks::Tasks;
+
+/// Connections that the kernel holds for us until we take them.
+const BACKLOG: u32 = 1024;
+/// Connections to the operator's listener, which clients cannot use up.
+const OPERATIONS_MAX: usize = 64;
+/// Rest after a failure to accept, such as too many open files.
+const ACCEPT_REST: Duration = Duration::from_millis(200);
+
+/// Why the server does not listen.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error("cannot listen on {address}: {source}; {remedy}")]
+    Address { address: SocketAddr, remedy: &'static str, source: io::Error },
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    #[error("no address to listen on: set `listen`")]
+    None,
+}
+
+/// Bound sockets, not yet served.
+pub struct Listeners {
+    sockets: Vec<(TcpListener, Door)>,
+    tls: Option<(Arc<Tls>, tls::Files)>,
+    options: Options,
+}
+
+impl Listeners {
+    /// Binds every address, or none. An IPv6 address is passed over where the machine has no IPv6
+    /// and another address could be bound.
+    pub async fn bind(options: &Options) -> Result<Self, BindError> {
+        let tls = match &options.tls {
+            Some(options) => {
+                let (tls, files) = Tls::load(options.clone()).await?;
+                Some((Arc::new(tls), files))
+            }
+            None => None,
+        };
+        let public = if options.operations.is_some() { Door::Public } else { Door::All };
+        let doors = options.listen.iter().map(|address| (*address, public));
+        let doors = doors.chain(options.operations.map(|address| (address, Door::Operations)));
+        let (mut sockets, mut passed_over) = (Vec::new(), None);
+        for (address, door) in doors {
+            match bind(address) {
+                Ok(socket) => sockets.push((socket, door)),
+                Err(source) if door != Door::Operations && lacks_ipv6(address, &source) => {
+                    tracing::warn!(%address, error = %source, "no IPv6 here: not listening on this address");
+                    passed_over = Some((address, source));
+                }
+                Err(source) => return Err(BindError::address(address, source)),
+            }
+        }
+        if sockets.iter().all(|(_, door)| *door == Door::Operations) {
+            return Err(
+                passed_over.map_or(BindError::None, |(address, source)| BindError::address(address, source))
+            );
+        }
+        Ok(Self { sockets, tls, options: options.clone() })
+    }
+
+    /// The addresses bound, in the order of the options, the operator's last.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.sockets.iter().filter_map(|(socket, _)| socket.local_addr().ok()).collect()
+    }
+
+    /// Serves until `shutdown`. Then nothing new is taken, what is under way may end within the
+    /// grace period, and the operator's listener answers until the last.
+    pub async fn serve(
+        self,
+        service: Arc<ArcSwap<Service>>,
+        tasks: Tasks,
+        shutdown: impl Future<Output = ()>,
+    ) {
+        let metrics = service.load().reports.metrics.clone();
+        let options = &self.options;
+        let patience = Patience { header: options.header_timeout, idle: options.idle_timeout };
+        let public = Places::new(options.max_connections);
+        let operations = Places::new(OPERATIONS_MAX);
+        let tls = self.tls.map(|(tls, files)| {
+            let (follow, stopping) = (tls.clone().follow(files), tasks.stopping());
+            tasks.spawn("tls certificate", async move {
+                tokio::select! { () = follow => {}, () = stopping => {} }
+            });
+            tls
+        });
+        for (socket, door) in self.sockets {
+            let (places, tls) = match door {
+                Door::Operations => (operations.clone(), None),
+                Door::All | Door::Public => (public.clone(), tls.clone()),
+            };
+            let (service, metrics) = (service.clone(), metrics.clone());
+            let acceptor = Acceptor { door, tls, places, service, metrics, patience, tasks: tasks.clone() };
+            tasks.spawn("accept", acceptor.run(socket));
+        }
+        shutdown.await;
+        service.load().draining.begin();
+        public.close(options.shutdown_grace).await;
+        operations.close(Duration::ZERO).await;
+    }
+}
+
+impl BindError {
+    fn address(address: SocketAddr, source: io::Error) -> Self {
+        let remedy = match source.kind() {
+            io::ErrorKind::AddrInUse => {
+                "another program (or another of these addresses: `[::]` takes in IPv4 too) has it: \
+                 stop that program or choose another port with `listen`"
+            }
+            io::ErrorKind::AddrNotAvailable => "this machine has no such address: correct `listen`",
+            io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege: choose a higher one",
+            _ => "correct `listen`",
+        };
+        Self::Address { address, remedy, source }
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restart finds its port though old connections linger.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+fn lacks_ipv6(address: SocketAddr, error: &io::Error) -> bool {
+    let unsupported = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
+    let any = address.ip().is_loopback() || address.ip().is_unspecified();
+    let lacking =
+        error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(unsupported);
+    address.is_ipv6() && any && lacking
+}
+
+/// Places for connections, and how their holders are asked to go.
+#[derive(Clone)]
+struct Places {
+    free: Arc<Semaphore>,
+    count: u32,
+    /// Take nothing new, end after the requests under way.
+    stop: CancellationToken,
+    /// End now.
+    cut: CancellationToken,
+}
+
+impl Places {
+    fn new(count: usize) -> Self {
+        let count = u32::try_from(count.clamp(1, Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
+        let free = Arc::new(Semaphore::new(count as usize));
+        Self { free, count, stop: CancellationToken::new(), cut: CancellationToken::new() }
+    }
+
+    /// Ends the connections: of themselves within `grace`, then by force.
+    async fn close(&self, grace: Duration) {
+        self.stop.cancel();
+        if tokio::time::timeout(grace, self.free.acquire_many(self.count)).await.is_err() {
+            self.cut.cancel();
+        }
+    }
+}
+
+/// Takes one listener's connections.
+struct Acceptor {
+    door: Door,
+    tls: Option<Arc<Tls>>,
+    places: Places,
+    service: Arc<ArcSwap<Service>>,
+    metrics: Arc<Metrics>,
+    patience: Patience,
+    tasks: Tasks,
+}
+
+impl Acceptor {
+    async fn run(self, socket: TcpListener) {
+        let stop = self.places.stop.clone();
+        tokio::select! { () = stop.cancelled() => {}, () = self.accept(socket) => {} }
+    }
+
+    async fn accept(&self, socket: TcpListener) {
+        // Trouble that lasts is logged when it begins.
+        let (mut failing, mut full) = (false, false);
+        loop {
+            match socket.accept().await {
+                Ok((stream, peer)) => {
+                    failing = false;
+                    let Some(place) = self.place(&mut full).await else { return };
+                    self.spawn(stream, peer, place);
+                }
+                Err(error) if is_of_one_client(&error) => {}
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::error!(%error, "connections cannot be accepted; trying on");
+                    }
+                    tokio::time::sleep(ACCEPT_REST).await;
+                }
+            }
+        }
+    }
+
+    /// A place for the connection just accepted. While there is none, it waits, and those behind it
+    /// wait in the kernel.
+    async fn place(&self, full: &mut bool) -> Option<OwnedSemaphorePermit> {
+        if let Ok(place) = self.places.free.clone().try_acquire_owned() {
+            *full = false;
+            return Some(place);
+        }
+        self.metrics.limited.cell(Limit::Connections, Limited::Waited).inc();
+        if !std::mem::replace(full, true) {
+            tracing::warn!(max = self.places.count, "all connections are taken: new ones wait");
+        }
+        // Fails only where the semaphore is closed, which it never is.
+        self.places.free.clone().acquire_owned().await.ok()
+    }
+
+    fn spawn(&self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%peer, %error, "no TCP_NODELAY");
+        }
+        let arrival = Arrival::new(peer, self.door, self.tls.is_some());
+        let (tls, service, patience) = (self.tls.clone(), self.service.clone(), self.patience);
+        let (stop, cut) = (self.places.stop.clone(), self.places.cut.clone());
+        let (metrics, tasks) = (self.metrics.clone(), self.tasks.clone());
+        self.tasks.spawn("connection", async move {
+            let _place = place;
+            let _open = Open::new(metrics.clone());
+            let served = async {
+                match tls {
+                    None => connection::serve(stream, arrival, service, patience, tasks, stop).await,
+                    Some(tls) => match tls.accept(stream).await {
+                        Ok(stream) => {
+                            connection::serve(stream, arrival, service, patience, tasks, stop).await
+                        }
+                        Err(error) => {
+                            metrics.tls_failures.inc();
+                            tracing::debug!(%peer, %error, "no connection");
+                        }
+                    },
+                }
+            };
+            tokio::select! { () = served => {}, () = cut.cancelled() => {} }
+        });
+    }
+}
+
+/// The client went away before it was accepted.
+fn is_of_one_client(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// One open connection, counted.
+struct Open(Arc<Metrics>);
+
+impl Open {
+    fn new(metrics: Arc<Metrics>) -> Self {
+        metrics.connections.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.connections.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests;

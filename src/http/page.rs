@@ -1,0 +1,172 @@
+//! The page at `/`: what runs here, how its upstreams fare, how to use it. No scripts, no assets.
+
+use std::fmt::Write as _;
+
+use crate::metrics::{Face, Kind, Label, Metrics, Outcome};
+use crate::mirror::Mirror;
+use crate::upstream::QuotaState;
+
+/// An upstream's host and quota.
+pub type Upstream = (String, QuotaState);
+
+/// Since the start of the process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Requests to the mirror and the registry by outcome, in the order of [`Outcome::ALL`].
+    pub requests: Vec<(&'static str, u64)>,
+    pub sent_bytes: u64,
+    pub connections: i64,
+    pub fills: i64,
+}
+
+/// The mirror's upstreams, sorted by host.
+pub fn upstreams(mirror: &Mirror) -> Vec<Upstream> {
+    let mut upstreams: Vec<_> =
+        mirror.upstreams().iter().map(|(host, upstream)| (host.to_string(), upstream.quota())).collect();
+    upstreams.sort_by(|(one, _), (other, _)| one.cmp(other));
+    upstreams
+}
+
+pub fn totals(metrics: &Metrics) -> Totals {
+    let faces = [Face::Mirror, Face::Registry];
+    let requests = |outcome: Outcome| {
+        let of_face = |face| Kind::ALL.iter().map(move |kind| metrics.request(face, *kind, outcome).get());
+        (outcome.text(), faces.into_iter().flat_map(of_face).sum())
+    };
+    Totals {
+        requests: Outcome::ALL.iter().map(|outcome| requests(*outcome)).collect(),
+        sent_bytes: Kind::ALL.iter().map(|kind| metrics.sent_bytes.cell(*kind).get()).sum(),
+        connections: metrics.connections.get(),
+        fills: metrics.fills_in_flight.get(),
+    }
+}
+
+/// `base` is where the browser found the page; like all text that is not ours, it is escaped.
+pub fn render(base: &str, upstreams: &[Upstream], totals: &Totals) -> String {
+    let base = escape(base);
+    let authority = base.split_once("://").map_or(base.as_str(), |(_, authority)| authority);
+    let mut rows = String::new();
+    for (host, quota) in upstreams {
+        // Writing to a String does not fail, here and below.
+        let _ = write!(rows, "<tr><td>{}</td><td>{}</td></tr>", escape(host), escape(&told(quota)));
+    }
+    let mut counts = String::new();
+    for (outcome, count) in &totals.requests {
+        let _ = write!(counts, "<tr><td>requests: {}</td><td>{count}</td></tr>", escape(outcome));
+    }
+    format!(
+        r#"<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Forebay</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 46em; margin: 2em auto; padding: 0 1em; }}
+table {{ border-collapse: collapse; }}
+td, th {{ border-bottom: 1px solid #ccc; padding: .2em 1em .2em 0; text-align: left; }}
+pre {{ background: #f3f3f3; padding: .7em; overflow: auto; color: #111; }}
+</style>
+</head>
+<body>
+<h1>Forebay {version}</h1>
+<h2>Upstreams</h2>
+<table><tr><th>Registry</th><th>Quota</th></tr>{rows}</table>
+<h2>Since the start</h2>
+<table>{counts}
+<tr><td>bytes sent</td><td>{sent}</td></tr>
+<tr><td>open connections</td><td>{connections}</td></tr>
+<tr><td>blobs being fetched</td><td>{fills}</td></tr>
+</table>
+<h2>How to use it</h2>
+<p>Docker, for images of Docker Hub, in <code>/etc/docker/daemon.json</code>:</p>
+<pre>{{ "registry-mirrors": ["{base}"] }}</pre>
+<p>containerd, for images of ghcr.io, in <code>/etc/containerd/certs.d/ghcr.io/hosts.toml</code>:</p>
+<pre>[host."{base}"]
+capabilities = ["pull", "resolve"]</pre>
+<p>By name, from any configured registry:</p>
+<pre>docker pull {authority}/docker.io/library/alpine
+docker pull {authority}/ghcr.io/owner/image</pre>
+<p><a href="/metrics">Metrics</a></p>
+</body>
+</html>
+"#,
+        version = env!("CARGO_PKG_VERSION"),
+        sent = totals.sent_bytes,
+        connections = totals.connections,
+        fills = totals.fills,
+    )
+}
+
+/// A quota in words.
+fn told(quota: &QuotaState) -> String {
+    let mut text = match (quota.remaining, quota.limit) {
+        (Some(remaining), Some(limit)) => format!("{remaining} of {limit} pulls left"),
+        (Some(remaining), None) => format!("{remaining} pulls left"),
+        (None, Some(limit)) => format!("{limit} pulls"),
+        (None, None) => "no limit told".to_owned(),
+    };
+    if let Some(window) = quota.window {
+        let _ = write!(text, " in {}", humantime::format_duration(window));
+    }
+    if let Some(paused) = quota.paused_for {
+        let _ = write!(text, "; paused for {} s", paused.as_secs());
+    }
+    text
+}
+
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn nothing_from_outside_is_taken_as_html() {
+        let evil = "http://<script>alert('1')</script>\"&";
+        let upstreams = [("<b>".to_owned(), QuotaState::default())];
+        let page = render(evil, &upstreams, &Totals::default());
+        assert!(!page.contains("<script") && !page.contains("<b>"), "{page}");
+        assert!(page.contains("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&quot;&amp;"));
+    }
+
+    #[test]
+    fn quotas_and_totals_are_told() {
+        let metrics = Metrics::new();
+        metrics.request(Face::Mirror, Kind::Blob, Outcome::Miss).inc_by(41);
+        metrics.request(Face::Registry, Kind::Tags, Outcome::Miss).inc();
+        metrics.request(Face::Operations, Kind::Other, Outcome::Hit).inc();
+        metrics.sent_bytes.cell(Kind::Blob).inc_by(12345);
+        let totals = totals(&metrics);
+        assert!(totals.requests.contains(&("miss", 42)) && totals.requests.contains(&("hit", 0)));
+        let quota = QuotaState {
+            limit: Some(100),
+            remaining: Some(7),
+            window: Some(Duration::from_secs(21600)),
+            paused_for: Some(Duration::from_secs(61)),
+        };
+        let page = render("https://mirror.test", &[("docker.io".to_owned(), quota)], &totals);
+        for part in [
+            "7 of 100 pulls left in 6h; paused for 61 s",
+            "12345",
+            r#""registry-mirrors": ["https://mirror.test"]"#,
+            "docker pull mirror.test/ghcr.io/owner/image",
+        ] {
+            assert!(page.contains(part), "{part} in\n{page}");
+        }
+    }
+}

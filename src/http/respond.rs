@@ -1,0 +1,205 @@
+//! Heads of answers: manifests, blobs, lists.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+use serde_json::json;
+
+use super::body::Payload;
+use super::route::Page;
+use crate::answer::{BlobAnswer, BlobWant, ManifestAnswer, Served, TagsAnswer};
+use crate::metrics::Outcome;
+use crate::oci::{Digest, RangeRequest};
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+
+/// Longest reason in a `Warning`; the specification allows 4096 bytes of them.
+const REASON_MAX: usize = 200;
+
+/// For text of visible ASCII, such as digests, hosts and numbers; anything else is dropped.
+pub fn header_value(text: String) -> HeaderValue {
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// The `{}` of `/v2/`.
+pub fn base() -> Response<Payload> {
+    json_body("{}".to_owned())
+}
+
+pub fn redirect(location: String) -> Response<Payload> {
+    let mut response = Response::new(Payload::EMPTY);
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    response.headers_mut().insert(header::LOCATION, header_value(location));
+    response
+}
+
+/// Says that `?ns=` was heeded.
+pub fn with_namespace(mut response: Response<Payload>, namespace: Option<String>) -> Response<Payload> {
+    if let Some(namespace) = namespace {
+        response.headers_mut().insert(NAMESPACE, header_value(namespace));
+    }
+    response
+}
+
+/// A manifest, or 304 where the client holds it already. What the client accepts is not asked: what
+/// a digest names cannot be converted, and every client takes the types that it can read.
+pub fn manifest(answer: ManifestAnswer, request: &HeaderMap) -> Response<Payload> {
+    let mut response = Response::new(match answer.bytes {
+        Some(bytes) => Payload::Full(bytes),
+        None => Payload::Absent(Some(answer.size)),
+    });
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, header_value(answer.media_type.as_str().to_owned()));
+    served(headers, &answer.served);
+    named_by(headers, &answer.digest);
+    if is_held(request, &answer.digest) { not_modified(response) } else { response }
+}
+
+/// A blob, a part of it, or 304 where the client holds it already.
+pub fn blob(answer: BlobAnswer, digest: &Digest, request: &HeaderMap) -> Response<Payload> {
+    let length = answer.range.map_or(answer.size, |range| Some(range.len()));
+    let mut response = Response::new(match answer.body {
+        Some(reader) => Payload::blob(reader, length),
+        None => Payload::Absent(length),
+    });
+    if answer.range.is_some() {
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
+    let headers = response.headers_mut();
+    if let Some(range) = answer.range {
+        let size = answer.size.map_or_else(|| "*".to_owned(), |size| size.to_string());
+        let part = format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1));
+        headers.insert(header::CONTENT_RANGE, header_value(part));
+    }
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=31536000"));
+    served(headers, &answer.served);
+    named_by(headers, digest);
+    if is_held(request, digest) { not_modified(response) } else { response }
+}
+
+/// What of a blob a request wants. A client that holds the blob gets by with its head.
+pub fn blob_want(head: bool, request: &HeaderMap, digest: &Digest) -> BlobWant {
+    if head || is_held(request, digest) {
+        return BlobWant::Head;
+    }
+    let etag = format!("\"{digest}\"");
+    // A range that is conditional on another content is to be ignored (RFC 9110, 13.1.5).
+    let same = request.get(header::IF_RANGE).is_none_or(|known| known.as_bytes() == etag.as_bytes());
+    let range = request.get(header::RANGE).and_then(|range| range.to_str().ok());
+    match range.and_then(RangeRequest::parse) {
+        Some(range) if same => BlobWant::Range(range),
+        _ => BlobWant::Whole,
+    }
+}
+
+/// A page of tags. `path` is the request's own, for the link to the next page.
+pub fn tags(
+    answer: &TagsAnswer,
+    name: &str,
+    page: &Page,
+    path: &str,
+    namespace: Option<&str>,
+) -> Response<Payload> {
+    let after = page.last.as_deref().unwrap_or_default();
+    let start = answer.tags.partition_point(|tag| tag.as_str() <= after);
+    let rest = &answer.tags[start..];
+    let shown = &rest[..page.count.min(rest.len())];
+    let names: Vec<&str> = shown.iter().map(|tag| tag.as_str()).collect();
+    let mut response = json_body(json!({"name": name, "tags": names}).to_string());
+    if let Some(last) = names.last().filter(|_| shown.len() < rest.len()) {
+        next_page(response.headers_mut(), path, page.count, last, namespace);
+    }
+    served(response.headers_mut(), &answer.served);
+    response
+}
+
+/// A page of repositories.
+pub fn catalog(names: &[String], more: bool, page: &Page, path: &str) -> Response<Payload> {
+    let mut response = json_body(json!({"repositories": names}).to_string());
+    if let Some(last) = names.last().filter(|_| more) {
+        next_page(response.headers_mut(), path, page.count, last, None);
+    }
+    response
+}
+
+/// How the metrics count an answer.
+pub fn outcome(served: &Served) -> Outcome {
+    match served {
+        Served::Hit | Served::Revalidated => Outcome::Hit,
+        Served::Stale(_) => Outcome::Stale,
+        Served::Miss | Served::Joined => Outcome::Miss,
+    }
+}
+
+fn json_body(body: String) -> Response<Payload> {
+    let mut response = Response::new(Payload::Full(Bytes::from(body)));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn named_by(headers: &mut HeaderMap, digest: &Digest) {
+    headers.insert(CONTENT_DIGEST, header_value(digest.to_string()));
+    headers.insert(header::ETAG, header_value(format!("\"{digest}\"")));
+}
+
+/// Whether `If-None-Match` names the content (RFC 9110, 13.1.2).
+fn is_held(request: &HeaderMap, digest: &Digest) -> bool {
+    if !request.contains_key(header::IF_NONE_MATCH) {
+        return false;
+    }
+    let digest = digest.to_string();
+    let names = |tag: &str| {
+        let tag = tag.trim();
+        let tag = tag.strip_prefix("W/").unwrap_or(tag);
+        tag == "*" || tag.trim_matches('"') == digest
+    };
+    let lines = request.get_all(header::IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).any(names)
+}
+
+fn not_modified(mut response: Response<Payload>) -> Response<Payload> {
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    *response.body_mut() = Payload::Absent(None);
+    response.headers_mut().remove(header::CONTENT_RANGE);
+    response
+}
+
+/// `Cache-Status` (RFC 9211), and a warning where the content may be outdated.
+fn served(headers: &mut HeaderMap, served: &Served) {
+    let status = match served {
+        Served::Hit => "forebay; hit",
+        Served::Revalidated => "forebay; hit; detail=revalidated",
+        Served::Stale(_) => "forebay; hit; detail=stale",
+        Served::Miss => "forebay; fwd=uri-miss; stored",
+        Served::Joined => "forebay; fwd=uri-miss; collapsed",
+    };
+    headers.insert(CACHE_STATUS, HeaderValue::from_static(status));
+    if let Served::Stale(reason) = served {
+        let safe = |c: char| match c {
+            '"' | '\\' => '\'',
+            ' '..='~' => c,
+            _ => ' ',
+        };
+        let reason: String = reason.chars().map(safe).take(REASON_MAX).collect();
+        headers.insert(header::WARNING, header_value(format!("299 - \"stale: {reason}\"")));
+    }
+}
+
+fn next_page(headers: &mut HeaderMap, path: &str, count: usize, last: &str, namespace: Option<&str>) {
+    let mut link = format!("<{path}?n={count}&last={last}");
+    if let Some(namespace) = namespace {
+        // Writing to a String does not fail.
+        let _ = write!(link, "&ns={namespace}");
+    }
+    link.push_str(">; rel=\"next\"");
+    headers.insert(header::LINK, header_value(link));
+}
+
+#[cfg(test)]
+mod tests;
