@@ -1,6 +1,9 @@
 pub mod access;
 pub mod answer;
+pub mod app;
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod disk;
 pub mod http;
 pub mod metrics;

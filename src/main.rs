@@ -1,1 +1,19 @@
-fn main() {}
+//! The `forebay` program: parse, run, exit code.
+
+use std::process::ExitCode;
+
+use forebay::cli::{self, Command};
+
+fn main() -> anyhow::Result<ExitCode> {
+    let command = cli::parse().command;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let code = runtime.block_on(async {
+        match command {
+            Command::Serve(args) => cli::serve::run(args, forebay::app::run).await,
+            Command::CheckConfig(args) => cli::check_config::run(args),
+        }
+    });
+    // Blocking reads of a stuck disk or a stalled client must not hold up the exit.
+    runtime.shutdown_background();
+    Ok(code)
+}

@@ -1,0 +1,245 @@
+//! The composition root: checked options in, a running server out.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::access::Limits;
+use crate::clock::Clock;
+use crate::config::{Config, ConfigError};
+use crate::disk::RealDisk;
+use crate::http::{
+    BindError, Content, Draining, InvalidPattern, Listeners, Owners, Reports, RequestIds, Service,
+};
+use crate::metrics::Metrics;
+use crate::mirror::Mirror;
+use crate::oci::{Owner, UpstreamHost};
+use crate::registry::Hosted;
+use crate::store::{OpenError, OriginState, Store};
+use crate::tasks::Tasks;
+use crate::telemetry::AccessLog;
+use crate::upstream::{self, Upstream};
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Listen(#[from] BindError),
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    #[error(transparent)]
+    Upstream(#[from] upstream::Error),
+    #[error(transparent)]
+    Hosted(#[from] InvalidPattern),
+    #[error("signals cannot be received: {0}")]
+    Signals(std::io::Error),
+    #[error("the start was ended: {0}")]
+    Ended(#[from] tokio::task::JoinError),
+}
+
+/// Serves until SIGTERM or SIGINT, then lets bodies finish; a second signal ends that. SIGHUP takes
+/// up the configuration that `reload` gives.
+pub async fn run(
+    config: Config,
+    reload: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
+) -> Result<(), Error> {
+    let listeners = Listeners::bind(&config.http).await?;
+    let addresses = listeners.addresses();
+    let app = Arc::new(App::open(&config).await?);
+    let service = Arc::new(ArcSwap::from_pointee(app.service(&config, None)?));
+    let grace = config.http.shutdown_grace;
+    let hosts: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.host.as_str()).collect();
+    tracing::info!(
+        listen = %addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        data = %app.store.data_dir().display(),
+        upstreams = hosts.join(", "),
+        tls = config.http.tls.is_some(),
+        "serving"
+    );
+    app.survey(&config);
+    app.follow_hangups(service.clone(), config, reload)?;
+    let asked = stop_signals()?;
+    let begun = ArcSwap::from_pointee(None);
+    let shutdown = async {
+        asked.await;
+        begun.store(Arc::new(Some(Instant::now())));
+        tracing::info!(grace_seconds = grace.as_secs(), "shutting down: what is under way may finish");
+    };
+    listeners.serve(service, app.tasks.clone(), shutdown).await;
+    let spent = begun.load().as_ref().map_or(grace, |begun| begun.elapsed());
+    if !app.tasks.drain(grace.saturating_sub(spent)).await {
+        tracing::warn!("background work was cut short; it is taken up again when asked for");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// What lives as long as the process, whatever the configuration becomes.
+struct App {
+    clock: Clock,
+    tasks: Tasks,
+    metrics: Arc<Metrics>,
+    store: Arc<Store>,
+    reports: Reports,
+    draining: Draining,
+}
+
+impl App {
+    async fn open(config: &Config) -> Result<Self, Error> {
+        let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::default());
+        let (options, counted, tracked) = (config.store.clone(), metrics.clone(), tasks.clone());
+        let open = move || Store::open(options, Arc::new(RealDisk), counted, tracked);
+        let store = tokio::task::spawn_blocking(open).await??;
+        let log = AccessLog::new(&config.telemetry, metrics.access_lines_dropped.clone());
+        let access_log = log.is_enabled().then(|| Arc::new(log));
+        let reports = Reports { metrics: metrics.clone(), access_log };
+        Ok(Self { clock: Clock::default(), tasks, metrics, store, reports, draining: Draining::default() })
+    }
+
+    /// All that a configuration decides. From the `before` one comes what it leaves as it was, so
+    /// that tokens, quota and what is in memory outlive a reload.
+    fn service(&self, config: &Config, before: Option<(&Config, &Service)>) -> Result<Service, Error> {
+        let old = before.and_then(|(_, service)| service.content.as_ref()).map(|content| &content.mirror);
+        let mut upstreams = HashMap::new();
+        for options in &config.upstreams {
+            let kept = old.and_then(|mirror| mirror.upstreams().get(&options.host));
+            let upstream = match kept.filter(|upstream| upstream.options() == options) {
+                Some(upstream) => upstream.clone(),
+                None => {
+                    Upstream::new(options.clone(), &self.metrics, self.clock.clone(), self.tasks.clone())?
+                }
+            };
+            upstreams.insert(options.host.clone(), upstream);
+        }
+        let unchanged =
+            before.is_some_and(|(was, _)| was.mirror == config.mirror && was.upstreams == config.upstreams);
+        let mirror = match old.filter(|_| unchanged) {
+            Some(mirror) => mirror.clone(),
+            None => Mirror::new(
+                config.mirror.clone(),
+                upstreams,
+                self.store.clone(),
+                self.clock.clone(),
+                self.tasks.clone(),
+            ),
+        };
+        Ok(Service {
+            owners: Owners::new(config.owners.clone())?,
+            limits: Limits::new(config.access.clone(), self.metrics.clone(), self.clock.clone()),
+            trusted_proxies: config.access.trusted_proxies.clone(),
+            content: Some(Content { mirror, hosted: Arc::new(Hosted::new(self.store.clone())) }),
+            reports: self.reports.clone(),
+            ids: RequestIds::default(),
+            draining: self.draining.clone(),
+        })
+    }
+
+    /// Names, in the log, what is held and will not be served as things stand.
+    fn survey(&self, config: &Config) {
+        let served: Vec<UpstreamHost> =
+            config.upstreams.iter().map(|upstream| upstream.host.clone()).collect();
+        let store = self.store.clone();
+        self.tasks.spawn("survey", async move {
+            let repositories = match store.run(Store::repositories).await {
+                Ok(repositories) => repositories,
+                Err(error) => return tracing::warn!(%error, "what is held cannot be listed"),
+            };
+            let mut unknown = 0;
+            for (name, origin) in &repositories {
+                match origin {
+                    OriginState::Known(origin) => {
+                        if let Owner::Upstream(host) = &origin.owner
+                            && !served.contains(host)
+                        {
+                            tracing::warn!(repository = name, upstream = %host, "held and not served: its upstream is not configured");
+                        }
+                    }
+                    OriginState::Unknown => unknown += 1,
+                    OriginState::Absent => {}
+                }
+            }
+            if unknown > 0 {
+                tracing::warn!(
+                    repositories = unknown,
+                    "held, and no record says whose they are: served as hosted ones; if they were mirrored, start \
+                     with `--adopt docker.io` or the host they came from"
+                );
+            }
+            tracing::info!(repositories = repositories.len(), "held");
+        });
+    }
+
+    /// Takes up a changed configuration at each SIGHUP, or keeps the old one and says why.
+    fn follow_hangups(
+        self: &Arc<Self>,
+        service: Arc<ArcSwap<Service>>,
+        mut config: Config,
+        reload: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
+    ) -> Result<(), Error> {
+        let mut hangups = signal(SignalKind::hangup()).map_err(Error::Signals)?;
+        let (app, stopping) = (self.clone(), self.tasks.stopping());
+        self.tasks.spawn("reload", async move {
+            tokio::pin!(stopping);
+            loop {
+                tokio::select! {
+                    () = &mut stopping => return,
+                    hangup = hangups.recv() => if hangup.is_none() { return },
+                }
+                match app.reloaded(&service.load(), &config, &reload) {
+                    Ok((new, replacement)) => {
+                        service.store(Arc::new(replacement));
+                        config = new;
+                        tracing::info!("the configuration was read again and is in force");
+                    }
+                    Err(error) => tracing::error!("the configuration stays as it was: {error}"),
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn reloaded(
+        &self,
+        service: &Service,
+        config: &Config,
+        reload: &impl Fn() -> Result<Config, ConfigError>,
+    ) -> Result<(Config, Service), Box<dyn std::error::Error + Send + Sync>> {
+        let new = reload()?;
+        for warning in &new.warnings {
+            tracing::warn!("{warning}");
+        }
+        let fixed = [
+            ("listeners, connection limits and TLS files", new.http != config.http),
+            ("data and cache", new.store != config.store),
+            ("log", new.telemetry != config.telemetry),
+        ];
+        for (what, _) in fixed.into_iter().filter(|(_, changed)| *changed) {
+            tracing::warn!("what changed of {what} takes effect at the next start");
+        }
+        let replacement = self.service(&new, Some((config, service)))?;
+        Ok((new, replacement))
+    }
+}
+
+/// Completes at the first SIGTERM or SIGINT. A second one ends the process at once.
+fn stop_signals() -> Result<impl Future<Output = ()>, Error> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+    let (first, asked) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let mut first = Some(first);
+        loop {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            match first.take() {
+                Some(first) => drop(first.send(())),
+                // What was promised is on disk already; what is under way is fetched again.
+                None => std::process::exit(1),
+            }
+        }
+    });
+    Ok(async move { drop(asked.await) })
+}

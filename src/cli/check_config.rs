@@ -1,0 +1,41 @@
+//! `forebay check-config`
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::config::{self, Flags};
+
+use super::{FAILED, Settings, misused};
+
+/// Show the configuration that `serve` would run with, or what is wrong with it
+///
+/// Prints it as TOML, every value with where it comes from; warnings go to standard error.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct CheckConfigArgs {
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  Before a reload:
+    forebay check-config && systemctl reload forebay
+  A file that is not installed yet:
+    forebay check-config --config ./forebay.toml";
+
+pub fn run(args: CheckConfigArgs) -> ExitCode {
+    let config = match config::load(&Flags::from(args.settings)) {
+        Ok(config) => config,
+        Err(error) => return misused(&error),
+    };
+    for warning in &config.warnings {
+        eprintln!("forebay: warning: {warning}");
+    }
+    match std::io::stdout().write_all(config.explain().as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(FAILED),
+    }
+}

@@ -1,0 +1,62 @@
+//! `forebay serve`
+
+use std::fmt::Display;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::config::{self, Config, ConfigError, Flags};
+use crate::telemetry;
+
+use super::{FAILED, Settings, misused};
+
+/// Serve images until SIGTERM or SIGINT
+///
+/// The configuration is read again at SIGHUP.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  A mirror of Docker Hub for this machine:
+    forebay serve --data ./data
+  For the whole network, of two registries:
+    forebay serve --listen 0.0.0.0:5000 --upstream ghcr.io --upstream quay.io
+  In front of another registry:
+    forebay serve --upstream docker.io=http://127.0.0.1:5001
+  Over a directory that registry:2 wrote as a proxy of Docker Hub:
+    forebay serve --data /var/lib/registry --adopt docker.io";
+
+/// Loads the configuration, sets up the log and calls `start`, which serves until it is told to stop.
+/// `start` is also given what loads the configuration again.
+pub async fn run<Start, Served, Error>(args: ServeArgs, start: Start) -> ExitCode
+where
+    Start: FnOnce(Config, Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>) -> Served,
+    Served: Future<Output = Result<(), Error>>,
+    Error: Display,
+{
+    let flags = Flags::from(args.settings);
+    let config = match config::load(&flags) {
+        Ok(config) => config,
+        Err(error) => return misused(&error),
+    };
+    // Held to the end: dropped, it writes out what is left of the log.
+    let _log = match telemetry::init(&config.telemetry) {
+        Ok(guard) => guard,
+        Err(error) => return misused(&error),
+    };
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    match start(config, Box::new(move || config::load(&flags))).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}

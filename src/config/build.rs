@@ -1,0 +1,289 @@
+//! From what was written to checked options, table by table.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::access::{self, Override};
+use crate::oci::{Owner, UpstreamHost};
+use crate::telemetry::{self, Format};
+use crate::{http, mirror, store};
+
+use super::environment::Environment;
+use super::error::ConfigError;
+use super::section::{Found, Section};
+use super::tree::Entries;
+use super::{Config, defaults, files, names, units, upstreams};
+
+type Result<T> = std::result::Result<T, ConfigError>;
+
+/// `adopt` is apart from the tree: it is said once, on the command line, and not in a file.
+pub fn build(entries: Entries, adopt: Option<Found<String>>, environment: &Environment) -> Result<Config> {
+    let sources = super::tree::origins(&entries);
+    let mut warnings = environment.warnings();
+    let mut root = Section::new("", entries);
+    let upstreams = upstreams::read(root.section("upstream")?, &mut warnings)?;
+    let owners = names::owners(&upstreams, root.section("hosted")?, &mut warnings)?;
+    let upstreams: Vec<_> = upstreams.into_iter().map(|upstream| upstream.options).collect();
+    let adopt = adopt.map(|adopt| adopt.read(|text| owner(text, &upstreams))).transpose()?;
+    let mut limits = root.section("limits")?;
+    let mut cache = root.section("cache")?;
+    let config = Config {
+        http: listeners(&mut root, &mut limits, &mut warnings)?,
+        owners,
+        access: client_limits(&mut limits, &mut warnings)?,
+        mirror: mirror_options(&mut root, &mut cache)?,
+        upstreams,
+        store: store_options(&mut root, &mut cache, adopt, environment)?,
+        telemetry: logs(root.section("log")?, environment.terminal)?,
+        warnings,
+        sources,
+    };
+    limits.finish()?;
+    cache.finish()?;
+    root.finish()?;
+    Ok(config)
+}
+
+fn listeners(root: &mut Section, limits: &mut Section, warnings: &mut Vec<String>) -> Result<http::Options> {
+    let listen = match root.texts("listen")? {
+        Some(texts) => addresses(root, &texts)?,
+        None => defaults::listen(),
+    };
+    let operations = match root.text("operations")? {
+        Some(found) => {
+            let address = found.read(|text| address(text))?;
+            if address.port() != 0 && listen.contains(&address) {
+                return Err(
+                    found.error(format!("{address} is in `listen` too; give operations another port"))
+                );
+            }
+            Some(address)
+        }
+        None => None,
+    };
+    let mut shutdown = root.section("shutdown")?;
+    let shutdown_grace = shutdown.read("grace", units::time)?.unwrap_or(defaults::SHUTDOWN_GRACE);
+    shutdown.finish()?;
+    let timeout = |limits: &mut Section, key, default| -> Result<Duration> {
+        Ok(limits.read(key, units::timeout)?.unwrap_or(default))
+    };
+    Ok(http::Options {
+        listen,
+        operations,
+        tls: tls(root.section("tls")?, warnings)?,
+        max_connections: limits
+            .number("max_connections", 1..=1_000_000)?
+            .unwrap_or(defaults::MAX_CONNECTIONS),
+        header_timeout: timeout(limits, "header_timeout", defaults::CLIENT_HEADER_TIMEOUT)?,
+        idle_timeout: timeout(limits, "idle_timeout", defaults::CLIENT_IDLE_TIMEOUT)?,
+        shutdown_grace,
+    })
+}
+
+fn addresses(root: &Section, texts: &[Found<String>]) -> Result<Vec<SocketAddr>> {
+    let mut addresses = Vec::with_capacity(texts.len());
+    for found in texts {
+        let address = found.read(|text| address(text))?;
+        // Port 0 asks for any free port, so it may be there twice.
+        if address.port() != 0 && addresses.contains(&address) {
+            return Err(found.error(format!("{address} is there twice; leave one out")));
+        }
+        addresses.push(address);
+    }
+    if addresses.is_empty() {
+        let reason = "the list is empty; name an address such as `0.0.0.0:5000`, or leave the key out".into();
+        return Err(ConfigError::Missing { key: root.key("listen"), reason });
+    }
+    Ok(addresses)
+}
+
+fn address(text: &str) -> std::result::Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        format!(
+            "`{text}` is no address with a port; write `127.0.0.1:5000`, `[::1]:5000`, or for every interface \
+             `0.0.0.0:5000` and `[::]:5000`"
+        )
+    })
+}
+
+fn tls(mut section: Section, warnings: &mut Vec<String>) -> Result<Option<http::TlsOptions>> {
+    let certificate = section.text("certificate_file")?;
+    let key = section.text("key_file")?;
+    section.finish()?;
+    let (certificate, key) = match (certificate, key) {
+        (None, None) => return Ok(None),
+        (Some(certificate), Some(key)) => (certificate, key),
+        (Some(alone), None) => return Err(alone.error("a certificate needs its key; set tls.key_file too")),
+        (None, Some(alone)) => {
+            return Err(alone.error("a key needs its certificate; set tls.certificate_file too"));
+        }
+    };
+    let certificate_file = certificate.read(|path| files::pem(path, "CERTIFICATE"))?;
+    let key_file = key.read(|path| files::pem(path, "PRIVATE KEY"))?;
+    warnings.extend(files::exposed(&key_file));
+    Ok(Some(http::TlsOptions { certificate_file, key_file }))
+}
+
+fn client_limits(limits: &mut Section, warnings: &mut Vec<String>) -> Result<access::Options> {
+    let requests = limits.read("requests", units::rate)?.unwrap_or(None);
+    let cold_misses = limits.read("cold_misses", units::rate)?.unwrap_or(Some(defaults::COLD_MISSES));
+    let mut overrides: Vec<Override> = Vec::new();
+    for mut section in limits.sections("network")? {
+        let Some(cidr) = section.text("cidr")? else {
+            let reason = "which network? Add `cidr = \"10.0.0.0/8\"`".into();
+            return Err(ConfigError::Missing { key: section.key("cidr"), reason });
+        };
+        let network = cidr.read(|text| network(text))?;
+        if overrides.iter().any(|other| other.network == network) {
+            return Err(cidr.error(format!("{network} has limits already; put both into one table")));
+        }
+        overrides.push(Override {
+            network,
+            requests: section.read("requests", units::rate)?.unwrap_or(requests),
+            cold_misses: section.read("cold_misses", units::rate)?.unwrap_or(cold_misses),
+        });
+        section.finish()?;
+    }
+    let mut trusted_proxies = Vec::new();
+    for found in limits.texts("trusted_proxies")?.unwrap_or_default() {
+        let network = found.read(|text| network(text))?;
+        if network.prefix_len() == 0 {
+            warnings.push(format!(
+                "{}: {}: {network} lets every client choose the address it is limited and logged by",
+                found.origin, found.key
+            ));
+        }
+        trusted_proxies.push(network);
+    }
+    Ok(access::Options {
+        requests,
+        cold_misses,
+        overrides,
+        wait: limits.read("wait", units::time)?.unwrap_or(defaults::WAIT),
+        queue: limits.number("queue", 0..=1_000_000)?.unwrap_or(defaults::WAITING),
+        trusted_proxies,
+    })
+}
+
+/// A network; a bare address is the network of itself alone.
+fn network(text: &str) -> std::result::Result<IpNet, String> {
+    if let Ok(address) = text.parse::<std::net::IpAddr>() {
+        return Ok(address.into());
+    }
+    let network: IpNet = text
+        .parse()
+        .map_err(|_| format!("`{text}` is no network; write it as in `10.0.0.0/8` or `2001:db8::/32`"))?;
+    if network.trunc() == network {
+        Ok(network)
+    } else {
+        Err(format!("`{text}` has bits set behind its prefix; write `{}`", network.trunc()))
+    }
+}
+
+fn mirror_options(root: &mut Section, cache: &mut Section) -> Result<mirror::Options> {
+    let mut negative = root.section("negative")?;
+    let mut stale = root.section("stale")?;
+    let memory = cache.read("memory", units::size)?.unwrap_or(defaults::MEMORY);
+    let time = |section: &mut Section, key, default| -> Result<Duration> {
+        Ok(section.read(key, units::time)?.unwrap_or(default))
+    };
+    let options = mirror::Options {
+        freshness: freshness(root.section("freshness")?)?,
+        negative_not_found: time(&mut negative, "not_found", defaults::NOT_FOUND)?,
+        negative_denied: time(&mut negative, "denied", defaults::DENIED)?,
+        stale_after_not_found: time(&mut stale, "not_found", defaults::STALE_NOT_FOUND)?,
+        stale_after_denied: time(&mut stale, "denied", defaults::STALE_DENIED)?,
+        metadata_memory: memory / 2,
+        blob_memory: memory - memory / 2,
+    };
+    negative.finish()?;
+    stale.finish()?;
+    Ok(options)
+}
+
+/// The file's rules come first, so that they can overrule the default ones.
+fn freshness(mut section: Section) -> Result<mirror::Freshness> {
+    let mut rules = Vec::new();
+    for (pattern, found) in section.section("rules")?.pairs()? {
+        let parsed = mirror::Pattern::parse(&pattern).map_err(|error| found.error(error.to_string()))?;
+        rules.push((parsed, found.read(|text| units::time(text))?));
+    }
+    for tag in defaults::MOVING_TAGS.into_iter().filter_map(|tag| mirror::Pattern::parse(tag).ok()) {
+        if !rules.iter().any(|(pattern, _)| *pattern == tag) {
+            rules.push((tag, defaults::MOVING));
+        }
+    }
+    let freshness = mirror::Freshness {
+        rules,
+        versions: section.read("versions", units::time)?.unwrap_or(defaults::VERSIONS),
+        others: section.read("others", units::time)?.unwrap_or(defaults::OTHERS),
+        jitter: section.share("jitter", 0.5)?.unwrap_or(defaults::JITTER),
+    };
+    section.finish()?;
+    Ok(freshness)
+}
+
+fn store_options(
+    root: &mut Section,
+    cache: &mut Section,
+    adopt: Option<Owner>,
+    environment: &Environment,
+) -> Result<store::Options> {
+    let data = match root.text("data")? {
+        Some(found) => found.read(|path| directory(path))?,
+        None => environment.data()?,
+    };
+    let nonzero = |text: &str| match units::size(text)? {
+        0 => Err(format!("`{text}` leaves room for nothing; write it as in `200GiB`")),
+        size => Ok(size),
+    };
+    Ok(store::Options {
+        data,
+        max_size: cache.read("max_size", nonzero)?,
+        min_free: cache.read("min_free", units::size)?,
+        unread_budget: cache.read("unread_budget", units::size)?.unwrap_or(defaults::UNREAD_BUDGET),
+        resumes: cache.number("resumes", 0..=1000)?.unwrap_or(defaults::RESUMES),
+        reader_timeout: cache.read("reader_timeout", units::timeout)?.unwrap_or(defaults::READER_TIMEOUT),
+        adopt,
+    })
+}
+
+fn directory(path: &str) -> std::result::Result<PathBuf, String> {
+    match Path::new(path) {
+        path if path.as_os_str().is_empty() => Err("the path is empty; name a directory".into()),
+        path if path.is_file() => Err(format!("{} is a file; name a directory", path.display())),
+        path => Ok(path.to_owned()),
+    }
+}
+
+fn owner(text: &str, upstreams: &[crate::upstream::Options]) -> std::result::Result<Owner, String> {
+    if text == "hosted" {
+        return Ok(Owner::Hosted);
+    }
+    let host: UpstreamHost = text.parse().map_err(|error| format!("{error}, or `hosted`"))?;
+    if upstreams.iter().any(|upstream| upstream.host == host) {
+        Ok(Owner::Upstream(host))
+    } else {
+        Err(format!("{host} is no configured upstream; add `--upstream {host}` or [upstream.\"{host}\"]"))
+    }
+}
+
+fn logs(mut section: Section, terminal: bool) -> Result<telemetry::Options> {
+    let format = section.read("format", |text| match text {
+        "auto" => Ok(None),
+        "text" => Ok(Some(Format::Text)),
+        "json" => Ok(Some(Format::Json)),
+        _ => Err(format!("`{text}` is no format; write `auto`, `text` or `json`")),
+    })?;
+    let level = section.read("level", |text| telemetry::check_filter(text).map(|()| text.to_owned()))?;
+    let options = telemetry::Options {
+        format: format.flatten().unwrap_or(if terminal { Format::Text } else { Format::Json }),
+        level: level.unwrap_or_else(|| defaults::LOG_LEVEL.into()),
+        access: section.switch("access")?.unwrap_or(defaults::ACCESS_LOG),
+    };
+    section.finish()?;
+    Ok(options)
+}

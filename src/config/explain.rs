@@ -1,0 +1,186 @@
+//! The effective configuration as a file that says the same, with where each value came from.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use toml::Value;
+
+use crate::access::Override;
+use crate::telemetry::Format;
+use crate::upstream::{self, PrivatePolicy};
+
+use super::names::could_be_on_docker_hub;
+use super::tree::{join, quote_key};
+use super::units::{format_rate, format_size, format_time};
+use super::{Config, Sources};
+
+struct Printer<'a> {
+    out: String,
+    path: String,
+    sources: &'a Sources,
+}
+
+impl Printer<'_> {
+    fn section(&mut self, path: impl Into<String>) {
+        self.path = path.into();
+        self.out += &format!("\n[{}]\n", self.path);
+    }
+
+    fn line(&mut self, key: &str, value: impl Into<Value>) {
+        let key = quote_key(key);
+        self.out += &format!("{key} = {} # {}\n", value.into(), self.source(&key));
+    }
+
+    /// A value that cannot be written, for it stands for something measured or for nothing.
+    fn unset(&mut self, key: &str, meaning: &str) {
+        self.out += &format!("# {key}: {meaning}\n");
+    }
+
+    fn source(&self, quoted_key: &str) -> String {
+        let path = match self.path.as_str() {
+            "" => quoted_key.to_owned(),
+            path => format!("{path}.{quoted_key}"),
+        };
+        self.sources.get(&path).map_or_else(|| "default".into(), ToString::to_string)
+    }
+
+    fn time(&mut self, key: &str, time: Duration) {
+        self.line(key, format_time(time));
+    }
+
+    fn number(&mut self, key: &str, number: impl TryInto<i64>) {
+        // Numbers are bounded far below when they are read.
+        self.line(key, number.try_into().unwrap_or(i64::MAX));
+    }
+}
+
+fn texts<T: Display>(items: &[T]) -> Value {
+    Value::Array(items.iter().map(|item| Value::String(item.to_string())).collect())
+}
+
+impl Config {
+    /// TOML that loads as this configuration, each value with its source. Holds no secret: those are
+    /// named by their files.
+    pub fn explain(&self) -> String {
+        let mut p = Printer { out: String::new(), path: String::new(), sources: &self.sources };
+        p.line("listen", texts(&self.http.listen));
+        p.line("data", self.store.data.display().to_string());
+        match self.http.operations {
+            Some(address) => p.line("operations", address.to_string()),
+            None => p.unset("operations", "on the public listeners only"),
+        }
+        if let Some(adopt) = &self.store.adopt {
+            p.unset("--adopt", &adopt.to_string());
+        }
+        for (options, (_, aliases)) in self.upstreams.iter().zip(&self.owners.upstreams) {
+            explain_upstream(&mut p, options, aliases);
+        }
+        self.explain_names_and_cache(&mut p);
+        self.explain_freshness(&mut p);
+        self.explain_limits(&mut p);
+        if let Some(tls) = &self.http.tls {
+            p.section("tls");
+            p.line("certificate_file", tls.certificate_file.display().to_string());
+            p.line("key_file", tls.key_file.display().to_string());
+        }
+        p.section("shutdown");
+        p.time("grace", self.http.shutdown_grace);
+        p.section("log");
+        p.line("format", if self.telemetry.format == Format::Text { "text" } else { "json" });
+        p.line("level", self.telemetry.level.as_str());
+        p.line("access", self.telemetry.access);
+        p.out
+    }
+
+    fn explain_names_and_cache(&self, p: &mut Printer<'_>) {
+        p.section("hosted");
+        p.line("repositories", texts(&self.owners.hosted));
+        if self.owners.hosted.iter().any(|pattern| could_be_on_docker_hub(pattern)) {
+            p.line("shadow", true);
+        }
+        p.section("cache");
+        match self.store.max_size {
+            Some(size) => p.line("max_size", format_size(size)),
+            None => p.unset("max_size", "80 % of the file system"),
+        }
+        match self.store.min_free {
+            Some(size) => p.line("min_free", format_size(size)),
+            None => p.unset("min_free", "10 % of the file system or 10GiB, the smaller"),
+        }
+        p.line("memory", format_size(self.mirror.metadata_memory + self.mirror.blob_memory));
+        p.line("unread_budget", format_size(self.store.unread_budget));
+        p.number("resumes", self.store.resumes);
+        p.time("reader_timeout", self.store.reader_timeout);
+    }
+
+    fn explain_freshness(&self, p: &mut Printer<'_>) {
+        let freshness = &self.mirror.freshness;
+        p.section("freshness");
+        p.time("versions", freshness.versions);
+        p.time("others", freshness.others);
+        p.line("jitter", freshness.jitter);
+        p.section("freshness.rules");
+        for (pattern, time) in &freshness.rules {
+            p.time(pattern.as_str(), *time);
+        }
+        p.section("negative");
+        p.time("not_found", self.mirror.negative_not_found);
+        p.time("denied", self.mirror.negative_denied);
+        p.section("stale");
+        p.time("not_found", self.mirror.stale_after_not_found);
+        p.time("denied", self.mirror.stale_after_denied);
+    }
+
+    fn explain_limits(&self, p: &mut Printer<'_>) {
+        p.section("limits");
+        p.line("requests", format_rate(self.access.requests));
+        p.line("cold_misses", format_rate(self.access.cold_misses));
+        p.time("wait", self.access.wait);
+        p.number("queue", self.access.queue);
+        p.line("trusted_proxies", texts(&self.access.trusted_proxies));
+        p.number("max_connections", self.http.max_connections);
+        p.time("header_timeout", self.http.header_timeout);
+        p.time("idle_timeout", self.http.idle_timeout);
+        for Override { network, requests, cold_misses } in &self.access.overrides {
+            let source = p.source("network");
+            p.out += &format!(
+                "\n[[limits.network]] # {source}\ncidr = \"{network}\"\nrequests = \"{}\"\ncold_misses = \"{}\"\n",
+                format_rate(*requests),
+                format_rate(*cold_misses)
+            );
+        }
+    }
+}
+
+fn explain_upstream(p: &mut Printer<'_>, options: &upstream::Options, aliases: &[String]) {
+    p.section(join("upstream", options.host.as_str()));
+    p.line("url", options.url.as_str());
+    p.line("aliases", texts(aliases));
+    if let Some(credential) = &options.credential {
+        p.line("username", credential.username.as_str());
+        p.line("password_file", credential.password_file.display().to_string());
+    }
+    if let Some(file) = &options.ca_file {
+        p.line("ca_file", file.display().to_string());
+    }
+    p.line(
+        "private",
+        match options.private {
+            PrivatePolicy::Refuse => "refuse",
+            PrivatePolicy::Shared => "shared",
+        },
+    );
+    p.line("redirect_hosts", texts(&options.redirect_hosts));
+    p.line("realm_hosts", texts(&options.realm_hosts));
+    p.time("connect_timeout", options.connect_timeout);
+    p.time("header_timeout", options.header_timeout);
+    p.time("idle_timeout", options.idle_timeout);
+    p.number("max_requests", options.max_requests);
+    p.number("max_fills", options.max_fills);
+    p.time("queue_timeout", options.queue_timeout);
+    p.number("queue_length", options.queue_length);
+    match options.requests_per_minute {
+        Some(number) => p.number("requests_per_minute", number.get()),
+        None => p.unset("requests_per_minute", "no ceiling"),
+    }
+}

@@ -1,0 +1,95 @@
+//! File, environment and flags make checked options. Flags win over the environment, which wins over
+//! the file, which wins over the defaults.
+//!
+//! All layers become one [`tree`] whose values know where they were written; [`section`] reads it;
+//! [`build`], [`upstreams`] and [`names`] check it. What comes out needs no further checks.
+
+mod build;
+mod defaults;
+mod environment;
+mod error;
+mod explain;
+mod files;
+mod names;
+mod section;
+mod tree;
+mod units;
+mod upstreams;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use crate::{access, http, mirror, store, telemetry, upstream};
+
+use environment::Environment;
+use section::Found;
+use tree::Entries;
+
+pub use environment::Flags;
+pub use error::{ConfigError, Origin};
+
+/// Where each value that is not a default was written, by its dotted key.
+pub type Sources = BTreeMap<String, Origin>;
+
+/// A configuration that was checked, by the modules that it is for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub http: http::Options,
+    pub owners: http::OwnersOptions,
+    pub access: access::Options,
+    pub mirror: mirror::Options,
+    /// Docker Hub first, then in the order of the file. The same order as in `owners`.
+    pub upstreams: Vec<upstream::Options>,
+    pub store: store::Options,
+    pub telemetry: telemetry::Options,
+    /// Worth a look, though nothing that stops a start.
+    pub warnings: Vec<String>,
+    pub sources: Sources,
+}
+
+/// A configuration file is a page or two.
+const LARGEST_FILE: u64 = 1 << 20;
+
+/// Reads and checks the whole configuration. Called again, it reads the file again.
+pub fn load(flags: &Flags) -> Result<Config, ConfigError> {
+    load_in(flags, &Environment::of_process())
+}
+
+fn load_in(flags: &Flags, environment: &Environment) -> Result<Config, ConfigError> {
+    let mut entries = match environment.named_file(flags) {
+        Some(path) => read(&path)?.ok_or_else(|| unreadable(&path, "there is no such file"))?,
+        None => read(&environment.default_file)?.unwrap_or_default(),
+    };
+    environment.overlay(flags, &mut entries)?;
+    let adopt = flags.adopt.clone().map(|value| Found {
+        key: "adopt".into(),
+        origin: Origin::Flag("--adopt"),
+        value,
+    });
+    build::build(entries, adopt, environment)
+}
+
+/// None: there is no such file.
+fn read(path: &Path) -> Result<Option<Entries>, ConfigError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unreadable(path, error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(LARGEST_FILE + 1).read_to_end(&mut bytes).map_err(|error| unreadable(path, error))?;
+    if bytes.len() as u64 > LARGEST_FILE {
+        return Err(unreadable(path, "it is larger than 1 MiB; is this the right file?"));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| unreadable(path, "it is not UTF-8 text"))?;
+    tree::parse(path, &text).map(Some)
+}
+
+fn unreadable(path: &Path, reason: impl ToString) -> ConfigError {
+    ConfigError::Unreadable { path: PathBuf::from(path), reason: reason.to_string() }
+}

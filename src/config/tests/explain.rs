@@ -1,0 +1,80 @@
+//! The configuration shown, and the example that is shipped.
+
+use super::*;
+
+#[test]
+fn the_shipped_example_loads_as_it_is_and_with_every_key_enabled() {
+    let example = include_str!("../../../deploy/forebay.toml");
+    let as_shipped = loaded(example);
+    let defaults = load_in(&Flags::default(), &nowhere()).unwrap();
+    assert_eq!(as_shipped.upstreams, defaults.upstreams);
+    assert_eq!(as_shipped.http.listen, [address("0.0.0.0:5000")]);
+
+    let case = Case::new("");
+    let secret = case.file("hub", "secret", 0o600);
+    let pem = case.file("pem", "-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\n", 0o600);
+    // Keys are commented out by `#` without a space, remarks by `# `.
+    let enabled = example
+        .lines()
+        .map(|line| {
+            line.strip_prefix('#')
+                .filter(|rest| !rest.starts_with([' ', '#']) && !rest.is_empty())
+                .unwrap_or(line)
+        })
+        .map(|line| match line.split_once(" = ").map(|(key, _)| key) {
+            Some("password_file") => format!("password_file = {secret:?}"),
+            Some(key @ ("ca_file" | "certificate_file" | "key_file")) => format!("{key} = {pem:?}"),
+            _ => line.to_owned(),
+        });
+    case.rewrite(&enabled.collect::<Vec<_>>().join("\n"));
+    let config = case.load().unwrap();
+    for key in [
+        "listen",
+        "data",
+        "operations",
+        "upstream.\"docker.io\".requests_per_minute",
+        "hosted.shadow",
+        "cache.reader_timeout",
+        "freshness.rules.\"library/*:1.*\"",
+        "negative.denied",
+        "stale.denied",
+        "limits.network",
+        "limits.trusted_proxies",
+        "limits.idle_timeout",
+        "tls.key_file",
+        "shutdown.grace",
+        "log.access",
+    ] {
+        assert!(config.sources.contains_key(key), "{key} in {:?}", config.sources.keys());
+    }
+    // Whatever can be explained can be looked up in the example.
+    let explained = config.explain();
+    let keys = explained.lines().filter_map(|line| line.split_once(" = ")).map(|(key, _)| key);
+    for key in keys {
+        assert!(example.contains(&format!("{key} = ")), "{key}");
+    }
+}
+
+#[test]
+fn what_is_explained_loads_as_the_same() {
+    let case = Case::new("").variable("FOREBAY_LOG", "debug");
+    let secret = case.file("secret", "x", 0o600);
+    case.rewrite(&format!(
+        "listen = \"0.0.0.0:5000\"\noperations = \"127.0.0.1:9090\"\n[upstream.\"localhost:5001\"]\nusername = \"we \\\"quote\\\"\"\n\
+         password_file = {secret:?}\nrequests_per_minute = 7\nheader_timeout = \"1500ms\"\n[hosted]\nshadow = true\n\
+         repositories = [\"team/**\"]\n[cache]\nmax_size = \"3GB\"\nmemory = \"7B\"\n[freshness.rules]\n\"b:*\" = \"90s\"\na = \"0s\"\n\
+         [[limits.network]]\ncidr = \"fd00::/8\"\nrequests = \"1/m\"\n"
+    ));
+    let first = case.load().unwrap();
+    let explained = first.explain();
+    for line in [
+        "data = \"/home/me/.local/share/forebay\" # default".to_owned(),
+        "level = \"debug\" # FOREBAY_LOG".to_owned(),
+        format!("max_size = \"3GB\" # {}:12", case.flags.config.as_ref().unwrap().display()),
+    ] {
+        assert!(explained.contains(&line), "{line} in\n{explained}");
+    }
+    case.rewrite(&explained);
+    let second = case.load().unwrap();
+    assert_eq!(Config { sources: first.sources.clone(), ..second }, first);
+}

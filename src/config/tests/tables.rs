@@ -1,0 +1,115 @@
+//! The other tables.
+
+use super::*;
+
+#[test]
+fn freshness_rules_keep_their_order_and_come_before_the_defaults() {
+    let config =
+        loaded("[freshness.rules]\n\"z*\" = \"1s\"\nmain = \"2s\"\n\"library/*:1.*\" = \"3s\"\na = \"4s\"");
+    let rules: Vec<_> =
+        config.mirror.freshness.rules.iter().map(|(tag, time)| (tag.as_str(), time.as_secs())).collect();
+    let expected = [
+        ("z*", 1),
+        ("main", 2),
+        ("library/*:1.*", 3),
+        ("a", 4),
+        ("latest", 60),
+        ("edge", 60),
+        ("nightly", 60),
+    ];
+    assert_eq!(rules, expected);
+    refused("[freshness.rules]\n\"[\" = \"1s\"", 2, &["freshness.rules.\"[\"", "`nightly*`"]);
+}
+
+#[test]
+fn listeners_are_addresses_and_there_once() {
+    assert_eq!(loaded("listen = \"0.0.0.0:0\"").http.listen, [address("0.0.0.0:0")]);
+    assert_eq!(loaded("listen = [\"0.0.0.0:0\", \"0.0.0.0:0\"]").http.listen.len(), 2);
+    for text in ["localhost:5000", ":5000", "5000", "0.0.0.0", "::1:5000x"] {
+        refused(&format!("listen = [\"{text}\"]"), 1, &[": listen: ", text, "`0.0.0.0:5000`"]);
+    }
+    refused("listen = [\"[::1]:1\",\n\"[::1]:1\"]", 2, &["[::1]:1 is there twice"]);
+    refused("listen = \"[::1]:1\"\noperations = \"[::1]:1\"", 2, &[": operations: ", "another port"]);
+    let error = Case::new("listen = []").error();
+    assert!(error.contains("listen: the list is empty"), "{error}");
+}
+
+#[test]
+fn hosted_patterns_do_not_hide_docker_hub_by_accident() {
+    let file = |pattern: &str| format!("[hosted]\nrepositories = [\"*\", \"{pattern}\"]");
+    for fine in ["*", "my*", "myapp", "corp.internal/**", "*.internal/**", "corp.internal/team-*/app"] {
+        assert_eq!(loaded(&file(fine)).owners.hosted, ["*", fine]);
+    }
+    for hub in ["team/**", "**", "*/x", "**/corp.internal", "team/app.v2"] {
+        refused(&file(hub), 2, &["hosted.repositories: ", hub, "`corp.internal/**`", "`shadow = true`"]);
+        let config = loaded(&format!("{}\nshadow = true", file(hub)));
+        assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+    }
+    for bad in ["", "/", "a/", "A", "a**", "a.b/**c", "{a,b}/x", "[a]", "a?"] {
+        refused(&file(bad), 2, &["is no pattern", "`corp.internal/**`"]);
+    }
+    assert!(loaded("[hosted]\nrepositories = []").owners.hosted.is_empty());
+}
+
+#[test]
+fn tls_needs_both_files() {
+    let case = Case::new("");
+    let certificate = case.file("cert.pem", "-----BEGIN CERTIFICATE-----\n", 0o644);
+    let key = case.file("key.pem", "-----BEGIN EC PRIVATE KEY-----\n", 0o600);
+    case.rewrite(&format!("[tls]\ncertificate_file = {certificate:?}"));
+    assert!(case.error().contains("toml:2: tls.certificate_file: ") && case.error().contains("tls.key_file"));
+    case.rewrite(&format!("[tls]\nkey_file = {key:?}"));
+    assert!(case.error().contains("tls.key_file: ") && case.error().contains("tls.certificate_file"));
+    case.rewrite(&format!("[tls]\nkey_file = {certificate:?}\ncertificate_file = {key:?}"));
+    assert!(case.error().contains("right file?"), "{}", case.error());
+    case.rewrite(&format!("[tls]\nkey_file = {key:?}\ncertificate_file = {certificate:?}"));
+    let config = case.load().unwrap();
+    assert!(config.warnings.is_empty());
+    assert_eq!(config.http.tls.unwrap().key_file, PathBuf::from(&key));
+    case.file("key.pem", "-----BEGIN PRIVATE KEY-----\n", 0o644);
+    assert!(case.load().unwrap().warnings[0].contains("chmod 600"));
+}
+
+#[test]
+fn client_limits() {
+    let config = loaded(
+        "[limits]\nrequests = \"10/s\"\ncold_misses = \"60/m burst 90\"\nwait = \"0s\"\nqueue = 0\n\
+         trusted_proxies = [\"10.0.0.1\", \"fd00::/8\"]\n[[limits.network]]\ncidr = \"10.0.0.0/8\"\n\
+         cold_misses = \"unlimited\"\n[[limits.network]]\ncidr = \"10.1.0.0/16\"\nrequests = \"5/m\"",
+    );
+    let access = config.access;
+    assert_eq!(access.requests.map(|rate| rate.per_minute.get()), Some(600));
+    assert_eq!((access.wait, access.queue), (Duration::ZERO, 0));
+    assert_eq!(access.trusted_proxies, ["10.0.0.1/32", "fd00::/8"].map(|text| text.parse().unwrap()));
+    let [wide, narrow] = &access.overrides[..] else { panic!("two networks") };
+    assert_eq!(
+        (wide.requests, wide.cold_misses),
+        (access.requests, None),
+        "what is not said is as for others"
+    );
+    assert_eq!(narrow.cold_misses.map(|rate| rate.burst.get()), Some(90));
+    let network = |cidr: &str| format!("[[limits.network]]\ncidr = \"{cidr}\"");
+    refused(&network("10.0.0.1/8"), 2, &["limits.network.cidr: ", "write `10.0.0.0/8`"]);
+    refused(&network("10.0.0.0/33"), 2, &["`2001:db8::/32`"]);
+    refused(&format!("{0}\n{0}", network("10.0.0.0/8")), 4, &["10.0.0.0/8 has limits already"]);
+    assert!(
+        Case::new("[[limits.network]]\nrequests = \"1/m\"")
+            .error()
+            .contains("limits.network.cidr: which network?")
+    );
+    let everybody = loaded("[limits]\ntrusted_proxies = \"0.0.0.0/0\"");
+    assert!(
+        everybody.warnings[0].contains("forebay.toml:2: limits.trusted_proxies"),
+        "{:?}",
+        everybody.warnings
+    );
+}
+
+#[test]
+fn data_is_a_directory() {
+    let case = Case::new("");
+    let file = case.file("file", "", 0o600);
+    case.rewrite(&format!("data = {file:?}"));
+    assert!(case.error().contains("toml:1: data: ") && case.error().contains("is a file"));
+    refused("data = \"\"", 1, &["name a directory"]);
+}

@@ -1,0 +1,155 @@
+//! Upstreams, their credentials, and who owns a name.
+
+use super::*;
+use crate::upstream::PrivatePolicy;
+
+#[test]
+fn upstreams() {
+    let case = Case::new("");
+    let secret = case.file("secret", "s3cret\n", 0o600);
+    let ca = case.file("ca.pem", "-----BEGIN CERTIFICATE-----\n", 0o644);
+    case.rewrite(&format!(
+        "[upstream.\"ghcr.io\"]\nurl = \"http://127.0.0.1:5001/base\"\naliases = \"gh\"\nusername = \"me\"\n\
+         password_file = {secret:?}\nca_file = {ca:?}\nprivate = \"shared\"\nredirect_hosts = [\"CDN.corp\", \"10.0.0.1\"]\n\
+         realm_hosts = [\"auth.corp\"]\nrequests_per_minute = 90\n[upstream.\"docker.io\"]\naliases = [\"dockerhub\"]"
+    ));
+    let config = case.load().unwrap();
+    let [hub, ghcr] = &config.upstreams[..] else { panic!("two upstreams") };
+    assert!(hub.host.is_docker_hub());
+    assert_eq!(ghcr.url.as_str(), "http://127.0.0.1:5001/base/");
+    let credential = ghcr.credential.as_ref().unwrap();
+    assert_eq!((credential.username.as_str(), &credential.password_file), ("me", &PathBuf::from(&secret)));
+    assert_eq!((ghcr.private, ghcr.ca_file.clone()), (PrivatePolicy::Shared, Some(ca.into())));
+    assert_eq!(ghcr.redirect_hosts, ["cdn.corp", "10.0.0.1"]);
+    assert_eq!(ghcr.requests_per_minute.map(|n| n.get()), Some(90));
+    let names: Vec<_> =
+        config.owners.upstreams.iter().map(|(host, aliases)| (host.as_str(), aliases.clone())).collect();
+    assert_eq!(names, [("docker.io", vec!["dockerhub".into()]), ("ghcr.io", vec!["gh".to_owned()])]);
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    assert!(!config.explain().contains("s3cret"));
+}
+
+#[test]
+fn hosts_are_hosts_in_one_spelling() {
+    for bad in ["ghcr.io/org", "https://ghcr.io", "a b", "ghcr.io:0"] {
+        refused(&format!("[upstream.\"{bad}\"]"), 1, &["upstream.", "no registry host", "`url`"]);
+    }
+    refused(
+        "[upstream.ghcr.io]\nprivate = \"shared\"",
+        1,
+        &["upstream.ghcr.io: ", "quotes: `[upstream.\"ghcr.io\"]`"],
+    );
+    refused("[upstream.quay.corp.internal]", 1, &["`[upstream.\"quay.corp.internal\"]`"]);
+    refused("\n[upstream.\"index.docker.io\"]", 2, &["[upstream.\"docker.io\"]"]);
+    refused("[upstream.\"GHCR.io\"]", 1, &["[upstream.\"ghcr.io\"]"]);
+}
+
+#[test]
+fn urls_are_bases_of_registries() {
+    let file = |url: &str| format!("[upstream.\"ghcr.io\"]\nurl = \"{url}\"");
+    for (url, part) in [
+        ("ghcr.io", "`https://registry.example/`"),
+        ("ghcr.io:443", "https://"),
+        ("ftp://ghcr.io", "https://"),
+        ("https://me:hunter2@ghcr.io", "`password_file`"),
+        ("https://me@ghcr.io", "`username`"),
+        ("https://ghcr.io/?a=b", "query"),
+        ("https://ghcr.io/#a", "fragment"),
+        ("https://ghcr.io/v2", "/v2"),
+        ("https://ghcr.io/v2/", "/v2"),
+        ("https://", "no URL"),
+    ] {
+        refused(&file(url), 2, &[": upstream.\"ghcr.io\".url: ", part]);
+        assert!(!Case::new(&file(url)).error().contains("hunter2"));
+    }
+    assert_eq!(loaded(&file("https://ghcr.io:8443/a")).upstreams[1].url.as_str(), "https://ghcr.io:8443/a/");
+    for host in ["https://cdn", "cdn:443", "*.cdn", "a/b", ""] {
+        refused(
+            &format!("[upstream.\"ghcr.io\"]\nredirect_hosts = [\"{host}\"]"),
+            2,
+            &["redirect_hosts", "`cdn.example`"],
+        );
+        refused(&format!("[upstream.\"ghcr.io\"]\nrealm_hosts = [\"{host}\"]"), 2, &["realm_hosts"]);
+    }
+}
+
+#[test]
+fn credentials_are_whole_and_in_files() {
+    let hub = "[upstream.\"docker.io\"]\n";
+    refused(&format!("{hub}password = \"x\""), 2, &["password: ", "`password_file`"]);
+    assert!(!Case::new(&format!("{hub}password = \"hunter2\"")).error().contains("hunter2"));
+    refused(&format!("{hub}username = \"me\""), 2, &["username: ", "`password_file`"]);
+    refused(&format!("{hub}password_file = \"/x\""), 2, &["password_file: ", "`username`"]);
+    let missing = format!("{hub}username = \"me\"\npassword_file = \"/nonexistent/x\"");
+    refused(&missing, 3, &["password_file: ", "/nonexistent/x", "cannot be read"]);
+    refused(&format!("{hub}username = \"me\"\npassword_file = \"/\""), 3, &["no regular file"]);
+
+    let case = Case::new("");
+    let name = |username: &str, file: &str| format!("{hub}username = {username:?}\npassword_file = {file:?}");
+    case.rewrite(&name("me", &case.file("empty", " \n", 0o600)));
+    assert!(case.error().contains("is empty"), "{}", case.error());
+    let secret = case.file("secret", "x", 0o644);
+    for username in ["", "a:b", "a\nb"] {
+        case.rewrite(&name(username, &secret));
+        assert!(case.error().contains("username: a username"), "{}", case.error());
+    }
+    case.rewrite(&name("me", &secret));
+    let warnings = case.load().unwrap().warnings;
+    assert!(warnings.len() == 1 && warnings[0].contains(&format!("`chmod 600 {secret}`")), "{warnings:?}");
+
+    case.file("secret", "x", 0o600);
+    for (url, warned) in
+        [("http://registry", 1), ("http://127.0.0.1:1", 0), ("http://localhost", 0), ("http://[::1]", 0)]
+    {
+        case.rewrite(&format!("{}\nurl = \"{url}\"", name("me", &secret)));
+        let warnings = case.load().unwrap().warnings;
+        assert_eq!(
+            warnings.iter().filter(|warning| warning.contains("in the clear")).count(),
+            warned,
+            "{warnings:?}"
+        );
+    }
+}
+
+#[test]
+fn large_or_odd_files_are_refused() {
+    let case = Case::new("");
+    let path = case.file("large", &"x".repeat((4 << 20) + 1), 0o600);
+    assert!(files::secret(&path).unwrap_err().contains("larger than 4 MiB"));
+    let path = case.file("fits", &"x".repeat(4 << 20), 0o600);
+    assert!(files::secret(&path).is_ok());
+    case.rewrite(&format!("[upstream.\"ghcr.io\"]\nca_file = {path:?}"));
+    assert!(case.error().contains("`-----BEGIN CERTIFICATE-----`"), "{}", case.error());
+}
+
+#[test]
+fn private_policies() {
+    let file = |policy: &str| format!("[upstream.\"docker.io\"]\nprivate = \"{policy}\"");
+    assert_eq!(loaded(&file("refuse")).upstreams[0].private, PrivatePolicy::Refuse);
+    refused(&file("per-caller"), 2, &["private: ", "not available in this version", "`shared`"]);
+    refused(&file("open"), 2, &["private: ", "`refuse`"]);
+}
+
+#[test]
+fn a_name_has_one_owner() {
+    let two = |first: &str, second: &str| {
+        format!(
+            "[upstream.\"ghcr.io\"]\naliases = [\"{first}\"]\n[upstream.\"quay.io\"]\naliases = [\"{second}\"]"
+        )
+    };
+    loaded(&two("a", "b"));
+    refused(&two("a", "a"), 4, &["upstream.\"quay.io\".aliases: ", "`a` is an alias of ghcr.io already"]);
+    refused(&two("a", "ghcr.io"), 4, &["`ghcr.io` is an upstream's own name"]);
+    refused(&two("docker.io", "b"), 2, &["`docker.io` is an upstream's own name"]);
+    refused(&two("library", "b"), 2, &["`library`", "another alias"]);
+    for bad in ["a/b", "", "A", "a b"] {
+        refused(&two(bad, "b"), 2, &["is no alias", "`dockerhub`"]);
+    }
+    let hosted = "[hosted]\nrepositories = [\"ghcr.io/**\"]\n[upstream.\"ghcr.io\"]";
+    refused(hosted, 2, &["hosted.repositories: ", "belong to the upstream ghcr.io"]);
+    refused(
+        "[hosted]\nrepositories = \"gh/**\"\n[upstream.\"ghcr.io\"]\naliases = \"gh\"",
+        2,
+        &["upstream ghcr.io"],
+    );
+}

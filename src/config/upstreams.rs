@@ -1,0 +1,196 @@
+//! The tables `[upstream."host"]`.
+
+use std::time::Duration;
+
+use url::Url;
+
+use crate::oci::{Name, UpstreamHost};
+use crate::upstream::{Credential, Options, PrivatePolicy};
+
+use super::error::ConfigError;
+use super::section::{Found, Section};
+use super::{defaults, files, units};
+
+/// One upstream, and the aliases it claims.
+pub struct Upstream {
+    pub options: Options,
+    pub aliases: Vec<Found<String>>,
+}
+
+/// Docker Hub is always the first one.
+pub fn read(section: Section, warnings: &mut Vec<String>) -> Result<Vec<Upstream>, ConfigError> {
+    let hub = UpstreamHost::docker_hub();
+    let hub_key = section.key(hub.as_str());
+    let mut upstreams = Vec::new();
+    for (name, table) in section.named()? {
+        let host = name.read(|text| host(text))?;
+        upstreams.push(upstream(host, table, warnings)?);
+    }
+    match upstreams.iter().position(|upstream| upstream.options.host == hub) {
+        Some(index) => upstreams[..=index].rotate_right(1),
+        None => upstreams.insert(0, upstream(hub, Section::new(hub_key, Vec::new()), warnings)?),
+    }
+    Ok(upstreams)
+}
+
+/// One spelling only, so that one registry has one table.
+fn host(text: &str) -> Result<UpstreamHost, String> {
+    let host: UpstreamHost =
+        text.parse().map_err(|error| format!("{error}; paths and schemes belong into `url`"))?;
+    if host.as_str() == text {
+        Ok(host)
+    } else {
+        Err(format!("write this registry as [upstream.\"{host}\"]"))
+    }
+}
+
+fn upstream(
+    host: UpstreamHost,
+    mut table: Section,
+    warnings: &mut Vec<String>,
+) -> Result<Upstream, ConfigError> {
+    let aliases = table.texts("aliases")?.unwrap_or_default();
+    for alias in &aliases {
+        alias.read(|text| check_alias(text))?;
+    }
+    let found = table.text("url")?;
+    let url = match &found {
+        Some(found) => found.read(|text| base_url(text))?,
+        None => default_url(&host, &table)?,
+    };
+    let credential = credential(&mut table, warnings)?;
+    if credential.is_some() && url.scheme() == "http" && !is_loopback(&url) {
+        warnings.push(format!(
+            "{}: the password for {host} crosses the network in the clear; use https",
+            table.path()
+        ));
+    }
+    let timeout = |table: &mut Section, key, default| -> Result<Duration, ConfigError> {
+        Ok(table.read(key, units::timeout)?.unwrap_or(default))
+    };
+    let options = Options {
+        url,
+        credential,
+        ca_file: table.read("ca_file", |path| files::pem(path, "CERTIFICATE"))?,
+        private: table.read("private", private)?.unwrap_or(PrivatePolicy::Refuse),
+        redirect_hosts: hosts(&mut table, "redirect_hosts")?,
+        realm_hosts: hosts(&mut table, "realm_hosts")?,
+        connect_timeout: timeout(&mut table, "connect_timeout", defaults::CONNECT_TIMEOUT)?,
+        header_timeout: timeout(&mut table, "header_timeout", defaults::HEADER_TIMEOUT)?,
+        idle_timeout: timeout(&mut table, "idle_timeout", defaults::BODY_IDLE_TIMEOUT)?,
+        max_requests: table.number("max_requests", 1..=10_000)?.unwrap_or(defaults::MAX_REQUESTS),
+        max_fills: table.number("max_fills", 1..=10_000)?.unwrap_or(defaults::MAX_FILLS),
+        queue_timeout: table.read("queue_timeout", units::time)?.unwrap_or(defaults::QUEUE_TIMEOUT),
+        queue_length: table.number("queue_length", 0..=1_000_000)?.unwrap_or(defaults::QUEUE_LENGTH),
+        requests_per_minute: table
+            .number("requests_per_minute", 1..=u32::MAX)?
+            .and_then(std::num::NonZeroU32::new),
+        host,
+    };
+    if let Some(stray) = table.stray_table() {
+        return Err(stray.error(format!(
+            "a table has no place here; a host with dots is written in quotes: `[upstream.\"{}.{}\"]`",
+            options.host, stray.value
+        )));
+    }
+    table.finish()?;
+    Ok(Upstream { options, aliases })
+}
+
+fn credential(table: &mut Section, warnings: &mut Vec<String>) -> Result<Option<Credential>, ConfigError> {
+    for key in ["password", "token"] {
+        table.refuse(key, "secrets do not belong into this file; write it into a file of its own and name that as `password_file`")?;
+    }
+    let username = table.text("username")?;
+    let file = table.text("password_file")?;
+    let (username, file) = match (username, file) {
+        (None, None) => return Ok(None),
+        (Some(username), Some(file)) => (username, file),
+        (Some(alone), None) => {
+            return Err(alone.error("a username needs a password; set `password_file` too"));
+        }
+        (None, Some(alone)) => return Err(alone.error("a password needs a username; set `username` too")),
+    };
+    if username.value.is_empty() || username.value.contains(':') || username.value.contains(char::is_control)
+    {
+        return Err(username.error(
+            "a username is not empty and holds no `:` (RFC 7617); write it as the registry knows it",
+        ));
+    }
+    let password_file = file.read(|path| files::secret(path))?;
+    warnings.extend(files::exposed(&password_file));
+    Ok(Some(Credential { username: username.value, password_file }))
+}
+
+/// An alias stands where a name's first component does.
+fn check_alias(text: &str) -> Result<(), String> {
+    match text {
+        "library" => Err("`library` is where Docker Hub's official images are; choose another alias".into()),
+        _ if text.contains('/') || text.parse::<Name>().is_err() => {
+            Err(format!("`{text}` is no alias; write one component of a name, such as `dockerhub`"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn private(text: &str) -> Result<PrivatePolicy, String> {
+    let choice = "write `refuse` (the default) or `shared` (whoever may pull from Forebay may pull it)";
+    match text {
+        "refuse" => Ok(PrivatePolicy::Refuse),
+        "shared" => Ok(PrivatePolicy::Shared),
+        "per-caller" => Err(format!("`per-caller` is not available in this version; {choice}")),
+        _ => Err(format!("`{text}` is no choice; {choice}")),
+    }
+}
+
+fn default_url(host: &UpstreamHost, table: &Section) -> Result<Url, ConfigError> {
+    let text =
+        if host.is_docker_hub() { defaults::DOCKER_HUB_URL.into() } else { format!("https://{host}/") };
+    base_url(&text).map_err(|reason| ConfigError::Missing { key: table.key("url"), reason })
+}
+
+/// What stands before `/v2/`.
+fn base_url(text: &str) -> Result<Url, String> {
+    let example = "write it as in `https://registry.example/`";
+    // Not shown in errors: it may hold a password.
+    let mut url = Url::parse(text).map_err(|error| format!("this is no URL ({error}); {example}"))?;
+    if !matches!(url.scheme(), "http" | "https") || !text.contains("://") {
+        return Err(format!("the URL starts with neither https:// nor http://; {example}"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("the URL holds a user or a password; use `username` and `password_file`".into());
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(format!("the URL has a query or a fragment, which a registry has not; {example}"));
+    }
+    if !url.path().ends_with('/') {
+        url.set_path(&format!("{}/", url.path()));
+    }
+    if url.path().ends_with("/v2/") {
+        return Err("the URL ends in /v2, which every request adds; leave it out".into());
+    }
+    Ok(url)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost",
+        None => false,
+    }
+}
+
+/// Host names as URLs show them: lower case, without a port.
+fn hosts(table: &mut Section, key: &'static str) -> Result<Vec<String>, ConfigError> {
+    let texts = table.texts(key)?.unwrap_or_default();
+    let hosts = texts.iter().map(|found| {
+        found.read(|text| match url::Host::parse(text) {
+            Ok(host) if !text.contains('*') => Ok(host.to_string()),
+            _ => Err(format!(
+                "`{text}` is no host; write a whole name or address without a port, such as `cdn.example`"
+            )),
+        })
+    });
+    hosts.collect()
+}
