@@ -165,7 +165,7 @@ impl Mirror {
 
     fn link(self: &Arc<Self>, digest: &Digest, access: &Access) {
         let (grant, digest) = (access.grant.clone(), *digest);
-        self.later("a blob", move |store| store.link_layer(&grant, &digest));
+        self.writes.add(&access.grant.repository, "a blob", move |store| store.link_layer(&grant, &digest));
     }
 
     /// Whether upstream has the blob in this repository, and its size.

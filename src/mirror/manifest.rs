@@ -156,9 +156,11 @@ impl Mirror {
             let until = self.clock.now() + self.options.negative_not_found;
             self.memory.refuse(&repository, &subject, error.clone(), until);
         })?);
-        self.memory.manifests.insert((repository, held.digest), held.clone());
+        self.memory.manifests.insert((repository.clone(), held.digest), held.clone());
         let keep = held.clone();
-        self.later("a manifest", move |store| store.put_manifest(&access.grant, &keep.digest, &keep.bytes));
+        self.writes.add(&repository, "a manifest", move |store| {
+            store.put_manifest(&access.grant, &keep.digest, &keep.bytes)
+        });
         Ok(held)
     }
 

@@ -57,8 +57,10 @@ pub struct KnownTag {
     pub gone_since: Option<Instant>,
     /// Why it is stale, where upstream could not confirm it.
     pub stale: Option<String>,
-    /// Whether the tag on disk says the same.
+    /// Whether its manifest is held, and the tag on disk says the same.
     pub kept: AtomicBool,
+    /// The manifest that is held under the tag, while this one is not yet.
+    pub before: Option<Digest>,
 }
 
 pub struct Memory {

@@ -11,6 +11,7 @@ mod memory;
 mod source;
 mod standing;
 mod tag;
+mod writes;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use self::memory::{HeldManifest, Memory, Subject};
 use self::tag::Resolved;
+use self::writes::Writes;
 use crate::answer::{Error, TagsAnswer};
 use crate::clock::Clock;
 use crate::oci::{Digest, Owner, Reference, Repository, Tag, UpstreamHost};
@@ -58,6 +60,7 @@ pub struct Mirror {
     upstreams: HashMap<UpstreamHost, Arc<Upstream>>,
     store: Arc<Store>,
     memory: Memory,
+    writes: Writes,
     /// When blobs of an upstream were last seen to flow.
     blobs_flow: moka::sync::Cache<UpstreamHost, Instant>,
     fetches: Flights<(Repository, Reference), Result<Arc<HeldManifest>, Error>>,
@@ -66,7 +69,6 @@ pub struct Mirror {
     sizes: Flights<(Repository, Digest), Result<Option<u64>, Error>>,
     lists: Flights<Repository, Result<TagsAnswer, Error>>,
     clock: Clock,
-    tasks: Tasks,
 }
 
 impl Mirror {
@@ -80,17 +82,17 @@ impl Mirror {
         let memory = Memory::new(&options);
         Arc::new(Self {
             memory,
+            writes: Writes::new(store.clone(), tasks.clone()),
             blobs_flow: moka::sync::Cache::new(1024),
             fetches: Flights::new(tasks.clone(), "fetch manifest"),
             resolves: Flights::new(tasks.clone(), "resolve tag"),
             proofs: Flights::new(tasks.clone(), "prove access"),
             sizes: Flights::new(tasks.clone(), "size of blob"),
-            lists: Flights::new(tasks.clone(), "list tags"),
+            lists: Flights::new(tasks, "list tags"),
             options,
             upstreams,
             store,
             clock,
-            tasks,
         })
     }
 
@@ -104,20 +106,6 @@ impl Mirror {
             Owner::Hosted => None,
         };
         found.ok_or_else(|| Error::NotFound(repository.to_string()))
-    }
-
-    /// Runs disk work that nobody waits for.
-    fn later(
-        self: &Arc<Self>,
-        what: &'static str,
-        work: impl FnOnce(&Store) -> Result<(), crate::store::Error> + Send + 'static,
-    ) {
-        let store = self.store.clone();
-        self.tasks.spawn("keep", async move {
-            if let Err(error) = store.run(work).await {
-                tracing::error!(%error, "{what} is served and could not be kept on disk");
-            }
-        });
     }
 
     /// What upstream refused a moment ago, it is not asked again.

@@ -29,12 +29,17 @@ pub enum Resolved {
 impl KnownTag {
     fn new(digest: Digest, seen: SystemTime, fresh_until: Instant) -> Self {
         let kept = AtomicBool::new(false);
-        Self { digest, head: None, seen, fresh_until, gone_since: None, stale: None, kept }
+        Self { digest, head: None, seen, fresh_until, gone_since: None, stale: None, kept, before: None }
     }
 
     fn copy(&self) -> Self {
         let kept = AtomicBool::new(self.kept.load(Ordering::Relaxed));
         Self { head: self.head.clone(), stale: self.stale.clone(), kept, ..*self }
+    }
+
+    /// The manifest that is held under the tag.
+    fn held(&self) -> Option<Digest> {
+        if self.kept.load(Ordering::Relaxed) { Some(self.digest) } else { self.before }
     }
 }
 
@@ -110,7 +115,7 @@ impl Mirror {
         Ok(ManifestAnswer::held(&held, served))
     }
 
-    /// Upstream moved the tag, or may have, and the new manifest cannot be had: the one on disk.
+    /// Upstream moved the tag, and the new manifest cannot be had: the one before.
     async fn last_held(
         self: &Arc<Self>,
         request: &Request<'_>,
@@ -118,30 +123,38 @@ impl Mirror {
         error: Error,
     ) -> Result<ManifestAnswer, Error> {
         let Request { standing, repository, .. } = request;
-        if !standing.is_open() {
-            return Err(error);
-        }
-        let (of, name) = ((*repository).clone(), tag.clone());
-        let Ok(Some(on_disk)) = self.store.run(move |store| store.tag(&of, &name)).await else {
-            return Err(error);
+        let Some(known) = self.known_tag(request, tag).await else { return Err(error) };
+        let Some(digest) = known.held() else { return Err(error) };
+        let Some(held) = self.held_manifest(standing, repository, &digest).await else { return Err(error) };
+        let why = error.to_string();
+        let hold = match error {
+            Error::UpstreamLimited { retry_after, .. } => retry_after.min(LONGEST_HOLD),
+            // One client's limit says nothing of the tag.
+            Error::ClientLimited { .. } => return Ok(ManifestAnswer::held(&held, Served::Stale(why))),
+            _ => TROUBLE_HOLD,
         };
-        match self.held_manifest(standing, repository, &on_disk.digest).await {
-            Some(held) => Ok(ManifestAnswer::held(&held, Served::Stale(error.to_string()))),
-            None => Err(error),
-        }
+        let before = KnownTag { digest, head: None, kept: AtomicBool::new(true), ..known.copy() };
+        self.stale(repository, tag, &before, &why, hold);
+        Ok(ManifestAnswer::held(&held, Served::Stale(why)))
     }
 
     /// The tag as last seen: from memory, else from disk, where its time says when that was.
     async fn known_tag(&self, request: &Request<'_>, tag: &Tag) -> Option<Arc<KnownTag>> {
-        let repository = request.repository;
-        let key = (repository.clone(), tag.clone());
+        let key = (request.repository.clone(), tag.clone());
         if let Some(known) = self.memory.tags.get(&key) {
             return Some(known);
         }
+        let known = Arc::new(self.tag_on_disk(request, tag).await?);
+        self.memory.tags.insert(key, known.clone());
+        Some(known)
+    }
+
+    async fn tag_on_disk(&self, request: &Request<'_>, tag: &Tag) -> Option<KnownTag> {
+        let repository = request.repository;
         if !request.standing.is_open() {
             return None;
         }
-        let (of, name) = key.clone();
+        let (of, name) = (repository.clone(), tag.clone());
         let held = self.store.run(move |store| store.tag(&of, &name)).await;
         let held =
             held.inspect_err(|error| tracing::error!(%repository, %tag, %error, "a held tag cannot be read"));
@@ -151,8 +164,6 @@ impl Mirror {
         let left = self.options.freshness.of(repository, tag).saturating_sub(age);
         let mut known = KnownTag::new(held.digest, held.seen, self.clock.now() + left);
         known.kept = AtomicBool::new(true);
-        let known = Arc::new(known);
-        self.memory.tags.insert(key, known.clone());
         Some(known)
     }
 
@@ -223,10 +234,11 @@ impl Mirror {
         let fresh_until = self.clock.now() + self.options.freshness.of(repository, tag);
         let mut fresh = KnownTag::new(digest, self.clock.wall(), fresh_until);
         fresh.head = head.media_type.zip(head.size);
+        fresh.before = known.and_then(KnownTag::held);
         if same.is_some_and(|known| known.kept.load(Ordering::Relaxed)) {
             fresh.kept = AtomicBool::new(true);
-            let (repository, tag, seen) = (repository.clone(), tag.clone(), fresh.seen);
-            self.later("the time of a tag", move |store| store.touch_tag(&repository, &tag, seen));
+            let (of, tag, seen) = (repository.clone(), tag.clone(), fresh.seen);
+            self.writes.add(repository, "the time of a tag", move |store| store.touch_tag(&of, &tag, seen));
         }
         let fresh = Arc::new(fresh);
         self.memory.tags.insert((repository.clone(), tag.clone()), fresh.clone());
@@ -287,8 +299,8 @@ impl Mirror {
     fn forget(self: &Arc<Self>, repository: &Repository, tag: &Tag) {
         tracing::info!(%repository, %tag, "the upstream has dropped the tag, and now it is dropped here");
         self.memory.tags.invalidate(&(repository.clone(), tag.clone()));
-        let (repository, tag) = (repository.clone(), tag.clone());
-        self.later("the end of a tag", move |store| store.drop_tag(&repository, &tag));
+        let (of, tag) = (repository.clone(), tag.clone());
+        self.writes.add(repository, "the end of a tag", move |store| store.drop_tag(&of, &tag));
     }
 
     /// Writes the tag to disk, once its manifest is held.
@@ -296,7 +308,7 @@ impl Mirror {
         if known.kept.swap(true, Ordering::Relaxed) {
             return;
         }
-        let (repository, tag, digest, seen) = (repository.clone(), tag.clone(), known.digest, known.seen);
-        self.later("a tag", move |store| store.put_tag(&repository, &tag, &digest, seen));
+        let (of, tag, digest, seen) = (repository.clone(), tag.clone(), known.digest, known.seen);
+        self.writes.add(repository, "a tag", move |store| store.put_tag(&of, &tag, &digest, seen));
     }
 }

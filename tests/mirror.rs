@@ -1,0 +1,382 @@
+//! Fresh, stale, gone, moved: the mirror over a scripted upstream, with a clock that tests move.
+
+mod support;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use forebay::answer::{BlobWant, Error, ManifestAnswer, Served};
+use forebay::clock::Clock;
+use forebay::disk::RealDisk;
+use forebay::metrics::Metrics;
+use forebay::mirror::{Freshness, Mirror, Options, Toll};
+use forebay::oci::{Owner, Reference, Repository, UpstreamHost};
+use forebay::store::{self, Store};
+use forebay::tasks::Tasks;
+use forebay::upstream::{self, PrivatePolicy, Upstream};
+use support::faulty::{self, Fault, Quota};
+use support::image::Image;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Lets so many cold misses pass.
+struct Purse(AtomicUsize);
+
+impl Toll for Purse {
+    fn cold_miss(&self) -> Pin<Box<dyn Future<Output = Result<(), Duration>> + Send + '_>> {
+        let paid = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        Box::pin(async move { paid.map(drop).map_err(|_| MINUTE) })
+    }
+}
+
+struct Rig {
+    upstream: faulty::Upstream,
+    clock: Clock,
+    tasks: Tasks,
+    mirror: Arc<Mirror>,
+    purse: Purse,
+    dir: Arc<tempfile::TempDir>,
+}
+
+fn repository(host: &str, name: &str) -> Repository {
+    Repository { owner: Owner::Upstream(host.parse().unwrap()), name: name.parse().unwrap() }
+}
+
+fn reference(text: &str) -> Reference {
+    text.parse().unwrap()
+}
+
+fn upstream_options(host: &UpstreamHost, url: &str) -> upstream::Options {
+    let second = Duration::from_secs(1);
+    upstream::Options {
+        host: host.clone(),
+        url: url.parse().unwrap(),
+        credential: None,
+        ca_file: None,
+        private: PrivatePolicy::Refuse,
+        redirect_hosts: vec![],
+        realm_hosts: vec![],
+        connect_timeout: second,
+        header_timeout: second,
+        idle_timeout: second,
+        max_requests: 64,
+        max_fills: 32,
+        queue_timeout: second,
+        queue_length: 1000,
+        requests_per_minute: None,
+    }
+}
+
+impl Rig {
+    async fn new() -> Self {
+        let upstream = faulty::Upstream::start().await;
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        Self::over(upstream, dir, Clock::default(), &["docker.io", "other.example"]).await
+    }
+
+    async fn over(
+        upstream: faulty::Upstream,
+        dir: Arc<tempfile::TempDir>,
+        clock: Clock,
+        hosts: &[&str],
+    ) -> Self {
+        let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::default());
+        let options = store::Options {
+            data: dir.path().to_owned(),
+            max_size: Some(1 << 30),
+            min_free: Some(0),
+            unread_budget: 1 << 30,
+            resumes: 2,
+            reader_timeout: MINUTE,
+            adopt: None,
+        };
+        let store = Store::open(options, Arc::new(RealDisk), metrics.clone(), tasks.clone()).unwrap();
+        let mut upstreams = HashMap::new();
+        for host in hosts {
+            let host: UpstreamHost = host.parse().unwrap();
+            let options = upstream_options(&host, &format!("{}/", upstream.url()));
+            let made = Upstream::new(options, &metrics, clock.clone(), tasks.clone()).unwrap();
+            upstreams.insert(host, made);
+        }
+        let options = Options {
+            freshness: Freshness { rules: vec![], versions: 6 * HOUR, others: 5 * MINUTE, jitter: 0.0 },
+            negative_not_found: Duration::from_secs(30),
+            negative_denied: MINUTE,
+            stale_after_not_found: 24 * HOUR,
+            stale_after_denied: 15 * MINUTE,
+            metadata_memory: 1 << 20,
+            blob_memory: 1 << 20,
+        };
+        let mirror = Mirror::new(options, upstreams, store, clock.clone(), tasks.clone());
+        Self { upstream, clock, tasks, mirror, purse: Purse(AtomicUsize::new(1000)), dir }
+    }
+
+    /// The same data and upstream, everything else anew.
+    async fn restarted(self) -> Self {
+        let Self { upstream, clock, tasks, mirror, dir, .. } = self;
+        assert!(tasks.drain(MINUTE).await);
+        drop(mirror);
+        Self::over(upstream, dir, clock, &["docker.io", "other.example"]).await
+    }
+
+    async fn get(&self, what: &str) -> Result<ManifestAnswer, Error> {
+        self.ask(what, true).await
+    }
+
+    async fn head(&self, what: &str) -> Result<ManifestAnswer, Error> {
+        self.ask(what, false).await
+    }
+
+    async fn ask(&self, what: &str, body: bool) -> Result<ManifestAnswer, Error> {
+        let repository = repository("docker.io", "library/app");
+        self.mirror.manifest(&self.purse, &repository, &reference(what), body).await
+    }
+
+    async fn blob(&self, host: &str, name: &str, digest: &str) -> Result<Vec<u8>, Error> {
+        let answer =
+            self.mirror.blob(&repository(host, name), &digest.parse().unwrap(), BlobWant::Whole).await?;
+        let (mut body, mut all) = (answer.body.unwrap(), Vec::new());
+        while let Some(piece) = body.next().await {
+            all.extend_from_slice(&piece.unwrap());
+        }
+        Ok(all)
+    }
+
+    fn manifests(&self, method: &str) -> usize {
+        self.upstream.requests_for(method, "/manifests/").len()
+    }
+}
+
+fn is_stale(answer: &ManifestAnswer) -> bool {
+    matches!(answer.served, Served::Stale(_))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_is_fresh_for_its_time_and_then_confirmed_by_head() {
+    let rig = Rig::new().await;
+    let (old, new) = (Image::random(1, 1, 1000), Image::random(2, 1, 1000));
+    rig.upstream.put_image("library/app", "x", &old);
+    assert_eq!(rig.get("x").await.unwrap().served, Served::Miss);
+    assert_eq!((rig.manifests("HEAD"), rig.manifests("GET")), (1, 1));
+    rig.clock.advance(4 * MINUTE);
+    let answer = rig.get("x").await.unwrap();
+    assert_eq!((answer.served, answer.bytes.unwrap()), (Served::Hit, old.index.bytes.clone()));
+    assert_eq!(rig.head("x").await.unwrap().served, Served::Hit);
+    rig.clock.advance(2 * MINUTE);
+    assert_eq!(rig.get("x").await.unwrap().served, Served::Revalidated);
+    assert_eq!((rig.manifests("HEAD"), rig.manifests("GET")), (2, 1));
+    rig.upstream.put_image("library/app", "x", &new);
+    rig.clock.advance(6 * MINUTE);
+    assert_eq!(rig.get("x").await.unwrap().digest.to_string(), new.digest());
+    assert_eq!((rig.manifests("HEAD"), rig.manifests("GET")), (3, 2));
+    assert_eq!(rig.get(old.digest()).await.unwrap().served, Served::Hit, "the digest stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn freshness_and_content_survive_a_restart() {
+    let rig = Rig::new().await;
+    let image = Image::random(1, 1, 1000);
+    rig.upstream.put_image("library/app", "x", &image);
+    rig.get("x").await.unwrap();
+    let rig = rig.restarted().await;
+    assert_eq!(rig.get("x").await.unwrap().served, Served::Hit);
+    rig.clock.advance(6 * MINUTE);
+    let rig = rig.restarted().await;
+    assert_eq!(rig.get("x").await.unwrap().served, Served::Revalidated);
+    assert_eq!((rig.manifests("HEAD"), rig.manifests("GET")), (2, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_fetches_no_body_and_spends_nothing() {
+    let rig = Rig::new().await;
+    let image = Image::random(1, 1, 1000);
+    rig.upstream.put_image("library/app", "x", &image);
+    for what in ["x", image.digest()] {
+        let head = rig.head(what).await.unwrap();
+        assert_eq!((head.digest.to_string().as_str(), head.bytes), (image.digest(), None));
+        assert_eq!(head.size, image.index.bytes.len() as u64);
+    }
+    assert_eq!(rig.manifests("GET"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_trouble_what_is_held_is_served_stale_and_upstream_is_left_in_peace() {
+    let rig = Rig::new().await;
+    rig.upstream.put_image("library/app", "x", &Image::random(1, 1, 1000));
+    rig.get("x").await.unwrap();
+    rig.upstream.on("HEAD", "/manifests/").then(Fault::status(500));
+    rig.clock.advance(6 * MINUTE);
+    assert!(is_stale(&rig.get("x").await.unwrap()));
+    let asked = rig.manifests("HEAD");
+    assert!(is_stale(&rig.get("x").await.unwrap()));
+    assert_eq!(rig.manifests("HEAD"), asked, "not asked again at once");
+    rig.upstream.clear_rules();
+    rig.clock.advance(MINUTE);
+    assert_eq!(rig.get("x").await.unwrap().served, Served::Revalidated);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_hangs_keeps_nobody_waiting_for_what_is_held() {
+    let rig = Rig::new().await;
+    rig.upstream.put_image("library/app", "x", &Image::random(1, 1, 1000));
+    rig.get("x").await.unwrap();
+    rig.upstream.on("HEAD", "/manifests/").then(Fault::Delay(Duration::MAX));
+    rig.clock.advance(6 * MINUTE);
+    assert!(is_stale(&rig.get("x").await.unwrap()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_upstream_dropped_is_kept_a_day_and_its_digest_for_good() {
+    let rig = Rig::new().await;
+    let image = Image::random(1, 1, 1000);
+    rig.upstream.put_image("library/app", "x", &image);
+    rig.get("x").await.unwrap();
+    rig.upstream.on("HEAD", "/manifests/x").then(Fault::status(404));
+    rig.clock.advance(6 * MINUTE);
+    assert!(is_stale(&rig.get("x").await.unwrap()));
+    rig.clock.advance(23 * HOUR);
+    assert!(is_stale(&rig.get("x").await.unwrap()));
+    rig.clock.advance(HOUR);
+    assert!(matches!(rig.get("x").await, Err(Error::NotFound(_))));
+    let rig = rig.restarted().await;
+    rig.clock.advance(MINUTE);
+    assert!(matches!(rig.get("x").await, Err(Error::NotFound(_))), "gone from disk too");
+    assert_eq!(rig.get(image.digest()).await.unwrap().served, Served::Hit);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn access_that_was_taken_away_ends_after_its_time() {
+    let rig = Rig::new().await;
+    rig.upstream.put_image("library/app", "x", &Image::random(1, 1, 1000));
+    rig.get("x").await.unwrap();
+    rig.upstream.on("HEAD", "/manifests/x").then(Fault::status(403));
+    rig.clock.advance(6 * MINUTE);
+    assert!(is_stale(&rig.get("x").await.unwrap()));
+    let rig = rig.restarted().await;
+    rig.clock.advance(8 * MINUTE);
+    assert!(is_stale(&rig.get("x").await.unwrap()), "a restart does not forget when it was last seen");
+    rig.clock.advance(2 * MINUTE);
+    assert!(matches!(rig.get("x").await, Err(Error::Denied { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_moved_while_the_quota_is_spent_stays_what_it_was() {
+    let rig = Rig::new().await;
+    let (old, new) = (Image::random(1, 1, 1000), Image::random(2, 1, 1000));
+    rig.upstream.put_image("library/app", "x", &old);
+    rig.get("x").await.unwrap();
+    rig.upstream.put_image("library/app", "x", &new);
+    rig.upstream.set_quota(Some(Quota { limit: 100, remaining: 0, window: 21600 }));
+    rig.clock.advance(6 * MINUTE);
+    for _ in 0..2 {
+        let answer = rig.get("x").await.unwrap();
+        assert!(is_stale(&answer));
+        assert_eq!(answer.digest.to_string(), old.digest());
+        assert_eq!(rig.head("x").await.unwrap().digest.to_string(), old.digest());
+        rig.clock.advance(2 * MINUTE);
+    }
+    assert!(matches!(rig.get(new.digest()).await, Err(Error::UpstreamLimited { .. })));
+    assert!(rig.manifests("GET") <= 3, "paused, not tried again and again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_tells_no_digest_by_head_is_asked_by_get() {
+    let rig = Rig::new().await;
+    let image = Image::random(1, 1, 1000);
+    rig.upstream.put_image("library/app", "x", &image);
+    rig.upstream.on("HEAD", "/manifests/").then(Fault::WithoutHeader("Docker-Content-Digest"));
+    let answer = rig.get("x").await.unwrap();
+    assert_eq!(answer.digest.to_string(), image.digest());
+    assert_eq!(rig.get("x").await.unwrap().served, Served::Hit);
+    assert_eq!(rig.manifests("GET"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_cold_requests_are_two_upstream_and_one_toll() {
+    let mut rig = Rig::new().await;
+    let image = Image::random(1, 1, 1000);
+    rig.upstream.put_image("library/app", "x", &image);
+    rig.upstream.on("HEAD", "/").then(Fault::Delay(Duration::from_millis(50)));
+    rig.upstream.on("GET", "/").then(Fault::Delay(Duration::from_millis(50)));
+    rig.purse = Purse(AtomicUsize::new(1));
+    let answers = futures_util::future::join_all((0..100).map(|_| rig.get("x"))).await;
+    assert!(answers.iter().all(|answer| answer.as_ref().unwrap().digest.to_string() == image.digest()));
+    assert_eq!((rig.manifests("HEAD"), rig.manifests("GET")), (1, 1));
+    assert_eq!(rig.purse.0.load(Ordering::SeqCst), 0);
+    assert!(rig.get("x").await.is_ok(), "hits cost nothing");
+    let other = Image::random(2, 1, 1000);
+    rig.upstream.put_image("library/app", "y", &other);
+    assert!(matches!(rig.get("y").await, Err(Error::ClientLimited { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_whose_blobs_cannot_be_had_is_not_given() {
+    let rig = Rig::new().await;
+    let image = Image::random(1, 1, 1000);
+    rig.upstream.put_image("library/app", "x", &image);
+    rig.upstream.on("GET", "/blobs/").then(Fault::Redirect("http://127.0.0.1:1".to_owned()));
+    let child = &image.manifests[0].digest;
+    assert!(rig.get("x").await.is_ok(), "an index has no blobs of its own");
+    assert!(matches!(rig.get(child).await, Err(Error::Unavailable { .. })));
+    rig.upstream.clear_rules();
+    rig.clock.advance(MINUTE);
+    assert!(rig.get(child).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_are_shared_within_a_trust_domain_only() {
+    let rig = Rig::new().await;
+    let blob = vec![7; 100_000];
+    let digest = rig.upstream.put_blob("library/app", blob.clone());
+    assert_eq!(rig.blob("docker.io", "library/app", &digest).await.unwrap(), blob);
+    let gets = |rig: &Rig| rig.upstream.requests_for("GET", "/blobs/").len();
+    // A repository that does not have it gets nothing, though it is held.
+    assert!(matches!(rig.blob("docker.io", "library/none", &digest).await, Err(Error::NotFound(_))));
+    assert_eq!(gets(&rig), 1);
+    // One that has it, of the same upstream, gets it for a HEAD, once it is committed.
+    let rig = rig.restarted().await;
+    rig.upstream.put_blob("library/second", blob.clone());
+    assert_eq!(rig.blob("docker.io", "library/second", &digest).await.unwrap(), blob);
+    assert_eq!((gets(&rig), rig.upstream.requests_for("HEAD", "/blobs/").len()), (1, 2));
+    // Another upstream proves nothing by saying that it has it: the bytes themselves must come.
+    rig.upstream.on("GET", "/blobs/").times(1).then(Fault::status(404));
+    assert!(rig.blob("other.example", "library/second", &digest).await.is_err());
+    rig.clock.advance(MINUTE);
+    assert_eq!(rig.blob("other.example", "library/second", &digest).await.unwrap(), blob);
+    assert_eq!(gets(&rig), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_disk_and_configuration_disagree_about_is_not_served() {
+    let rig = Rig::new().await;
+    rig.upstream.put_image("library/app", "x", &Image::random(1, 1, 1000));
+    rig.get("x").await.unwrap();
+    assert!(rig.tasks.drain(MINUTE).await);
+    let origin = rig.dir.path().join("forebay/origins/library/app/_origin");
+    let text = std::fs::read_to_string(&origin).unwrap();
+    std::fs::write(&origin, text.replace("docker.io", "other.example")).unwrap();
+    let rig = rig.restarted().await;
+    let Err(Error::Origin { why, .. }) = rig.get("x").await else { panic!("served") };
+    assert!(why.contains("other.example"), "{why}");
+    std::fs::remove_file(&origin).unwrap();
+    let rig = rig.restarted().await;
+    let Err(Error::Origin { why, .. }) = rig.get("x").await else { panic!("served") };
+    assert!(why.contains("--adopt docker.io"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_remembered_for_a_while() {
+    let rig = Rig::new().await;
+    for _ in 0..5 {
+        assert!(matches!(rig.get("none").await, Err(Error::NotFound(_))));
+    }
+    assert_eq!(rig.manifests("HEAD"), 1);
+    rig.clock.advance(MINUTE);
+    rig.upstream.put_image("library/app", "none", &Image::random(1, 1, 1000));
+    assert!(rig.get("none").await.is_ok());
+}
