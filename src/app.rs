@@ -142,7 +142,7 @@ impl App {
     fn survey(&self, config: &Config) {
         let served: Vec<UpstreamHost> =
             config.upstreams.iter().map(|upstream| upstream.host.clone()).collect();
-        let store = self.store.clone();
+        let (store, start) = (self.store.clone(), self.clock.wall());
         self.tasks.spawn("survey", async move {
             let repositories = match store.run(Store::repositories).await {
                 Ok(repositories) => repositories,
@@ -170,6 +170,9 @@ impl App {
                 );
             }
             tracing::info!(repositories = repositories.len(), "held");
+            if let Err(error) = store.run(move |store| store.count_held(start)).await {
+                tracing::warn!(%error, "what is held cannot be counted");
+            }
         });
     }
 

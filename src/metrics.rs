@@ -137,6 +137,8 @@ pub struct Metrics {
     pub fill_extents: IntCounter,
     pub unverified_ranges: IntCounter,
     pub limited: Grid<Limit, Limited>,
+    pub store_entries: IntGauge,
+    pub store_bytes: IntGauge,
     pub store_written_bytes: IntCounter,
     pub store_errors: IntCounter,
     pub access_lines_dropped: IntCounter,
@@ -233,6 +235,8 @@ impl Metrics {
                 ),
                 &[],
             ),
+            store_entries: b.gauge("forebay_store_entries", "Blobs and manifests held"),
+            store_bytes: b.gauge("forebay_store_bytes", "Bytes of blobs and manifests held"),
             store_written_bytes: b
                 .counter("forebay_store_written_bytes_total", "Content bytes written to disk"),
             store_errors: b.counter("forebay_store_errors_total", "Disk operations that failed"),

@@ -32,7 +32,8 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        self.tracker.spawn(work.instrument(tracing::debug_span!("task", name)))
+        // Within a request's span, so that what is logged names who caused it.
+        self.tracker.spawn(work.instrument(tracing::debug_span!("task", name).or_current()))
     }
 
     /// Completes once shutdown has begun: loops that never end by themselves end then.

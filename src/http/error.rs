@@ -155,6 +155,13 @@ impl ApiError {
         self.code.status()
     }
 
+    /// Tells the operator of what is not the client's doing.
+    pub fn log(&self, path: &str) {
+        if self.outcome == Outcome::Error {
+            tracing::warn!(path, status = self.status().as_u16(), "{}", self.message);
+        }
+    }
+
     /// The answer, with the error body of the specification.
     pub fn response(self) -> Response<Payload> {
         let status = self.status();

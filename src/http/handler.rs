@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::{Method, Request, Response, Version, request};
 use ipnet::IpNet;
+use tracing::Instrument;
 
 use super::body::{Body, Payload};
 use super::connection::{Arrival, Door};
@@ -62,8 +63,14 @@ impl Service {
         let (request, _) = request.into_parts();
         let client = Client::seen(arrival.peer.ip(), &request.headers, &self.trusted_proxies);
         let id = self.ids.of(&request.headers);
+        // What is logged on behalf of a request, by background work too, names the request.
+        let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default());
         let mut exchange = Exchange::begin(self.reports.clone(), id, client, &request, arrival);
-        match self.answer(&request, arrival, &mut exchange).await {
+        let answered = async {
+            let answer = self.answer(&request, arrival, &mut exchange).await;
+            answer.inspect_err(|error| error.log(request.uri.path()))
+        };
+        match answered.instrument(span).await {
             Ok((response, outcome)) => exchange.deliver(response, outcome),
             Err(error) => {
                 let outcome = error.outcome;

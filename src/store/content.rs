@@ -64,7 +64,7 @@ impl Store {
     /// Keeps a manifest: its bytes first, then the link that makes them the repository's.
     pub fn put_manifest(&self, grant: &Grant, digest: &Digest, bytes: &[u8]) -> Result<(), Error> {
         self.ensure_claimed(grant)?;
-        self.home.put(&layout::data(digest), bytes)?;
+        self.counted(digest, bytes.len() as u64, |key| self.home.put(key, bytes))?;
         self.home.put_if_absent(&layout::revision(&grant.repository, digest), digest.to_string().as_bytes())
     }
 

@@ -3,7 +3,7 @@
 //!
 //! Keys are relative, parted by `/`, and made of parsed values only, so none leads outside.
 
-use crate::oci::{Digest, Repository, Tag};
+use crate::oci::{Algorithm, Digest, Repository, Tag};
 
 const REPOSITORIES: &str = "docker/registry/v2/repositories";
 
@@ -21,6 +21,11 @@ fn content(digest: &Digest) -> String {
 
 fn path(digest: &Digest) -> String {
     format!("{}/{}", digest.algorithm().as_str(), digest.hex())
+}
+
+/// Directory of all content of one algorithm.
+pub fn content_root(algorithm: Algorithm) -> String {
+    format!("docker/registry/v2/blobs/{}", algorithm.as_str())
 }
 
 /// Bytes of a blob or manifest.

@@ -13,6 +13,7 @@ mod origins;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -215,11 +216,6 @@ impl Store {
         let min_free = self.options.min_free.unwrap_or((space.total / 10).min(TEN_GIB));
         size <= cap / 2 && space.available.saturating_sub(size) >= min_free
     }
-
-    /// Whether something could be written now.
-    pub fn is_writable(&self) -> Result<(), Error> {
-        self.home.stage().map(drop)
-    }
 }
 
 /// A fill's link to the store.
@@ -245,8 +241,7 @@ impl fill::Keeper for Keeper {
         let Some(staged) = self.staged.take() else { return };
         let store = &self.store;
         let kept = store
-            .home
-            .commit(staged, &layout::data(&fill.digest))
+            .counted(&fill.digest, fill.size(), |key| store.home.commit(staged, key))
             .and_then(|()| fill.link_all(|grant| store.link_layer(grant, &fill.digest)));
         if let Err(error) = kept {
             store.metrics.store_errors.inc();

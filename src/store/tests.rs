@@ -1,1 +1,137 @@
+//! The tree: links, tags, origins, the lock; over the real disk.
 
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::*;
+use crate::disk::RealDisk;
+use crate::oci::{Name, Tag, UpstreamHost};
+
+fn options(data: &Path) -> Options {
+    Options {
+        data: data.to_owned(),
+        max_size: None,
+        min_free: None,
+        unread_budget: 0,
+        resumes: 0,
+        reader_timeout: Duration::ZERO,
+        adopt: None,
+    }
+}
+
+fn open(options: Options) -> Result<Arc<Store>, OpenError> {
+    Store::open(options, Arc::new(RealDisk), Arc::default(), Tasks::default())
+}
+
+fn repository(owner: Owner, name: &str) -> Repository {
+    Repository { owner, name: name.parse::<Name>().unwrap() }
+}
+
+fn hub(name: &str) -> Grant {
+    let repository = repository(Owner::Upstream(UpstreamHost::docker_hub()), name);
+    Grant { repository, domain: "docker.io".into(), visibility: Visibility::Public }
+}
+
+#[test]
+fn tags_and_manifests_are_kept_found_and_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(options(dir.path())).unwrap();
+    let grant = hub("library/a");
+    let (bytes, tag): (&[u8], Tag) = (b"a manifest", "1".parse().unwrap());
+    let digest = Digest::sha256(bytes);
+    assert_eq!(store.manifest(&grant.repository, &digest).unwrap(), None);
+    store.put_manifest(&grant, &digest, bytes).unwrap();
+    store.put_manifest(&grant, &digest, bytes).unwrap();
+    assert_eq!((store.metrics.store_entries.get(), store.metrics.store_bytes.get()), (1, 10));
+    assert_eq!(store.manifest(&grant.repository, &digest).unwrap().unwrap(), bytes);
+    assert_eq!(store.manifest(&hub("library/b").repository, &digest).unwrap(), None, "not linked there");
+    let seen = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    store.put_tag(&grant.repository, &tag, &digest, seen).unwrap();
+    assert_eq!(store.tag(&grant.repository, &tag).unwrap(), Some(HeldTag { digest, seen }));
+    assert_eq!(store.tags(&grant.repository).unwrap(), std::slice::from_ref(&tag));
+    let later = seen + Duration::from_secs(60);
+    store.touch_tag(&grant.repository, &tag, later).unwrap();
+    assert_eq!(store.tag(&grant.repository, &tag).unwrap().unwrap().seen, later);
+    store.drop_tag(&grant.repository, &tag).unwrap();
+    assert_eq!(store.tag(&grant.repository, &tag).unwrap(), None);
+    assert!(store.tags(&grant.repository).unwrap().is_empty());
+    assert!(store.manifest(&grant.repository, &digest).unwrap().is_some());
+    let counted = open_second_count(&store);
+    assert_eq!(counted, 1, "what was there at the start is counted once");
+}
+
+fn open_second_count(store: &Store) -> i64 {
+    store.metrics.store_entries.set(0);
+    store.count_held(SystemTime::now() + Duration::from_secs(1)).unwrap();
+    store.metrics.store_entries.get()
+}
+
+#[test]
+fn rotten_or_odd_files_count_as_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(options(dir.path())).unwrap();
+    let grant = hub("library/a");
+    let digest = Digest::sha256(b"a manifest");
+    store.put_manifest(&grant, &digest, b"a manifest").unwrap();
+    std::fs::write(dir.path().join(layout::data(&digest)), "b manifest").unwrap();
+    assert_eq!(store.manifest(&grant.repository, &digest).unwrap(), None);
+    let link = dir.path().join(layout::layer(&grant.repository, &digest));
+    for odd in ["", "sha256:zz", "../../etc/passwd", &Digest::sha256(b"other").to_string()] {
+        std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+        std::fs::write(&link, odd).unwrap();
+        assert!(!store.has_layer(&grant.repository, &digest).unwrap(), "{odd}");
+    }
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink("/etc/hostname", &link).unwrap();
+    assert!(!store.has_layer(&grant.repository, &digest).unwrap_or(false), "a link out is not followed");
+}
+
+#[test]
+fn one_process_has_the_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = open(options(dir.path())).unwrap();
+    let Err(refused) = open(options(dir.path())) else { panic!("two at once") };
+    assert!(refused.to_string().contains("--data"), "{refused}");
+    drop(first);
+    assert!(open(options(dir.path())).is_ok());
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    assert!(matches!(open(options(&file)), Err(OpenError::Disk(_))));
+}
+
+#[test]
+fn unfinished_work_is_dropped_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let fills = dir.path().join(layout::STAGING_DIR);
+    std::fs::create_dir_all(fills.join("nested")).unwrap();
+    std::fs::write(fills.join("7"), "half a blob").unwrap();
+    drop(open(options(dir.path())).unwrap());
+    assert_eq!(std::fs::read_dir(&fills).unwrap().count(), 0);
+}
+
+#[test]
+fn origins_decide_and_unknown_ones_are_adopted_on_demand() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(options(dir.path())).unwrap();
+    let grant = hub("library/a");
+    assert_eq!(store.origin(&grant.repository).unwrap(), OriginState::Absent);
+    let digest = Digest::sha256(b"x");
+    store.link_layer(&grant, &digest).unwrap();
+    let public = Origin { owner: grant.repository.owner.clone(), visibility: Visibility::Public };
+    assert_eq!(store.origin(&grant.repository).unwrap(), OriginState::Known(public.clone()));
+    // The same stored name as another owner's: nothing is added to it.
+    let hosted = Grant { repository: repository(Owner::Hosted, "library/a"), ..grant.clone() };
+    assert!(store.link_layer(&hosted, &digest).is_err());
+    let foreign = dir.path().join("docker/registry/v2/repositories/library/b/_layers");
+    std::fs::create_dir_all(&foreign).unwrap();
+    let other = hub("library/b");
+    assert_eq!(store.origin(&other.repository).unwrap(), OriginState::Unknown);
+    assert!(store.link_layer(&other, &digest).is_err());
+    drop(store);
+    let adopt = Some(Owner::Upstream(UpstreamHost::docker_hub()));
+    let store = open(Options { adopt, ..options(dir.path()) }).unwrap();
+    let names: Vec<_> = store.repositories().unwrap();
+    let known = OriginState::Known(public);
+    assert_eq!(names, [("library/a".to_owned(), known.clone()), ("library/b".to_owned(), known)]);
+}

@@ -112,14 +112,9 @@ impl Fill {
         }
     }
 
-    /// Waits for the end: verified or not.
-    pub async fn finished(&self) -> Result<(), FillError> {
-        let mut state = self.state.subscribe();
-        let state = state.wait_for(|state| state.phase.is_over()).await.map_err(|_| FillError::Ended)?;
-        match &state.phase {
-            Phase::Failed(error) => Err(error.clone()),
-            _ => Ok(()),
-        }
+    /// Bytes received so far; once verified, all.
+    pub(super) fn size(&self) -> u64 {
+        self.state.borrow().head
     }
 
     /// Whether this repository's right to the blob has been shown.

@@ -241,6 +241,8 @@ impl Rig {
         assert_eq!(linked, self.store.is_proven(&self.grant, &digest).unwrap());
         assert_eq!(self.metrics.fills_in_flight.get(), 0);
         assert_eq!(self.metrics.fill_readers.get(), 0);
+        assert_eq!(self.metrics.store_entries.get(), i64::from(linked));
+        assert_eq!(self.metrics.store_bytes.get(), if linked { content.len() as i64 } else { 0 });
         let Some(held) = held else { return false };
         assert_eq!(read(BlobKind::Held(self.store.read(held, None))).await.unwrap(), *content);
         true
