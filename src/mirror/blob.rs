@@ -35,30 +35,30 @@ impl Mirror {
         want: BlobWant,
     ) -> Result<BlobAnswer, Error> {
         let standing = self.standing(repository).await?;
-        if standing.is_open()
-            && self.has_layer(repository, digest).await
-            && let Some(answer) = self.held_blob(digest, want, Served::Hit).await?
-        {
+        let linked = standing.is_open() && self.has_layer(repository, digest).await;
+        if linked && let Some(answer) = self.held_blob(digest, want, Served::Hit).await? {
             return Ok(answer);
         }
         let subject = Subject::Blob(*digest);
         self.refused(repository, &subject)?;
         let access = self.access(repository, &standing, &subject).await?;
-        self.miss_blob(repository, digest, want, &access).await
+        self.miss_blob(digest, want, &access, !linked).await
     }
 
-    /// A blob that the repository is not known to have.
+    /// A blob that the repository is not known to have; or (not `unlinked`) whose bytes on disk are
+    /// no good.
     pub(super) async fn miss_blob(
         self: &Arc<Self>,
-        repository: &Repository,
         digest: &Digest,
         want: BlobWant,
         access: &Access,
+        unlinked: bool,
     ) -> Result<BlobAnswer, Error> {
+        let repository = &access.grant.repository;
         if let Some(reader) = self.join_fill(repository, digest, access).await? {
             return self.follow(repository, reader, want, Served::Joined).await;
         }
-        if let Some(answer) = self.link_proven(repository, digest, want, access).await? {
+        if unlinked && let Some(answer) = self.link_proven(repository, digest, want, access).await? {
             return Ok(answer);
         }
         if want == BlobWant::Head {
@@ -71,8 +71,11 @@ impl Mirror {
             name: repository.name.clone(),
             digest: *digest,
         };
-        let reader = self.store.start_fill(&access.grant, digest, Arc::new(source));
-        self.follow(repository, reader, want, Served::Miss).await
+        if let Some(reader) = self.store.start_fill(&access.grant, digest, Arc::new(source), unlinked) {
+            return self.follow(repository, reader, want, Served::Miss).await;
+        }
+        let held = self.held_blob(digest, want, Served::Joined).await?;
+        held.ok_or_else(|| lost(Subject::Blob(*digest).of(repository)))
     }
 
     async fn has_layer(&self, repository: &Repository, digest: &Digest) -> bool {

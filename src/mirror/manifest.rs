@@ -197,7 +197,7 @@ impl Mirror {
         if self.blobs_flow.get(host).is_some_and(|seen| now < seen + BLOBS_FLOW) {
             return Ok(());
         }
-        let answer = self.miss_blob(repository, &config.digest, BlobWant::Whole, access).await?;
+        let answer = self.miss_blob(&config.digest, BlobWant::Whole, access, true).await?;
         let Some(mut body) = answer.body else { return Ok(()) };
         while let Some(piece) = body.next().await {
             piece.map_err(|error| Error::Unavailable {

@@ -64,16 +64,29 @@ impl Mirror {
     }
 
     async fn resolved(self: &Arc<Self>, request: &Request<'_>, tag: &Tag) -> Result<Resolved, Error> {
+        if let Some(fresh) = self.fresh(request.repository, tag) {
+            return Ok(fresh);
+        }
         let known = self.known_tag(request, tag).await;
         match &known {
-            Some(known) if self.clock.now() < known.fresh_until => {
-                let served = known.stale.clone().map_or(Served::Hit, Served::Stale);
-                return Ok(Resolved::Known(known.clone(), served));
+            Some(known) => {
+                if let Some(fresh) = self.while_fresh(known) {
+                    return Ok(fresh);
+                }
             }
-            Some(_) => {}
             None => self.refused(request.repository, &Subject::Manifest(Reference::Tag(tag.clone())))?,
         }
         self.resolve(request, tag, known).await
+    }
+
+    /// The tag from memory, while it may be answered without asking.
+    fn fresh(&self, repository: &Repository, tag: &Tag) -> Option<Resolved> {
+        self.while_fresh(&self.memory.tags.get(&(repository.clone(), tag.clone()))?)
+    }
+
+    fn while_fresh(&self, known: &Arc<KnownTag>) -> Option<Resolved> {
+        let served = || known.stale.clone().map_or(Served::Hit, Served::Stale);
+        (self.clock.now() < known.fresh_until).then(|| Resolved::Known(known.clone(), served()))
     }
 
     /// The answer for a tag whose digest is known.
@@ -196,6 +209,10 @@ impl Mirror {
         tag: &Tag,
         known: Option<Arc<KnownTag>>,
     ) -> Result<Resolved, Error> {
+        // Whoever was first may have landed since this was found outdated.
+        if let Some(fresh) = self.fresh(repository, tag) {
+            return Ok(fresh);
+        }
         let reference = Reference::Tag(tag.clone());
         let subject = Subject::Manifest(reference.clone());
         let access = match (self.access(repository, standing, &subject).await, &known) {

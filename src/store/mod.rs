@@ -164,20 +164,25 @@ impl Store {
     }
 
     /// A first reader of a new fill; or one more of the fill that somebody started meanwhile, where
-    /// the repository is served by it.
+    /// the repository is served by it. `None` where `unless_held` and the blob has been committed
+    /// by now: the check and the list of fills are one step, so nothing is fetched twice.
     pub fn start_fill(
         self: &Arc<Self>,
         grant: &Grant,
         digest: &Digest,
         source: Arc<dyn Source>,
-    ) -> FillReader {
+        unless_held: bool,
+    ) -> Option<FillReader> {
         let staged = self.stage();
         let key = (grant.domain.clone(), *digest);
         let mut fills = lock(&self.fills);
         if let Some(reader) =
             fills.get(&key).filter(|fill| fill.serves(&grant.repository)).and_then(Fill::reader)
         {
-            return reader;
+            return Some(reader);
+        }
+        if unless_held && self.has_layer(&grant.repository, digest).unwrap_or(false) {
+            return None;
         }
         let file = staged.as_ref().map(|staged| staged.file.clone());
         let loan = fill::Loan {
@@ -190,10 +195,10 @@ impl Store {
             metrics: self.metrics.clone(),
             tasks: self.tasks.clone(),
         };
-        fill::start(grant.clone(), *digest, source, file, loan, |fill| {
+        Some(fill::start(grant.clone(), *digest, source, file, loan, |fill| {
             fills.insert(key, fill.clone());
             Keeper { store: self.clone(), staged }
-        })
+        }))
     }
 
     /// A file for a fill; `None` where the disk gives none, and the blob is only passed on.

@@ -226,7 +226,7 @@ impl Rig {
             sent: Arc::default(),
         });
         let digest = Digest::sha256(content);
-        let reader = self.store.start_fill(&self.grant, &digest, source.clone());
+        let reader = self.store.start_fill(&self.grant, &digest, source.clone(), true).unwrap();
         (reader, source)
     }
 
@@ -290,6 +290,22 @@ async fn every_size_arrives_and_is_kept() {
         assert_eq!(lock(&source.opens).as_slice(), [(0, None)]);
         assert_eq!(rig.ended(FillEnd::Committed), 1);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_committed_meanwhile_is_not_fetched_again() {
+    let (rig, content) = (Rig::new(), random(100));
+    let (reader, source) = rig.start(&content, []);
+    let digest = Digest::sha256(&content);
+    assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
+    while rig.store.fill(&rig.grant, &digest).is_some() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(rig.store.start_fill(&rig.grant, &digest, source.clone(), true).is_none());
+    assert!(
+        rig.store.start_fill(&rig.grant, &digest, source, false).is_some(),
+        "when what is held is no good"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
