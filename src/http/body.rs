@@ -10,9 +10,6 @@ use http_body::{Frame, SizeHint};
 use super::exchange::Exchange;
 use crate::store::{BlobReader, ReadError};
 
-/// A body that is always ready would hold its worker thread; this much of it goes out at a time.
-const TURN: usize = 512 * 1024;
-
 /// What an answer consists of besides its head.
 pub enum Payload {
     Full(Bytes),
@@ -26,15 +23,7 @@ impl Payload {
     pub const EMPTY: Self = Self::Full(Bytes::new());
 
     pub fn blob(reader: BlobReader, length: Option<u64>) -> Self {
-        let pieces = stream::unfold((reader, 0), |(mut reader, mut in_turn)| async move {
-            if in_turn >= TURN {
-                tokio::task::yield_now().await;
-                in_turn = 0;
-            }
-            let piece = reader.next().await?;
-            in_turn += piece.as_ref().map_or(0, Bytes::len);
-            Some((piece, (reader, in_turn)))
-        });
+        let pieces = stream::unfold(reader, |mut reader| async move { Some((reader.next().await?, reader)) });
         Self::Stream(pieces.boxed(), length)
     }
 

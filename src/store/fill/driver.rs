@@ -1,101 +1,31 @@
 //! The fill's own task: source to sink, whoever reads.
 
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt};
-use tokio::sync::{Notify, watch};
 
 use super::sink::{Done, Sink};
+use super::start::{FillOptions, Keeper};
 use super::state::{Phase, State};
-use super::{Fill, FillError, FillReader, Links, Source, SourceError, SourceStream};
-use crate::disk::File;
+use super::{Fill, FillError, SourceError, SourceStream};
 use crate::metrics::FillEnd;
-use crate::oci::Digest;
-use crate::store::Grant;
-use crate::store::buffers::Buffers;
-use crate::tasks::{Tasks, lock};
 
-/// Bytes of a blob that is only relayed, in memory between the source and the slowest reader.
-const RELAY_WINDOW: u64 = 4 * 1024 * 1024;
 /// Small chunks that are ready at once are taken together, so that readers wake less often.
 const GATHER: usize = 256 * 1024;
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
-/// How a fill bears trouble.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FillOptions {
-    /// How many bytes more it fetches once nobody reads.
-    pub unread_budget: u64,
-    /// How often in a row, without a byte of progress, it is taken up again.
-    pub resumes: u32,
-    /// Longest wait for the slowest reader of a blob that is not kept.
-    pub reader_timeout: Duration,
-}
-
-/// What the store lends to a fill.
-pub struct Loan {
+pub struct Driver<K: Keeper> {
+    pub fill: Arc<Fill>,
+    pub sink: Sink,
+    pub keeper: K,
     pub options: FillOptions,
-    pub buffers: Arc<Buffers>,
-    pub metrics: Arc<crate::metrics::Metrics>,
-    pub tasks: Tasks,
-}
-
-/// The store's part in a fill's life.
-pub trait Keeper: Send + 'static {
-    /// Whether a blob of this size is to be kept on disk.
-    fn admits(&self, size: u64) -> bool;
-    /// The fill is not to be joined any more: it only relays, or is over.
-    fn delist(&self, fill: &Arc<Fill>);
-    /// The digest is right: keep the file. Blocks.
-    fn commit(&mut self, fill: &Arc<Fill>);
-    /// The file is of no use any more.
-    fn discard(&mut self);
-}
-
-/// Starts a fill and its task, and attaches its first reader. `file`: where the bytes go, none where
-/// the disk would not take them.
-pub fn start<K: Keeper>(
-    grant: Grant,
-    digest: Digest,
-    source: Arc<dyn Source>,
-    file: Option<Arc<dyn File>>,
-    loan: Loan,
-    enlist: impl FnOnce(&Arc<Fill>) -> K,
-) -> FillReader {
-    let sink = Sink::new(digest.algorithm().hasher(), file.clone());
-    let fill = Arc::new(Fill {
-        digest,
-        domain: grant.domain.clone(),
-        source,
-        state: watch::Sender::new(State::new(file)),
-        readers: Mutex::default(),
-        moved: Notify::new(),
-        links: Mutex::new(Links { waiting: vec![grant], committed: false }),
-        buffers: loan.buffers,
-        metrics: loan.metrics,
-        tasks: loan.tasks.clone(),
-    });
-    // Attached before the task runs: what is not kept flows only while somebody reads.
-    let reader = FillReader::attach(fill.clone());
-    let keeper = enlist(&fill);
-    let driver =
-        Driver { fill: fill.clone(), sink, keeper, options: loan.options, unread: 0, stopping: false };
-    loan.tasks.spawn("fill", driver.run());
-    reader
-}
-
-struct Driver<K: Keeper> {
-    fill: Arc<Fill>,
-    sink: Sink,
-    keeper: K,
-    options: FillOptions,
     /// Bytes taken since the last reader left.
-    unread: u64,
-    stopping: bool,
+    pub unread: u64,
+    pub stopping: bool,
 }
 
 /// Why one answer of the source was left.
@@ -122,7 +52,11 @@ impl<K: Keeper> Drop for Driver<K> {
 }
 
 impl<K: Keeper> Driver<K> {
-    async fn run(mut self) {
+    pub fn new(fill: Arc<Fill>, sink: Sink, keeper: K, options: FillOptions) -> Self {
+        Self { fill, sink, keeper, options, unread: 0, stopping: false }
+    }
+
+    pub async fn run(mut self) {
         self.fill.metrics.fills_in_flight.inc();
         let result = self.fetch().await;
         let end = match &result {
@@ -334,61 +268,6 @@ impl<K: Keeper> Driver<K> {
             self.done(done)?;
         }
         Ok(())
-    }
-
-    /// From now on the blob is passed on and not kept. What is in the file stays readable.
-    fn relay(&mut self, why: &str) {
-        if !self.fill.state.borrow().kept {
-            return;
-        }
-        tracing::warn!(digest = %self.fill.digest, why, "blob is passed on without being kept");
-        self.fill.metrics.fill_relays.inc();
-        self.sink.give_up_file();
-        self.fill.state.send_modify(|state| state.kept = false);
-        self.keeper.delist(&self.fill);
-        self.keeper.discard();
-    }
-
-    /// Where nothing is kept, the source waits for the slowest reader, and that not for ever.
-    async fn wait_for_room(&mut self) -> Result<(), FillError> {
-        loop {
-            let slowest = self.fill.slowest();
-            let full = self.fill.state.send_if_modified(|state| {
-                if !state.kept {
-                    state.trim(slowest);
-                }
-                !state.kept && state.window_bytes() >= RELAY_WINDOW
-            });
-            if !full {
-                return Ok(());
-            }
-            self.check_readers(0)?;
-            if tokio::time::timeout(self.options.reader_timeout, self.fill.moved.notified()).await.is_err() {
-                self.cut_slowest();
-            }
-        }
-    }
-
-    fn cut_slowest(&self) {
-        let Some(slowest) = self.fill.slowest() else { return };
-        for slot in lock(&self.fill.readers).iter() {
-            if slot.position.load(std::sync::atomic::Ordering::Acquire) == slowest {
-                slot.position.store(u64::MAX, std::sync::atomic::Ordering::Release);
-                slot.cut.store(true, std::sync::atomic::Ordering::Release);
-            }
-        }
-        self.fill.state.send_modify(|_| {});
-    }
-
-    /// Goes on for nobody within the budget only; not at all where nothing is kept or at shutdown.
-    fn check_readers(&mut self, bytes: u64) -> Result<(), FillError> {
-        if self.fill.has_readers() {
-            self.unread = 0;
-            return Ok(());
-        }
-        self.unread = self.unread.saturating_add(bytes);
-        let of_use = self.fill.state.borrow().kept && !self.stopping;
-        if of_use && self.unread <= self.options.unread_budget { Ok(()) } else { Err(FillError::Abandoned) }
     }
 
     /// Where a side extent begins at `head`: waits for its end, hashes it, goes on behind it.

@@ -8,7 +8,9 @@
 mod driver;
 mod extent;
 mod reader;
+mod relay;
 mod sink;
+mod start;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -28,9 +30,9 @@ use crate::metrics::Metrics;
 use crate::oci::{Digest, Repository};
 use crate::tasks::{Tasks, lock};
 
-pub use driver::FillOptions;
-pub(super) use driver::{Keeper, Loan, start};
 pub use reader::FillReader;
+pub use start::FillOptions;
+pub(super) use start::{Keeper, Loan, start};
 
 /// Where a fill's bytes come from.
 pub trait Source: Send + Sync + 'static {

@@ -1,110 +1,15 @@
 //! Everything that is counted: one struct, built once, handles held. Names: README, "Metrics".
 
-use std::marker::PhantomData;
+mod labels;
 
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
 
-/// A label whose values are known in advance, so that no request can invent a time series.
-pub trait Label: Copy + 'static {
-    const NAME: &'static str;
-    const ALL: &'static [Self];
-    fn index(self) -> usize;
-    fn text(self) -> &'static str;
-}
-
-macro_rules! label {
-    ($(#[$doc:meta])* $name:ident = $key:literal { $($variant:ident = $text:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum $name { $($variant),+ }
-        impl Label for $name {
-            const NAME: &'static str = $key;
-            const ALL: &'static [Self] = &[$(Self::$variant),+];
-            fn index(self) -> usize { self as usize }
-            fn text(self) -> &'static str { match self { $(Self::$variant => $text),+ } }
-        }
-    };
-}
-
-label!(
-    /// Which of Forebay's faces a request came to.
-    Face = "face" { Mirror = "mirror", Registry = "registry", Operations = "operations" }
-);
-label!(
-    /// What a client asked for.
-    Kind = "kind" { Manifest = "manifest", Blob = "blob", Tags = "tags", Catalog = "catalog", Other = "other" }
-);
-label!(
-    /// How a request ended.
-    Outcome = "outcome" { Hit = "hit", Miss = "miss", Stale = "stale", Refused = "refused", Error = "error" }
-);
-label!(
-    /// How a fill ended.
-    FillEnd = "result" {
-        Committed = "committed", Relayed = "relayed", Failed = "failed", Corrupt = "corrupt", Abandoned = "abandoned",
-    }
-);
-label!(
-    /// What was asked of an upstream.
-    UpstreamCall = "call" {
-        ManifestHead = "manifest_head", ManifestGet = "manifest_get", BlobHead = "blob_head", BlobGet = "blob_get",
-        Tags = "tags", Token = "token",
-    }
-);
-label!(
-    /// What an upstream answered.
-    UpstreamStatus = "status" {
-        Ok = "2xx", Redirect = "3xx", Unauthorized = "401", Forbidden = "403", NotFound = "404", TooMany = "429",
-        Client = "4xx", Server = "5xx", Failed = "none",
-    }
-);
-label!(
-    /// A limit on clients.
-    Limit = "limit" { Requests = "requests", ColdMisses = "cold_misses", Connections = "connections" }
-);
-label!(
-    /// What a limit did to a request.
-    Limited = "action" { Waited = "waited", Refused = "refused" }
-);
-
-/// Counters for every combination of two labels, looked up by index.
-pub struct Grid<A, B> {
-    cells: Vec<IntCounter>,
-    labels: PhantomData<(A, B)>,
-}
-
-impl<A: Label, B: Label> Grid<A, B> {
-    fn new(vec: &IntCounterVec, prefix: &[&str]) -> Self {
-        let cells = A::ALL.iter().flat_map(|a| {
-            B::ALL.iter().map(|b| vec.with_label_values(&[prefix, &[a.text(), b.text()]].concat()))
-        });
-        Self { cells: cells.collect(), labels: PhantomData }
-    }
-
-    pub fn cell(&self, a: A, b: B) -> &IntCounter {
-        &self.cells[a.index() * B::ALL.len() + b.index()]
-    }
-}
-
-/// Counters, one for each value of a label.
-pub struct Row<A> {
-    cells: Vec<IntCounter>,
-    label: PhantomData<A>,
-}
-
-impl<A: Label> Row<A> {
-    fn new(vec: &IntCounterVec, prefix: &[&str]) -> Self {
-        let cells = A::ALL.iter().map(|a| vec.with_label_values(&[prefix, &[a.text()]].concat()));
-        Self { cells: cells.collect(), label: PhantomData }
-    }
-
-    pub fn cell(&self, a: A) -> &IntCounter {
-        &self.cells[a.index()]
-    }
-}
+pub use labels::{
+    Face, FillEnd, Grid, Kind, Label, Limit, Limited, Outcome, Row, UpstreamCall, UpstreamStatus,
+};
 
 /// What is counted of one upstream.
 pub struct UpstreamMetrics {

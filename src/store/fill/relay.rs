@@ -1,0 +1,68 @@
+//! When the disk does not take a blob: it is passed on, no faster than the slowest reader takes it.
+
+use std::sync::atomic::Ordering;
+
+use super::FillError;
+use super::driver::Driver;
+use super::start::Keeper;
+use crate::tasks::lock;
+
+/// Bytes in memory between the source and the slowest reader.
+const RELAY_WINDOW: u64 = 4 * 1024 * 1024;
+
+impl<K: Keeper> Driver<K> {
+    /// From now on the blob is passed on and not kept. What is in the file stays readable.
+    pub fn relay(&mut self, why: &str) {
+        if !self.fill.state.borrow().kept {
+            return;
+        }
+        tracing::warn!(digest = %self.fill.digest, why, "blob is passed on without being kept");
+        self.fill.metrics.fill_relays.inc();
+        self.sink.give_up_file();
+        self.fill.state.send_modify(|state| state.kept = false);
+        self.keeper.delist(&self.fill);
+        self.keeper.discard();
+    }
+
+    /// Where nothing is kept, the source waits for the slowest reader, and that not for ever.
+    pub async fn wait_for_room(&mut self) -> Result<(), FillError> {
+        loop {
+            let slowest = self.fill.slowest();
+            let full = self.fill.state.send_if_modified(|state| {
+                if !state.kept {
+                    state.trim(slowest);
+                }
+                !state.kept && state.window_bytes() >= RELAY_WINDOW
+            });
+            if !full {
+                return Ok(());
+            }
+            self.check_readers(0)?;
+            if tokio::time::timeout(self.options.reader_timeout, self.fill.moved.notified()).await.is_err() {
+                self.cut_slowest();
+            }
+        }
+    }
+
+    fn cut_slowest(&self) {
+        let Some(slowest) = self.fill.slowest() else { return };
+        for slot in lock(&self.fill.readers).iter() {
+            if slot.position.load(Ordering::Acquire) == slowest {
+                slot.position.store(u64::MAX, Ordering::Release);
+                slot.cut.store(true, Ordering::Release);
+            }
+        }
+        self.fill.state.send_modify(|_| {});
+    }
+
+    /// Goes on for nobody within the budget only; not at all where nothing is kept or at shutdown.
+    pub fn check_readers(&mut self, bytes: u64) -> Result<(), FillError> {
+        if self.fill.has_readers() {
+            self.unread = 0;
+            return Ok(());
+        }
+        self.unread = self.unread.saturating_add(bytes);
+        let of_use = self.fill.state.borrow().kept && !self.stopping;
+        if of_use && self.unread <= self.options.unread_budget { Ok(()) } else { Err(FillError::Abandoned) }
+    }
+}

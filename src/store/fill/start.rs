@@ -1,0 +1,79 @@
+//! How a fill begins, and what it needs of the store.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use super::driver::Driver;
+use super::sink::Sink;
+use super::state::State;
+use super::{Fill, FillReader, Links, Source};
+use crate::disk::File;
+use crate::metrics::Metrics;
+use crate::oci::Digest;
+use crate::store::Grant;
+use crate::store::buffers::Buffers;
+use crate::tasks::Tasks;
+
+/// How a fill bears trouble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FillOptions {
+    /// How many bytes more it fetches once nobody reads.
+    pub unread_budget: u64,
+    /// How often in a row, without a byte of progress, it is taken up again.
+    pub resumes: u32,
+    /// Longest wait for the slowest reader of a blob that is not kept.
+    pub reader_timeout: Duration,
+}
+
+/// What the store lends to a fill.
+pub struct Loan {
+    pub options: FillOptions,
+    pub buffers: Arc<Buffers>,
+    pub metrics: Arc<Metrics>,
+    pub tasks: Tasks,
+}
+
+/// The store's part in a fill's life.
+pub trait Keeper: Send + 'static {
+    /// Whether a blob of this size is to be kept on disk.
+    fn admits(&self, size: u64) -> bool;
+    /// The fill is not to be joined any more: it only relays, or is over.
+    fn delist(&self, fill: &Arc<Fill>);
+    /// The digest is right: keep the file. Blocks.
+    fn commit(&mut self, fill: &Arc<Fill>);
+    /// The file is of no use any more.
+    fn discard(&mut self);
+}
+
+/// Starts a fill and its task, and attaches its first reader. `file`: where the bytes go, none where
+/// the disk would not take them.
+pub fn start<K: Keeper>(
+    grant: Grant,
+    digest: Digest,
+    source: Arc<dyn Source>,
+    file: Option<Arc<dyn File>>,
+    loan: Loan,
+    enlist: impl FnOnce(&Arc<Fill>) -> K,
+) -> FillReader {
+    let sink = Sink::new(digest.algorithm().hasher(), file.clone());
+    let fill = Arc::new(Fill {
+        digest,
+        domain: grant.domain.clone(),
+        source,
+        state: watch::Sender::new(State::new(file)),
+        readers: Mutex::default(),
+        moved: Notify::new(),
+        links: Mutex::new(Links { waiting: vec![grant], committed: false }),
+        buffers: loan.buffers,
+        metrics: loan.metrics,
+        tasks: loan.tasks.clone(),
+    });
+    // Attached before the task runs: what is not kept flows only while somebody reads.
+    let reader = FillReader::attach(fill.clone());
+    let keeper = enlist(&fill);
+    let driver = Driver::new(fill.clone(), sink, keeper, loan.options);
+    loan.tasks.spawn("fill", driver.run());
+    reader
+}
