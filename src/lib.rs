@@ -1,3 +1,99 @@
+//! Forebay: a pull-through mirror for container images, in one binary.
+//!
+//! This page is the tour for who works on it; README.md is for who uses it.
+//!
+//! # Bird's-eye view
+//!
+//! Clients (dockerd, containerd, podman, BuildKit) speak the OCI distribution API to [`http`]. What
+//! they ask for is a repository of an upstream, answered by [`mirror`], or a hosted one, answered by
+//! [`registry`] from what is on disk. The mirror answers from memory, from [`store`], or, once for
+//! everybody who waits, from [`upstream`]. The configuration alone decides whose a name is.
+//!
+//! # Code map
+//!
+//! Imports point downward only; `tests/layering.rs` has the table of allowed ones.
+//!
+//! | module | what belongs there |
+//! |---|---|
+//! | `main.rs` | parse, run, exit code |
+//! | [`cli`] | the command line: a file for each subcommand |
+//! | [`app`] | the composition root: checked options in, a running server out; reload and shutdown |
+//! | [`config`] | file, environment and flags become checked options; `defaults` has every default |
+//! | [`http`] | listeners, TLS, routes, heads and bodies; `error` gives failures their status codes |
+//! | [`access`] | who a client is, seen through trusted proxies, and how much it may ask for |
+//! | [`mirror`] | pull-through: hit, miss, fresh, stale; no HTTP types |
+//! | [`registry`] | hosted repositories: read from disk, never fetched |
+//! | [`answer`] | what mirror and registry both answer, and why there may be no answer |
+//! | [`upstream`] | one remote registry: requests, tokens, redirects, quota, limits, retries |
+//! | [`store`] | verified content at rest: blobs, fills, manifests, tags, origins |
+//! | [`disk`] | the file-system calls, behind a trait that a simulated disk can take |
+//! | [`oci`] | the vocabulary, pure: names, tags, digests, ranges, media types, manifests |
+//! | [`clock`], [`tasks`], [`metrics`], [`telemetry`] | the ground floor: time, tracked tasks and shared flights, counters, logs |
+//!
+//! `store` and `upstream` are siblings that meet only in `mirror`. A module owns its `Options`;
+//! `config` builds them, and nothing below it knows of `config`.
+//!
+//! # How a pull flows
+//!
+//! ```text
+//! client -> http::listen -> http::handler -> http::route   whose is the name?
+//!                               |
+//!             mirror::manifest, mirror::tag, mirror::blob  may it be served? is it held, and fresh?
+//!               |                            |
+//!              hit: memory, then store      miss: upstream -> store::fill -> every reader
+//!               |                            |
+//!           http::respond  <-----------------+             head, then body as it comes
+//! ```
+//!
+//! 1. `http::route` reads method, path and query once; `http::owners` turns every spelling of a
+//!    repository into one [`oci::Repository`]. Nothing below sees a raw string.
+//! 2. A tag is fresh for a time, then confirmed by one HEAD however many clients wait. Where upstream
+//!    is in trouble, or slow, the tag that is held is served as stale. A digest is never confirmed.
+//! 3. A manifest that is not held is fetched by one GET. Before it is given out for the first time,
+//!    the image's configuration blob is fetched, unless blobs of that upstream flowed just now: some
+//!    clients are bound to a mirror that gave them a manifest.
+//! 4. A blob that is not held gets a fill (`store::fill`), one for each digest and trust domain, in a
+//!    task of its own. Its driver takes bytes from upstream, the sink hashes and writes them in
+//!    order, and each reader follows at its own pace. A transfer that breaks is resumed by Range with
+//!    the hash state kept. A range far ahead gets an extent of its own.
+//! 5. The last bytes are held back until the digest matches. Then the file is synced, renamed and
+//!    linked into its repository. Where the disk cannot take the blob, the fill goes on as a relay.
+//! 6. `http::exchange` follows the answer to its body's end: counters and the access line.
+//!
+//! # The promises, and what holds them
+//!
+//! | promise | held by |
+//! |---|---|
+//! | what was pulled once is not asked of upstream again | `tests/clients.rs`, by four real clients |
+//! | one cold blob, one transfer, however many readers and whoever leaves | `store::fill` (`tests.rs`) |
+//! | no wrong blob is completed or kept | `store::fill` (`tests.rs`); a body that breaks off is an error: `http::body` |
+//! | tokens and credentials go where they belong | `upstream/tests/auth.rs`, `upstream/tests/hops.rs`, `upstream::guard` |
+//! | quota is read, obeyed and not spent twice | `upstream/tests/limits.rs`, `upstream::quota` |
+//! | a name has one owner, by configuration alone | `http::owners`, `config/tests/upstreams.rs` |
+//! | no spelling of a path leads outside the tree | `http/route/tests.rs`, `store::layout` |
+//! | everything has a limit | each limit's own module, such as `http/listen/tests.rs`, `upstream::gate`, `access::limits` |
+//! | a configuration is taken whole or refused in one line that says what to write | `config/tests/` |
+//! | the log costs a request nothing, and tells no secret | `telemetry::access` |
+//! | imports, file access and status codes stay where they belong | `tests/layering.rs` |
+//! | README.md names every key and metric, and no other | `tests/docs.rs` |
+//!
+//! # Invariants
+//!
+//! - A blob is served from a repository only if it is linked there. Bytes are shared without a
+//!   transfer only within a trust domain: one upstream, credential and visibility.
+//! - A configured credential spends quota; it opens no doors (`mirror::standing`).
+//! - Every repository on disk has an origin (`store::origins`). One that disagrees with the
+//!   configuration is refused and left alone.
+//! - No 5xx for a mirrored blob, and no 401 for anything: `http::error` says why.
+//! - Manifest bytes are kept and served verbatim; parsing them gives a view.
+//! - Errors are one small enum a layer; they are logged once, where they end.
+//! - Tasks start through [`tasks::Tasks`] and are drained at shutdown. No globals; metrics are one
+//!   struct whose label values are enums.
+//! - Blocking calls run on blocking threads, but for the ones that [`disk`] names as short.
+
+// Forebay is a program: its documentation is read by who changes it, with private items in it.
+#![allow(rustdoc::private_intra_doc_links)]
+
 pub mod access;
 pub mod answer;
 pub mod app;

@@ -38,8 +38,8 @@ pub struct Settings {
     /// Configuration file [default: /etc/forebay/forebay.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<std::path::PathBuf>,
-    /// Address to serve on; give it again for each further one [default: 127.0.0.1:5000 and [::1]:5000]
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    // Not a doc comment: rustdoc takes the address in brackets for a link.
+    #[arg(long, value_name = "ADDRESS:PORT", help = LISTEN)]
     listen: Vec<String>,
     /// Directory that holds all images [default: /var/lib/forebay for root, else ~/.local/share/forebay]
     #[arg(long, value_name = "DIRECTORY")]
@@ -89,6 +89,9 @@ fn misused(error: &dyn std::error::Error) -> ExitCode {
     eprintln!("forebay: {error}");
     ExitCode::from(MISUSED)
 }
+
+const LISTEN: &str =
+    "Address to serve on; give it again for each further one [default: 127.0.0.1:5000 and [::1]:5000]";
 
 const ABOUT: &str = "\
 Forebay holds container images close to where they run: a pull-through mirror of Docker Hub and other \
