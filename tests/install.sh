@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what the tests and the benchmarks start: registries, clients, tools. Debian 12, as root.
-# Does nothing where all of it is there already. Installing starts no service.
+# Does nothing where all of it is there already. Installing starts no service. Arguments are further
+# packages.
 set -eu
 
 packages="
@@ -14,7 +15,7 @@ packages="
 "
 
 missing=""
-for package in $packages; do
+for package in $packages "$@"; do
   state=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)
   [ "$state" = installed ] || missing="$missing $package"
 done
