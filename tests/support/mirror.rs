@@ -1,11 +1,11 @@
 //! Forebay, the binary under test, as its own process.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use super::http;
 use super::process::{Process, Wait, command, free_port};
+use super::{http, http_client};
 
 #[derive(Clone, Debug, Default)]
 pub struct MirrorOptions {
@@ -15,6 +15,10 @@ pub struct MirrorOptions {
     pub config: Option<String>,
     /// Environment variables besides those of the test.
     pub environment: Vec<(String, String)>,
+    /// Further arguments of `forebay serve`.
+    pub arguments: Vec<String>,
+    /// Files of a certificate and of its key; without them HTTP is served.
+    pub tls: Option<(PathBuf, PathBuf)>,
 }
 
 /// A running Forebay with its data and log in one directory.
@@ -41,9 +45,10 @@ impl Mirror {
         mirror
     }
 
-    /// `http://127.0.0.1:PORT`
+    /// `http://127.0.0.1:PORT`, or `https://…`
     pub fn url(&self) -> String {
-        format!("http://{}", self.host())
+        let scheme = if self.options.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.host())
     }
 
     /// `127.0.0.1:PORT`
@@ -58,6 +63,45 @@ impl Mirror {
 
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// What it said so far.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Puts `config` into the configuration file. SIGHUP or a restart takes it up.
+    pub fn configure(&mut self, config: &str) {
+        std::fs::write(config_file(&self.directory), config).unwrap();
+        self.options.config = Some(config.to_owned());
+    }
+
+    /// What `/metrics` says of the series `name{label="value"}`, labels in the order of the alphabet.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let text = http().get(self.url() + "/metrics").send().await.unwrap().text().await.unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()
+    }
+
+    /// Waits until so many fetched blobs are on disk.
+    pub async fn committed(&self, blobs: usize) {
+        let wait = Wait::for_("blobs to be kept");
+        while self.metric(r#"forebay_fills_total{result="committed"}"#).await < blobs as f64 {
+            wait.a_little().await;
+        }
+        // Counted before they are renamed: after this no fill is under way.
+        while self.metric("forebay_fills_in_flight").await > 0.0 {
+            wait.a_little().await;
+        }
+    }
+
+    /// Waits for a link below the data directory's repositories: links are written behind answers.
+    pub async fn linked(&self, path: &str) {
+        let link = self.data().join("docker/registry/v2/repositories").join(path);
+        let wait = Wait::for_("a link to be kept");
+        while !link.exists() {
+            wait.a_little().await;
+        }
     }
 
     /// kill -9.
@@ -78,7 +122,8 @@ impl Mirror {
 
     async fn ready(&mut self) {
         let url = self.url() + "/healthz";
-        let client = http();
+        // Which certificate it has is for the tests to check.
+        let client = http_client().tls_danger_accept_invalid_certs(true).build().unwrap();
         let wait = Wait::for_("forebay's /healthz");
         while !client.get(&url).send().await.is_ok_and(|answer| answer.status() == 200) {
             self.process.assert_running();
@@ -87,16 +132,27 @@ impl Mirror {
     }
 }
 
+/// The binary with these arguments.
+pub fn forebay<const N: usize>(arguments: [&str; N]) -> Command {
+    command(env!("CARGO_BIN_EXE_forebay"), arguments)
+}
+
+fn config_file(directory: &Path) -> PathBuf {
+    directory.join("forebay.toml")
+}
+
 fn spawn(directory: &Path, port: u16, options: &MirrorOptions) -> Process {
     let listen = format!("127.0.0.1:{port}");
     let upstream = format!("docker.io={}", options.upstream);
-    let program = env!("CARGO_BIN_EXE_forebay");
-    let mut command = command(program, ["serve", "--listen", &listen, "--upstream", &upstream]);
-    command.arg("--data").arg(directory.join("data"));
+    let mut command = forebay(["serve", "--listen", &listen, "--upstream", &upstream]);
+    command.arg("--data").arg(directory.join("data")).args(&options.arguments);
     if let Some(config) = &options.config {
-        let file = directory.join("forebay.toml");
+        let file = config_file(directory);
         std::fs::write(&file, config).unwrap();
         command.arg("--config").arg(file);
+    }
+    if let Some((certificate, key)) = &options.tls {
+        command.arg("--tls-certificate-file").arg(certificate).arg("--tls-key-file").arg(key);
     }
     command.envs(options.environment.iter().map(|(name, value)| (name, value)));
     Process::start("forebay", &mut command, &directory.join("log"))

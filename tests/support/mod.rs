@@ -48,11 +48,24 @@ fn entries(directory: &Path) -> Vec<PathBuf> {
 
 /// An HTTP client that goes where it is told: no proxies, no redirects, no connection kept for later.
 pub fn http() -> reqwest::Client {
+    http_client().build().unwrap()
+}
+
+/// `http`, to be told more.
+pub fn http_client() -> reqwest::ClientBuilder {
     reqwest::Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .pool_max_idle_per_host(0)
         .connect_timeout(Duration::from_secs(5))
-        .build()
-        .unwrap()
+}
+
+/// Names of unfinished fills and writes in a data directory of Forebay's.
+pub fn unfinished(data: &Path) -> Vec<PathBuf> {
+    entries(&data.join("forebay/fills"))
+}
+
+/// Whether the long rounds are asked for, by `FOREBAY_FULL=1`.
+pub fn full() -> bool {
+    std::env::var_os("FOREBAY_FULL").is_some_and(|value| value == "1")
 }

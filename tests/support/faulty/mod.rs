@@ -5,8 +5,8 @@ mod serve;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -147,8 +147,11 @@ pub struct Seen {
     pub path: String,
     pub query: String,
     pub headers: Headers,
+    came: Instant,
     /// Shared with the connection that answers: `sent` reads it.
     sent: Arc<AtomicU64>,
+    /// When the answer's last byte was handed to the network, or its connection ended.
+    ended: Arc<OnceLock<Instant>>,
 }
 
 impl Seen {
@@ -156,6 +159,17 @@ impl Seen {
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::SeqCst)
     }
+
+    fn is_under_way_at(&self, moment: Instant) -> bool {
+        self.came <= moment && self.ended.get().is_none_or(|ended| moment < *ended)
+    }
+}
+
+/// How many of these requests were under way at the same time, at most. Exact on a runtime of one
+/// thread only: with more, an answer may be with its client before its end is noted.
+pub fn most_at_once(requests: &[Seen]) -> usize {
+    let at = |moment| requests.iter().filter(|request| request.is_under_way_at(moment)).count();
+    requests.iter().map(|request| at(request.came)).max().unwrap_or(0)
 }
 
 impl Upstream {

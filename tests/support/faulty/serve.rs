@@ -1,9 +1,9 @@
 //! The connections of the scripted upstream.
 
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -27,14 +27,17 @@ async fn connection(state: Arc<State>, mut stream: TcpStream) {
         return reset(stream);
     }
     while let Some(request) = Request::read(&mut stream).await {
-        let sent = Arc::<AtomicU64>::default();
+        let (sent, ended) = (Arc::<AtomicU64>::default(), Arc::<OnceLock<Instant>>::default());
         let Request { method, path, query, headers, .. } = request.clone();
-        state.requests.lock().unwrap().push(Seen { method, path, query, headers, sent: sent.clone() });
+        let (came, noted, end) = (Instant::now(), sent.clone(), Ended(ended.clone()));
+        state.requests.lock().unwrap().push(Seen { method, path, query, headers, came, sent: noted, ended });
         let faults = state.faults_for(&request);
         let Some(reply) = Reply::make(&state, &request, &faults).await else {
             return reset(stream);
         };
-        match reply.send(&mut stream, request.method == "HEAD", &sent).await {
+        let how = reply.send(&mut stream, request.method == "HEAD", &sent).await;
+        drop(end);
+        match how {
             Ok(End::KeepAlive) => {}
             Ok(End::Close) | Err(_) => return,
             Ok(End::Reset) => {
@@ -43,6 +46,15 @@ async fn connection(state: Arc<State>, mut stream: TcpStream) {
                 return reset(stream);
             }
         }
+    }
+}
+
+/// Dropped, an answer is over.
+struct Ended(Arc<OnceLock<Instant>>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.set(Instant::now());
     }
 }
 
@@ -247,7 +259,7 @@ impl Reply {
             }
             gone += next.len() as u64;
             sent.store(gone, Ordering::SeqCst);
-            if let Some(rate) = self.rate {
+            if let Some(rate) = self.rate.filter(|_| !body.is_empty()) {
                 tokio::time::sleep_until(begun + Duration::from_secs_f64(gone as f64 / rate as f64)).await;
             }
         }
