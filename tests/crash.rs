@@ -1,0 +1,133 @@
+//! kill -9 at any moment: what is served after it is right, what was kept is there, and nothing is
+//! left of what was not. `FOREBAY_FULL=1` runs all rounds.
+
+mod support;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use support::faulty::{Fault, Upstream};
+use support::image::{Image, random_bytes};
+use support::mirror::{Mirror, forebay};
+use support::process::PATIENCE;
+use support::registry::{Auth, Registry, RegistryOptions};
+use support::token::TokenServer;
+use support::{full, http, stored_blobs, unfinished};
+
+const SEED: u64 = 20_260_101;
+const SIZE: usize = 8 << 20;
+
+async fn get(url: &str) -> (u16, Bytes) {
+    let answer = http().get(url).send().await.unwrap();
+    (answer.status().as_u16(), answer.bytes().await.unwrap())
+}
+
+/// Pulls, kills the mirror when upstream has sent `point` bytes, or, from `SIZE` on, so many
+/// microseconds after the client had all, and pulls again.
+async fn round(upstream: &Upstream, mirror: &mut Mirror, seed: u64, point: usize) {
+    let bytes = Bytes::from(random_bytes(seed, SIZE));
+    let digest = upstream.put_blob("library/x", bytes.clone());
+    let url = format!("{}/v2/library/x/blobs/{digest}", mirror.url());
+    let asked = url.clone();
+    let client = tokio::spawn(async move { http().get(asked).send().await?.bytes().await });
+    let sent = || upstream.requests_for("GET", &digest).first().map_or(0, |get| get.sent());
+    while point < SIZE && sent() < point as u64 {
+        assert!(!client.is_finished(), "ended at {} bytes", sent());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    if point >= SIZE {
+        assert_eq!(client.await.unwrap().unwrap(), bytes);
+        tokio::time::sleep(Duration::from_micros((point - SIZE) as u64)).await;
+        mirror.kill();
+    } else {
+        mirror.kill();
+        // Its end may have been on its way already; if so, it was right.
+        if let Ok(body) = client.await.unwrap() {
+            assert_eq!(body, bytes);
+        }
+    }
+    stored_blobs(&mirror.data());
+    mirror.restart().await;
+    assert_eq!(unfinished(&mirror.data()).len(), 0, "left over");
+    assert_eq!(get(&url).await, (200, bytes));
+}
+
+#[tokio::test]
+async fn a_kill_at_any_point_of_a_fill() {
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start().await;
+    upstream.on("GET", "/blobs/").then(Fault::Rate(40 << 20));
+    let mut mirror = Mirror::start(directory.path(), &upstream.url()).await;
+    let mut random = StdRng::seed_from_u64(SEED);
+    let rounds = if full() { 50 } else { 12 };
+    for seed in 1..=rounds {
+        // About one in five falls into the commit.
+        let point = if random.random_bool(0.2) {
+            SIZE + random.random_range(0..20_000)
+        } else {
+            random.random_range(0..SIZE)
+        };
+        eprintln!("round {seed} of {rounds}: killed at {point}");
+        round(&upstream, &mut mirror, seed, point).await;
+    }
+    mirror.committed(1).await;
+    assert_eq!(stored_blobs(&mirror.data()).len(), rounds as usize);
+    assert_eq!(unfinished(&mirror.data()).len(), 0);
+}
+
+#[tokio::test]
+async fn what_was_kept_is_served_without_upstream() {
+    let directory = tempfile::tempdir().unwrap();
+    let tokens = TokenServer::start().await;
+    tokens.allow_anonymous("library/*", "pull");
+    let options = RegistryOptions { auth: Auth::Token(tokens), ..Default::default() };
+    let mut upstream = Registry::start(&directory.path().join("upstream"), options).await;
+    let image = Image::random(1, 2, 1 << 20);
+    image.push(&upstream, "library/x", "1").await;
+    let mut mirror = Mirror::start(&directory.path().join("mirror"), &upstream.url()).await;
+    let base = format!("{}/v2/library/x", mirror.url());
+    let pull = async || {
+        let index = get(&format!("{base}/manifests/1")).await;
+        assert_eq!(index, (200, image.index.bytes.clone()));
+        for manifest in &image.manifests {
+            let got = get(&format!("{base}/manifests/{}", manifest.digest)).await;
+            assert_eq!(got, (200, manifest.bytes.clone()));
+        }
+        for blob in &image.blobs {
+            assert_eq!(get(&format!("{base}/blobs/{}", blob.digest)).await, (200, blob.bytes.clone()));
+        }
+    };
+    pull().await;
+    mirror.committed(image.blobs.len()).await;
+    mirror.linked("library/x/_manifests/tags/1/current/link").await;
+    for manifest in image.manifests.iter().chain([&image.index]) {
+        let digest = manifest.digest.replace(':', "/");
+        mirror.linked(&format!("library/x/_manifests/revisions/{digest}/link")).await;
+    }
+    mirror.kill();
+    upstream.stop();
+    mirror.restart().await;
+    pull().await;
+}
+
+#[tokio::test]
+async fn a_second_process_is_kept_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start().await;
+    let mut mirror = Mirror::start(directory.path(), &upstream.url()).await;
+    let mut second = forebay(["serve", "--listen", "127.0.0.1:0", "--data"]);
+    second.arg(mirror.data());
+    let output = tokio::process::Command::from(second).kill_on_drop(true).output();
+    let output = tokio::time::timeout(PATIENCE, output).await.expect("it ends").unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(said.contains("is in use by another process"), "{said}");
+    assert!(said.contains(mirror.data().to_str().unwrap()), "{said}");
+    mirror.process().assert_running();
+    let digest = upstream.put_blob("library/x", "undisturbed");
+    let url = format!("{}/v2/library/x/blobs/{digest}", mirror.url());
+    assert_eq!(get(&url).await, (200, Bytes::from("undisturbed")));
+}
