@@ -73,19 +73,29 @@ impl Mirror {
     ) -> Result<Access, Error> {
         let upstream = self.upstream(repository)?;
         let options = upstream.options();
-        let (identity, visibility) = match (&options.credential, options.private) {
-            (None, _) => (Identity::Anonymous, Visibility::Public),
-            (Some(_), PrivatePolicy::Shared) => (Identity::Configured, Visibility::Shared),
-            (Some(_), PrivatePolicy::Refuse) => (Identity::Configured, Visibility::Public),
-        };
+        let identity = options.credential.as_ref().map_or(Identity::Anonymous, |_| Identity::Configured);
+        let grant = self.grant(repository)?;
         let now = self.clock.now();
         let proven = standing.proven_public.is_some_and(|at| now < at + PROOF);
-        if visibility == Visibility::Public && !proven && (options.credential.is_some() || standing.barred) {
+        if grant.visibility == Visibility::Public
+            && !proven
+            && (options.credential.is_some() || standing.barred)
+        {
             self.prove_public(repository, standing.barred, subject).await?;
         }
+        Ok(Access { identity, grant })
+    }
+
+    /// What is kept of a repository, as things are configured, once it may be served.
+    pub(super) fn grant(&self, repository: &Repository) -> Result<Grant, Error> {
+        let options = self.upstream(repository)?.options();
+        let visibility = match (&options.credential, options.private) {
+            (Some(_), PrivatePolicy::Shared) => Visibility::Shared,
+            (None, _) | (_, PrivatePolicy::Refuse) => Visibility::Public,
+        };
         let user = options.credential.as_ref().map_or("", |credential| &credential.username);
         let domain = format!("{} {user} {visibility:?}", options.host).into();
-        Ok(Access { identity, grant: Grant { repository: repository.clone(), domain, visibility } })
+        Ok(Grant { repository: repository.clone(), domain, visibility })
     }
 
     /// Asks upstream without the credential.

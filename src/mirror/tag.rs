@@ -322,10 +322,11 @@ impl Mirror {
 
     /// Writes the tag to disk, once its manifest is held.
     fn keep_tag(self: &Arc<Self>, repository: &Repository, tag: &Tag, known: &KnownTag) {
+        let Ok(grant) = self.grant(repository) else { return };
         if known.kept.swap(true, Ordering::Relaxed) {
             return;
         }
-        let (of, tag, digest, seen) = (repository.clone(), tag.clone(), known.digest, known.seen);
-        self.writes.add(repository, "a tag", move |store| store.put_tag(&of, &tag, &digest, seen));
+        let (tag, digest, seen) = (tag.clone(), known.digest, known.seen);
+        self.writes.add(repository, "a tag", move |store| store.put_tag(&grant, &tag, &digest, seen));
     }
 }

@@ -76,14 +76,10 @@ impl Store {
     }
 
     /// Points a tag to a manifest that the repository has, seen upstream at this time.
-    pub fn put_tag(
-        &self,
-        repository: &Repository,
-        tag: &Tag,
-        digest: &Digest,
-        seen: SystemTime,
-    ) -> Result<(), Error> {
-        let text = digest.to_string();
+    pub fn put_tag(&self, grant: &Grant, tag: &Tag, digest: &Digest, seen: SystemTime) -> Result<(), Error> {
+        // It may come before the manifest, whose bytes are on their way to the disk.
+        self.ensure_claimed(grant)?;
+        let (repository, text) = (&grant.repository, digest.to_string());
         self.home.put_if_absent(&layout::tag_index(repository, tag, digest), text.as_bytes())?;
         let current = layout::tag_current(repository, tag);
         self.home.put(&current, text.as_bytes())?;

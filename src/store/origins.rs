@@ -50,22 +50,30 @@ impl Store {
     }
 
     fn stored_origin(&self, stored_name: &str) -> Result<OriginState, Error> {
-        let record = self.home.read(&layout::origin(stored_name), ORIGIN_MAX)?;
-        if let Some(bytes) = record {
-            return Ok(match serde_json::from_slice::<Record>(&bytes).ok().and_then(Origin::from_record) {
-                Some(origin) => OriginState::Known(origin),
-                None => {
-                    tracing::warn!(repository = stored_name, "the record of its origin cannot be read");
-                    OriginState::Unknown
-                }
-            });
+        if let Some(state) = self.recorded_origin(stored_name)? {
+            return Ok(state);
         }
         for part in ["_manifests", "_layers"] {
             if self.home.stat(&format!("{}/{stored_name}/{part}", layout::REPOSITORIES_DIR))?.is_some() {
-                return Ok(OriginState::Unknown);
+                // The record goes before the first content, and both may have come just now.
+                return Ok(self.recorded_origin(stored_name)?.unwrap_or(OriginState::Unknown));
             }
         }
         Ok(OriginState::Absent)
+    }
+
+    fn recorded_origin(&self, stored_name: &str) -> Result<Option<OriginState>, Error> {
+        let record = self.home.read(&layout::origin(stored_name), ORIGIN_MAX)?;
+        Ok(record.map(|bytes| {
+            let read = serde_json::from_slice::<Record>(&bytes).ok().and_then(Origin::from_record);
+            read.map_or_else(
+                || {
+                    tracing::warn!(repository = stored_name, "the record of its origin cannot be read");
+                    OriginState::Unknown
+                },
+                OriginState::Known,
+            )
+        }))
     }
 
     /// Records whose the repository is.

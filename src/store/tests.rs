@@ -47,7 +47,7 @@ fn tags_and_manifests_are_kept_found_and_forgotten() {
     assert_eq!(store.manifest(&grant.repository, &digest).unwrap().unwrap(), bytes);
     assert_eq!(store.manifest(&hub("library/b").repository, &digest).unwrap(), None, "not linked there");
     let seen = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-    store.put_tag(&grant.repository, &tag, &digest, seen).unwrap();
+    store.put_tag(&grant, &tag, &digest, seen).unwrap();
     assert_eq!(store.tag(&grant.repository, &tag).unwrap(), Some(HeldTag { digest, seen }));
     assert_eq!(store.tags(&grant.repository).unwrap(), std::slice::from_ref(&tag));
     let later = seen + Duration::from_secs(60);
