@@ -65,6 +65,11 @@ impl Process {
     /// SIGTERM. The exit status, or `None` where it took longer than `patience` and was killed.
     pub fn terminate(&mut self, patience: Duration) -> Option<ExitStatus> {
         self.signal(Signal::TERM);
+        self.end(patience)
+    }
+
+    /// Waits for its end, as `terminate` does, without asking for it.
+    pub fn end(&mut self, patience: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().unwrap() {
