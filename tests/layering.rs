@@ -54,8 +54,8 @@ const ALLOWED: [(&str, &[&str]); 17] = [
     ("disk", &[]),
     ("oci", &[]),
     ("telemetry", &[]),
+    ("metrics", &["tasks"]),
     ("tasks", &[]),
-    ("metrics", &[]),
     ("clock", &[]),
 ];
 

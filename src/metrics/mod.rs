@@ -2,10 +2,14 @@
 
 mod labels;
 
+use std::sync::Mutex;
+
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
+
+use crate::tasks::lock;
 
 pub use labels::{
     Face, FillEnd, Grid, Kind, Label, Limit, Limited, Outcome, Row, UpstreamCall, UpstreamStatus,
@@ -22,7 +26,27 @@ pub struct UpstreamMetrics {
     pub quota_limit: IntGauge,
     pub quota_remaining: IntGauge,
     pub quota_window_seconds: IntGauge,
+    pub quota_source: QuotaSource,
     pub paused: IntGauge,
+}
+
+/// Whose quota it is: one series with the value 1, named by what the upstream told last.
+pub struct QuotaSource {
+    host: String,
+    gauge: IntGaugeVec,
+    told: Mutex<String>,
+}
+
+impl QuotaSource {
+    pub fn set(&self, source: &str) {
+        let mut told = lock(&self.told);
+        if *told != source {
+            // There is none to remove at first.
+            let _ = self.gauge.remove_label_values(&[&self.host, &told]);
+            self.gauge.with_label_values(&[&self.host, source]).set(1);
+            source.clone_into(&mut told);
+        }
+    }
 }
 
 /// What is counted, shared by all layers.
@@ -55,6 +79,7 @@ struct UpstreamVectors {
     seconds: HistogramVec,
     counters: [IntCounterVec; 2],
     gauges: [IntGaugeVec; 5],
+    quota_source: IntGaugeVec,
 }
 
 /// Registers under fixed names; a clash would be a slip in this file, found by its test.
@@ -175,6 +200,11 @@ impl Metrics {
             quota_limit,
             quota_remaining,
             quota_window_seconds,
+            quota_source: QuotaSource {
+                host: host.to_owned(),
+                gauge: v.quota_source.clone(),
+                told: Mutex::default(),
+            },
             paused,
         }
     }
@@ -230,6 +260,10 @@ impl UpstreamVectors {
                 b.gauges("forebay_upstream_quota_window_seconds", "Length of the quota's window"),
                 b.gauges("forebay_upstream_paused", "1 while manifest GETs wait for quota"),
             ],
+            quota_source: b.keep(IntGaugeVec::new(
+                Opts::new("forebay_upstream_quota_source", "1, for the address or account whose quota it is"),
+                &["upstream", "source"],
+            )),
         }
     }
 }
@@ -260,14 +294,19 @@ mod tests {
         metrics.request(Face::Mirror, Kind::Blob, Outcome::Stale).inc();
         metrics.upstream("docker.io").requests.cell(UpstreamCall::Token, UpstreamStatus::Failed).inc_by(3);
         metrics.upstream("docker.io").paused.set(1);
+        let hub = metrics.upstream("docker.io");
+        hub.quota_source.set("192.0.2.1");
+        hub.quota_source.set("192.0.2.2");
         let text = String::from_utf8(metrics.render()).unwrap();
         for line in [
             r#"forebay_requests_total{face="mirror",kind="blob",outcome="stale"} 1"#,
             r#"forebay_upstream_requests_total{call="token",status="none",upstream="docker.io"} 3"#,
             r#"forebay_upstream_paused{upstream="docker.io"} 1"#,
+            r#"forebay_upstream_quota_source{source="192.0.2.2",upstream="docker.io"} 1"#,
             "process_open_fds",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }
+        assert!(!text.contains("192.0.2.1"), "one source at a time");
     }
 }

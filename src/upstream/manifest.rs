@@ -126,8 +126,9 @@ impl Upstream {
 
     async fn send_manifest(&self, ask: &Ask<'_>) -> Result<(Answer, Told), Cause> {
         let answer = self.requests.send(ask).await?;
-        let told = Told::read(answer.response.headers());
-        self.quota.note(ask.identity, told);
+        let headers = answer.response.headers();
+        let told = Told::read(headers);
+        self.quota.note(ask.identity, told, source(headers));
         Ok((answer, told))
     }
 

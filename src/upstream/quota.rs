@@ -124,12 +124,13 @@ impl Quota {
         Self { clock, metrics, pulls_as, state: Mutex::default() }
     }
 
-    /// Takes note of what an answer tells.
-    pub fn note(&self, identity: Identity, told: Told) {
+    /// Takes note of what an answer tells; `source`: whose quota it is.
+    pub fn note(&self, identity: Identity, told: Told, source: Option<&str>) {
         if identity != self.pulls_as || told == Told::default() {
             return;
         }
         let gauge = |value: Option<u64>| value.map_or(-1, |v| i64::try_from(v).unwrap_or(i64::MAX));
+        source.into_iter().for_each(|source| self.metrics.quota_source.set(source));
         self.metrics.quota_limit.set(gauge(told.limit));
         self.metrics.quota_remaining.set(gauge(told.remaining));
         self.metrics.quota_window_seconds.set(gauge(told.window.map(|w| w.as_secs())).max(0));
@@ -276,9 +277,9 @@ mod tests {
     fn limits_are_read_and_forgotten_after_their_window() {
         let (quota, clock, metrics) = quota();
         let told = headers(&[("ratelimit-limit", "100;w=21600"), ("ratelimit-remaining", " 76 ; w=21600")]);
-        quota.note(ME, Told::read(&told));
-        quota.note(ME, Told::default());
-        quota.note(Identity::Anonymous, Told { remaining: Some(1), ..Told::default() });
+        quota.note(ME, Told::read(&told), Some("192.0.2.1"));
+        quota.note(ME, Told::default(), None);
+        quota.note(Identity::Anonymous, Told { remaining: Some(1), ..Told::default() }, None);
         let state = quota.snapshot();
         assert_eq!((state.limit, state.remaining), (Some(100), Some(76)));
         assert_eq!(state.window, Some(Duration::from_secs(21600)));
