@@ -128,7 +128,7 @@ impl App {
             ),
         };
         Ok(Service {
-            owners: Owners::new(config.owners.clone())?,
+            owners: Arc::new(Owners::new(config.owners.clone())?),
             limits: Limits::new(config.access.clone(), self.metrics.clone(), self.clock.clone()),
             trusted_proxies: config.access.trusted_proxies.clone(),
             content: Some(Content { mirror, hosted: Arc::new(Hosted::new(self.store.clone())) }),

@@ -18,12 +18,13 @@ use crate::access::{Client, Limits};
 use crate::answer::{BlobWant, Error};
 use crate::metrics::{Kind, Outcome};
 use crate::mirror::Mirror;
-use crate::oci::{Digest, Owner, Reference, Repository, UpstreamHost};
+use crate::oci::{Digest, Owner, Reference, Repository};
 use crate::registry::Hosted;
+use crate::store::{Origin, OriginState};
 
 /// What answers requests. Replaced as a whole when the configuration changes.
 pub struct Service {
-    pub owners: Owners,
+    pub owners: Arc<Owners>,
     pub limits: Limits,
     pub trusted_proxies: Vec<IpNet>,
     /// None while the store cannot be used: only the operator's pages are served then.
@@ -191,8 +192,16 @@ impl Service {
 
     async fn catalog(&self, path: &str, page: &Page) -> Answer {
         let content = self.content(Kind::Catalog, None)?;
-        let mirrored: Vec<UpstreamHost> = content.mirror.upstreams().keys().cloned().collect();
-        let is_served = move |host: &UpstreamHost| mirrored.contains(host);
+        let (owners, mirror) = (self.owners.clone(), content.mirror.clone());
+        let is_served = move |name: &str, origin: &OriginState| match origin {
+            OriginState::Known(Origin { owner: Owner::Upstream(host), .. }) => {
+                mirror.upstreams().contains_key(host)
+            }
+            OriginState::Known(Origin { owner: Owner::Hosted, .. }) | OriginState::Unknown => {
+                owners.resolve(None, name).is_ok_and(|repository| repository.owner == Owner::Hosted)
+            }
+            OriginState::Absent => false,
+        };
         let found = content.hosted.catalog(page.last.clone(), page.count, is_served).await;
         let (names, more) = found.map_err(|error| ApiError::new(Code::Unknown, error.to_string()))?;
         Ok((respond::catalog(&names, more, page, path), Outcome::Hit))

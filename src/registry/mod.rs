@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::answer::{BlobAnswer, BlobWant, Error, ManifestAnswer, Served, TagsAnswer};
-use crate::oci::{Digest, Manifest, Owner, Reference, Repository, UpstreamHost};
+use crate::oci::{Digest, Manifest, Owner, Reference, Repository};
 use crate::store::{self, OriginState, Store};
 
 pub struct Hosted {
@@ -93,24 +93,16 @@ impl Hosted {
     }
 
     /// Held repositories after `last`, sorted, `count` at most, by their names in the tree; and
-    /// whether there are more. `is_served` says for an upstream whether it is configured.
+    /// whether there are more. `is_served` says of a name and its origin whether it is served.
     pub async fn catalog(
         &self,
         last: Option<String>,
         count: usize,
-        is_served: impl Fn(&UpstreamHost) -> bool + Send + 'static,
+        is_served: impl Fn(&str, &OriginState) -> bool + Send + 'static,
     ) -> Result<(Vec<String>, bool), Error> {
         let names = self.store.run(move |store| {
-            let served = |origin: &OriginState| match origin {
-                OriginState::Known(origin) => match &origin.owner {
-                    Owner::Upstream(host) => is_served(host),
-                    Owner::Hosted => true,
-                },
-                OriginState::Unknown => true,
-                OriginState::Absent => false,
-            };
-            let all =
-                store.repositories()?.into_iter().filter(|(_, origin)| served(origin)).map(|(name, _)| name);
+            let held = store.repositories()?.into_iter();
+            let all = held.filter(|(name, origin)| is_served(name, origin)).map(|(name, _)| name);
             let after = all.skip_while(|name| last.as_ref().is_some_and(|last| name <= last));
             Ok(after.take(count.saturating_add(1)).collect::<Vec<_>>())
         });

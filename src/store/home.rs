@@ -98,7 +98,15 @@ impl Home {
     pub fn stage(&self) -> Result<Staged, Error> {
         let number = self.staged.fetch_add(1, Ordering::Relaxed);
         let path = self.path(&format!("{}/{number}", layout::STAGING_DIR));
-        let file = self.disk.create(&path).map_err(failed("create", &path))?;
+        let file = match self.disk.create(&path) {
+            // Somebody emptied the data directory under us: go on in it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.make_dir(layout::STAGING_DIR)?;
+                self.disk.create(&path)
+            }
+            created => created,
+        };
+        let file = file.map_err(failed("create", &path))?;
         Ok(Staged { home: self.clone(), path, file, kept: false })
     }
 

@@ -101,6 +101,17 @@ fn one_process_has_the_directory() {
 }
 
 #[test]
+fn a_directory_that_was_emptied_is_filled_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(options(dir.path())).unwrap();
+    std::fs::remove_dir_all(dir.path().join("forebay")).unwrap();
+    std::fs::remove_dir_all(dir.path().join("docker")).unwrap();
+    let (grant, digest) = (hub("library/a"), Digest::sha256(b"a manifest"));
+    store.put_manifest(&grant, &digest, b"a manifest").unwrap();
+    assert!(store.manifest(&grant.repository, &digest).unwrap().is_some());
+}
+
+#[test]
 fn unfinished_work_is_dropped_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let fills = dir.path().join(layout::STAGING_DIR);

@@ -34,7 +34,7 @@ fn service(requests: Option<Rate>) -> Service {
     };
     let upstreams = vec![(UpstreamHost::docker_hub(), Vec::new())];
     Service {
-        owners: Owners::new(OwnersOptions { upstreams, hosted: vec!["*".to_owned()] }).unwrap(),
+        owners: Arc::new(Owners::new(OwnersOptions { upstreams, hosted: vec!["*".to_owned()] }).unwrap()),
         limits: Limits::new(limits, metrics.clone(), Clock::default()),
         trusted_proxies: Vec::new(),
         content: None,
