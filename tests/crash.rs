@@ -78,6 +78,53 @@ async fn a_kill_at_any_point_of_a_fill() {
     assert_eq!(unfinished(&mirror.data()).len(), 0);
 }
 
+/// Pulls all of an image in the order of a client; the first thing that does not come, if any.
+async fn pull(base: &str, image: &Image) -> Result<(), String> {
+    let manifests = image.manifests.iter().map(|content| (format!("manifests/{}", content.digest), content));
+    let blobs = image.blobs.iter().map(|content| (format!("blobs/{}", content.digest), content));
+    let tag = [("manifests/1".to_owned(), &image.index)];
+    for (path, content) in tag.into_iter().chain(manifests).chain(blobs) {
+        let answer = http().get(format!("{base}/{path}")).send().await.map_err(|e| e.to_string())?;
+        let status = answer.status();
+        let body = answer.bytes().await.map_err(|e| e.to_string())?;
+        if status != 200 {
+            return Err(format!("{path}: {status}: {}", String::from_utf8_lossy(&body)));
+        }
+        assert_eq!(body, content.bytes, "{path}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_kill_at_any_point_of_an_image() {
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start().await;
+    let mut mirror = Mirror::start(directory.path(), &upstream.url()).await;
+    let image = Image::random(1, 2, 100_000);
+    let mut random = StdRng::seed_from_u64(SEED);
+    let rounds = if full() { 100 } else { 12 };
+    for round in 1..=rounds {
+        let repository = format!("library/{round}");
+        upstream.put_image(&repository, "1", &image);
+        let base = format!("{}/v2/{repository}", mirror.url());
+        let moment = random.random_range(0..100_000);
+        eprintln!("round {round} of {rounds}: killed after {moment} us");
+        tokio::select! {
+            pulled = pull(&base, &image) => pulled.unwrap(),
+            () = tokio::time::sleep(Duration::from_micros(moment)) => {}
+        }
+        mirror.kill();
+        stored_blobs(&mirror.data());
+        mirror.restart().await;
+        assert_eq!(unfinished(&mirror.data()).len(), 0, "left over");
+        pull(&base, &image).await.unwrap();
+    }
+    let log = mirror.log();
+    for fault in ["could not be kept", "no record", "other bytes"] {
+        assert!(!log.contains(fault), "{fault} in\n{log}");
+    }
+}
+
 #[tokio::test]
 async fn what_was_kept_is_served_without_upstream() {
     let directory = tempfile::tempdir().unwrap();
@@ -89,18 +136,7 @@ async fn what_was_kept_is_served_without_upstream() {
     image.push(&upstream, "library/x", "1").await;
     let mut mirror = Mirror::start(&directory.path().join("mirror"), &upstream.url()).await;
     let base = format!("{}/v2/library/x", mirror.url());
-    let pull = async || {
-        let index = get(&format!("{base}/manifests/1")).await;
-        assert_eq!(index, (200, image.index.bytes.clone()));
-        for manifest in &image.manifests {
-            let got = get(&format!("{base}/manifests/{}", manifest.digest)).await;
-            assert_eq!(got, (200, manifest.bytes.clone()));
-        }
-        for blob in &image.blobs {
-            assert_eq!(get(&format!("{base}/blobs/{}", blob.digest)).await, (200, blob.bytes.clone()));
-        }
-    };
-    pull().await;
+    pull(&base, &image).await.unwrap();
     mirror.committed(image.blobs.len()).await;
     mirror.linked("library/x/_manifests/tags/1/current/link").await;
     for manifest in image.manifests.iter().chain([&image.index]) {
@@ -110,7 +146,7 @@ async fn what_was_kept_is_served_without_upstream() {
     mirror.kill();
     upstream.stop();
     mirror.restart().await;
-    pull().await;
+    pull(&base, &image).await.unwrap();
 }
 
 #[tokio::test]

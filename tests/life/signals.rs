@@ -5,11 +5,11 @@ use reqwest::Response;
 use rustix::process::Signal;
 
 use super::support::faulty::Fault;
-use super::support::http;
-use super::support::image::random_bytes;
+use super::support::image::{Image, random_bytes};
 use super::support::mirror::MirrorOptions;
 use super::support::process::{PATIENCE, Wait};
-use super::{Rig, put_empty};
+use super::support::{http, unfinished};
+use super::{Rig, pull, put_empty};
 
 impl Rig {
     /// A body that comes slowly, of which the head is there.
@@ -64,6 +64,33 @@ async fn a_second_signal_ends_it_at_once() {
     let ended = rig.mirror.terminate(PATIENCE).expect("it ends by itself");
     assert_eq!(ended.code(), Some(1));
     assert!(body.bytes().await.is_err(), "a body that was broken off looks whole");
+}
+
+#[tokio::test]
+async fn a_body_may_not_take_longer_than_the_grace() {
+    let config = Some("[shutdown]\ngrace = \"1s\"\n".to_owned());
+    let mut rig = Rig::with(MirrorOptions { config, ..Default::default() }).await;
+    let bytes = Bytes::from(random_bytes(1, 64 << 20));
+    let body = rig.slow_body(&bytes, 100_000).await;
+    rig.begin_to_end().await;
+    assert!(body.bytes().await.is_err(), "a body that was broken off looks whole");
+    assert_eq!(rig.mirror.process().end(PATIENCE).expect("it ends by itself").code(), Some(0));
+    assert_eq!(unfinished(&rig.mirror.data()).len(), 0);
+}
+
+#[tokio::test]
+async fn an_orderly_end_keeps_what_was_pulled() {
+    let mut rig = Rig::start().await;
+    let image = Image::random(1, 2, 1 << 20);
+    rig.upstream.put_image("library/x", "1", &image);
+    let base = rig.mirror.url() + "/v2/library/x";
+    pull(&base, "1", &image).await;
+    let ended = rig.mirror.terminate(PATIENCE).expect("it ends by itself");
+    assert_eq!(ended.code(), Some(0));
+    assert_eq!(unfinished(&rig.mirror.data()).len(), 0);
+    rig.upstream.stop().await;
+    rig.mirror.restart().await;
+    pull(&base, "1", &image).await;
 }
 
 #[tokio::test]
