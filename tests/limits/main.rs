@@ -8,7 +8,7 @@ mod private;
 mod quota;
 mod upstream;
 
-use reqwest::Response;
+use reqwest::{Client, Response};
 use serde_json::{Value, json};
 
 use support::faulty::Upstream;
@@ -20,6 +20,7 @@ use support::mirror::{Mirror, MirrorOptions};
 struct Rig {
     upstream: Upstream,
     mirror: Mirror,
+    client: Client,
     _directory: tempfile::TempDir,
 }
 
@@ -30,11 +31,11 @@ impl Rig {
         let config = Some(config.to_owned());
         let options = MirrorOptions { upstream: upstream.url(), config, ..Default::default() };
         let mirror = Mirror::with(directory.path(), options).await;
-        Self { upstream, mirror, _directory: directory }
+        Self { upstream, mirror, client: http(), _directory: directory }
     }
 
     async fn get(&self, path: &str) -> Response {
-        http().get(self.mirror.url() + path).send().await.unwrap()
+        self.client.get(self.mirror.url() + path).send().await.unwrap()
     }
 
     async fn status(&self, path: &str) -> u16 {

@@ -132,6 +132,16 @@ impl Mirror {
     }
 }
 
+/// No test passes over a panic in the server.
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        let log = self.log();
+        if !std::thread::panicking() {
+            assert!(!log.contains("panicked at"), "{log}");
+        }
+    }
+}
+
 /// The binary with these arguments.
 pub fn forebay<const N: usize>(arguments: [&str; N]) -> Command {
     command(env!("CARGO_BIN_EXE_forebay"), arguments)
