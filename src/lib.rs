@@ -64,17 +64,21 @@
 //!
 //! | promise | held by |
 //! |---|---|
-//! | what was pulled once is not asked of upstream again | `tests/clients.rs`, by four real clients |
-//! | one cold blob, one transfer, however many readers and whoever leaves | `store::fill` (`tests.rs`) |
-//! | no wrong blob is completed or kept | `store::fill` (`tests.rs`); a body that breaks off is an error: `http::body` |
-//! | tokens and credentials go where they belong | `upstream/tests/auth.rs`, `upstream/tests/hops.rs`, `upstream::guard` |
-//! | quota is read, obeyed and not spent twice | `upstream/tests/limits.rs`, `upstream::quota` |
-//! | a name has one owner, by configuration alone | `http::owners`, `config/tests/upstreams.rs` |
+//! | one cold blob crosses once, whoever asks, whoever leaves | `tests/fill/once.rs`, `ranges.rs`, `sharing.rs`; `store::fill` |
+//! | no wrong blob is completed or kept | `store::fill` (`tests.rs`), `http::body` |
+//! | kill -9 leaves right bytes or none | `tests/crash.rs` |
+//! | what we hold, we serve, and say that it is stale | `tests/mirror.rs`, `tests/crash.rs`, `tests/clients.rs` |
+//! | no manifest is given whose blobs cannot be had | `tests/mirror.rs` |
+//! | a disk that is full, read-only or gone breaks no pull | `tests/fill/disk.rs` |
+//! | quota is spent once, read and obeyed | `tests/limits/quota.rs`, `upstream/tests/limits.rs` |
+//! | what is private stays so; credentials go where they belong | `tests/limits/private.rs`, `upstream/tests/auth.rs`, `hops.rs` |
+//! | a name has one owner, by configuration alone | `http::owners`, `config/tests/upstreams.rs`, `tests/mirror.rs` |
+//! | the tree is that of CNCF distribution, both ways | `tests/life/tree.rs` |
 //! | no spelling of a path leads outside the tree | `http/route/tests.rs`, `store::layout` |
-//! | everything has a limit | each limit's own module, such as `http/listen/tests.rs`, `upstream::gate`, `access::limits` |
-//! | a configuration is taken whole or refused in one line that says what to write | `config/tests/` |
-//! | the log costs a request nothing, and tells no secret | `telemetry::access` |
-//! | imports, file access and status codes stay where they belong | `tests/layering.rs` |
+//! | everything has a limit | `tests/limits/`, `http/listen/tests.rs`, `upstream::gate`, `access::limits` |
+//! | a configuration is taken whole or refused in one line | `tests/life/configuration.rs`, `signals.rs`, `config/tests/` |
+//! | the log holds up no request and tells no secret | `telemetry::access`, `tests/life/operations.rs` |
+//! | imports, files and status codes stay where they belong | `tests/layering.rs` |
 //! | README.md names every key and metric, and no other | `tests/docs.rs` |
 //!
 //! # Invariants
