@@ -77,7 +77,7 @@ pub enum Error {
     )]
     ClientLimited { subject: String, retry_after: Duration },
     /// The upstream cannot be had and nothing is held.
-    #[error("{subject} is not held here and the upstream cannot be had: {why}")]
+    #[error("{subject} is not held here and the upstream cannot be had now: {why}; try again later")]
     Unavailable { subject: String, why: String },
     /// The upstream has it, in a form that is refused.
     #[error("{subject} is refused: {why}")]

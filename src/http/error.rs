@@ -128,7 +128,7 @@ impl ApiError {
         let message = error.to_string();
         match error {
             Error::NotFound(subject) if hosted => Self::new(unknown(kind), not_hosted(subject, repository)),
-            Error::NotFound(_) => Self::new(unknown(kind), message),
+            Error::NotFound(subject) => Self::new(unknown(kind), not_upstream(subject)),
             Error::Denied { .. } => Self::new(Code::Denied, message),
             Error::UpstreamLimited { retry_after, .. } => {
                 Self::new(Code::TooManyRequests, message).retry_after(*retry_after).fault()
@@ -187,6 +187,13 @@ fn unknown(kind: Kind) -> Code {
         Kind::Blob => Code::BlobUnknown,
         Kind::Tags | Kind::Catalog | Kind::Other => Code::NameUnknown,
     }
+}
+
+fn not_upstream(subject: &str) -> String {
+    format!(
+        "{subject} is not known to its registry: check the spelling; a private repository needs a credential \
+         in the mirror's configuration"
+    )
 }
 
 fn not_hosted(subject: &str, repository: &Repository) -> String {

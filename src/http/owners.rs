@@ -32,7 +32,9 @@ pub struct InvalidPattern {
 pub enum UnknownName {
     #[error(transparent)]
     Invalid(#[from] InvalidName),
-    #[error("`{asked}` is not mirrored here: configured are {configured}")]
+    #[error(
+        "`{asked}` is not mirrored here: configured are {configured}; start with `--upstream {asked}` to add it"
+    )]
     Upstream { asked: String, configured: String },
     #[error(
         "`{name}` of Docker Hub would be taken for a repository of {host}: \
@@ -73,6 +75,10 @@ impl Owners {
         if self.hosted.is_match(name) {
             return Ok(Repository { owner: Owner::Hosted, name: parsed });
         }
+        // No namespace of Docker Hub has a dot: this is the host of a registry that is not mirrored.
+        if let Some((first, _)) = name.split_once('/').filter(|(first, _)| first.contains('.')) {
+            return Err(self.unknown(first));
+        }
         let host = self.upstream("docker.io")?.clone();
         Ok(Repository { owner: Owner::Upstream(host), name: parsed })
     }
@@ -80,10 +86,11 @@ impl Owners {
     /// The configured upstream of this host or alias.
     pub fn upstream(&self, asked: &str) -> Result<&UpstreamHost, UnknownName> {
         let found = self.upstreams.get(asked).or_else(|| self.upstreams.get(&asked.to_ascii_lowercase()));
-        found.ok_or_else(|| UnknownName::Upstream {
-            asked: asked.chars().take(80).collect(),
-            configured: self.configured.clone(),
-        })
+        found.ok_or_else(|| self.unknown(asked))
+    }
+
+    fn unknown(&self, asked: &str) -> UnknownName {
+        UnknownName::Upstream { asked: asked.chars().take(80).collect(), configured: self.configured.clone() }
     }
 
     /// For an upstream named by the client: only then a bare `nginx` means Docker Hub's.
@@ -163,7 +170,6 @@ mod tests {
             (None, "ghcr.io", "hosted: ghcr.io"),
             (None, "corp.internal/team/app", "hosted: corp.internal/team/app"),
             (None, "library/nginx", "docker.io: library/nginx"),
-            (None, "quay.io/org/app", "docker.io: quay.io/org/app"),
         ] {
             assert_eq!(resolve(host, name), expected, "{host:?} {name}");
         }
@@ -171,9 +177,10 @@ mod tests {
 
     #[test]
     fn a_host_that_is_not_configured_is_refused_with_what_is() {
-        let message = resolve(Some("quay.io"), "org/app");
-        assert!(message.contains("`quay.io`"), "{message}");
-        assert!(message.contains("docker.io, ghcr.io, localhost:5001"), "{message}");
+        for message in [resolve(Some("quay.io"), "org/app"), resolve(None, "quay.io/org/app")] {
+            assert!(message.contains("`quay.io`"), "{message}");
+            assert!(message.contains("docker.io, ghcr.io, localhost:5001"), "{message}");
+        }
         let none = Owners::new(OwnersOptions { upstreams: vec![], hosted: vec![] }).unwrap();
         assert!(none.resolve(None, "library/nginx").is_err());
     }

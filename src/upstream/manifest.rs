@@ -16,6 +16,13 @@ const PROBE_LAST: Duration = Duration::from_secs(15 * 60);
 /// How often a pause looks at the clock, which tests move.
 const PAUSE_TICK: Duration = Duration::from_millis(250);
 
+/// What a GET of a manifest brought.
+struct Whole {
+    bytes: Result<bytes::Bytes, Cause>,
+    media_type: Option<MediaType>,
+    told: Option<Digest>,
+}
+
 impl Upstream {
     /// Spends no quota (Docker Hub's does not count HEADs).
     pub async fn manifest_head(
@@ -85,18 +92,14 @@ impl Upstream {
         let _place = self.request_gate.enter().await?;
         unless_paused()?;
         let ask = self.ask_manifest(UpstreamCall::ManifestGet, Method::GET, identity, name, reference);
-        let (answer, _) = self.send_manifest(&ask).await?;
-        let headers = answer.response.headers();
-        if answer.status() == StatusCode::TOO_MANY_REQUESTS {
-            let wait = retry_after(headers, self.clock.wall());
-            self.pause(identity, wait, source(headers), name, reference);
-            return Err(Cause::Limited(self.quota.gets_paused(identity).or(wait).unwrap_or(PROBE_FIRST)));
+        let mut whole = self.get_whole(&ask, reference).await?;
+        if let Err(Cause::Trouble(why)) = &whole.bytes {
+            // A body that broke off once is asked for once more: it is small, and clients wait.
+            tracing::debug!(upstream = %self.options.host, why, "manifest broke off");
+            whole = self.get_whole(&ask, reference).await?;
         }
-        if answer.status() != StatusCode::OK {
-            return Err(self.requests.refusal(answer).await);
-        }
-        let (media_type, told) = (media_type(headers), told_digest(headers));
-        let bytes = self.requests.wire.reading.whole(answer.response, MANIFEST_MAX, "the manifest").await?;
+        let Whole { bytes, media_type, told } = whole;
+        let bytes = bytes?;
         let digest = match reference {
             Reference::Digest(asked) => Digest::of(asked.algorithm(), &bytes),
             Reference::Tag(_) => Digest::sha256(&bytes),
@@ -110,6 +113,24 @@ impl Upstream {
             )));
         }
         Ok(FetchedManifest { bytes, digest, media_type })
+    }
+
+    /// One answer with its body, which may have broken off.
+    async fn get_whole(&self, ask: &Ask<'_>, reference: &Reference) -> Result<Whole, Cause> {
+        let (answer, _) = self.send_manifest(ask).await?;
+        let headers = answer.response.headers();
+        if answer.status() == StatusCode::TOO_MANY_REQUESTS {
+            let wait = retry_after(headers, self.clock.wall());
+            self.pause(ask.identity, wait, source(headers), ask.name, reference);
+            let paused = self.quota.gets_paused(ask.identity);
+            return Err(Cause::Limited(paused.or(wait).unwrap_or(PROBE_FIRST)));
+        }
+        if answer.status() != StatusCode::OK {
+            return Err(self.requests.refusal(answer).await);
+        }
+        let (media_type, told) = (media_type(headers), told_digest(headers));
+        let bytes = self.requests.wire.reading.whole(answer.response, MANIFEST_MAX, "the manifest").await;
+        Ok(Whole { bytes, media_type, told })
     }
 
     fn ask_manifest<'a>(
