@@ -1,11 +1,12 @@
 //! The tree: links, tags, origins, the lock; over the real disk.
 
+use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::disk::RealDisk;
+use crate::disk::{Entry, RealDisk, Space, Stat};
 use crate::oci::{Name, Tag, UpstreamHost};
 
 fn options(data: &Path) -> Options {
@@ -145,4 +146,69 @@ fn origins_decide_and_unknown_ones_are_adopted_on_demand() {
     let names: Vec<_> = store.repositories().unwrap();
     let known = OriginState::Known(public);
     assert_eq!(names, [("library/a".to_owned(), known.clone()), ("library/b".to_owned(), known)]);
+}
+
+/// A disk on which another task gives the repository its first content just after this one found no
+/// record of whose it is.
+#[derive(Default)]
+struct Overtaken {
+    other: OnceLock<Arc<Store>>,
+    done: OnceLock<()>,
+}
+
+impl Disk for Overtaken {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let opened = RealDisk.open(path);
+        if let (Some(other), Err(_)) = (self.other.get(), &opened) {
+            self.done.get_or_init(|| other.link_layer(&hub("library/a"), &Digest::sha256(b"x")).unwrap());
+        }
+        opened
+    }
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        RealDisk.create(path)
+    }
+    fn stat(&self, path: &Path) -> io::Result<Stat> {
+        RealDisk.stat(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove_dir(path)
+    }
+    fn create_dirs(&self, path: &Path) -> io::Result<()> {
+        RealDisk.create_dirs(path)
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
+        RealDisk.list(dir)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        RealDisk.sync_dir(dir)
+    }
+    fn set_modified(&self, path: &Path, time: SystemTime) -> io::Result<()> {
+        RealDisk.set_modified(path, time)
+    }
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        RealDisk.space(path)
+    }
+    /// Two stores of one directory stand for two threads of one.
+    fn lock(&self, _: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {
+        Ok(Some(Box::new(())))
+    }
+}
+
+#[test]
+fn who_is_overtaken_at_a_first_claim_may_still_add() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(Overtaken::default());
+    let store = Store::open(options(dir.path()), disk.clone(), Arc::default(), Tasks::default()).unwrap();
+    let plain = Arc::new(Overtaken::default());
+    let other = Store::open(options(dir.path()), plain, Arc::default(), Tasks::default()).unwrap();
+    assert!(disk.other.set(other).is_ok());
+    let grant = hub("library/a");
+    assert!(matches!(store.origin(&grant.repository).unwrap(), OriginState::Known(_)));
+    store.put_manifest(&grant, &Digest::sha256(b"y"), b"y").unwrap();
 }
