@@ -11,7 +11,7 @@ use tokio::task::{JoinHandle, JoinSet};
 /// Longest request, head and body, that is read.
 const MAX_REQUEST: usize = 8 << 20;
 
-/// A listener on loopback and its connections. All of them end when it is dropped.
+/// A listener, on loopback unless told otherwise, and its connections. All of them end when it is dropped.
 pub struct Server {
     pub address: SocketAddr,
     accepting: JoinHandle<()>,
@@ -23,7 +23,19 @@ impl Server {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        Self::start_at(Ipv4Addr::LOCALHOST, port, serve).await
+    }
+
+    /// The same at another address, which the machine must have.
+    pub async fn start_at<F>(
+        address: Ipv4Addr,
+        port: u16,
+        serve: impl Fn(TcpStream) -> F + Send + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind((address, port)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let accepting = tokio::spawn(async move {
             let mut connections = JoinSet::new();

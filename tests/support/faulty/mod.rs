@@ -2,8 +2,10 @@
 
 mod content;
 mod serve;
+pub mod tls;
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -181,6 +183,10 @@ impl Upstream {
     /// `http://127.0.0.1:PORT`
     pub fn url(&self) -> String {
         format!("http://{}", self.server.address)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.server.address
     }
 
     /// Closes the port and every connection: from now on connections are refused.
