@@ -285,6 +285,20 @@ async fn a_tag_that_moved_while_the_quota_is_spent_stays_what_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_moved_to_a_manifest_that_is_missing_stays_what_it_was() {
+    let rig = Rig::new().await;
+    let (old, new) = (Image::random(1, 1, 1000), Image::random(2, 1, 1000));
+    rig.upstream.put_image("library/app", "x", &old);
+    rig.get("x").await.unwrap();
+    rig.upstream.put_image("library/app", "x", &new);
+    rig.upstream.on("GET", "/manifests/").then(Fault::status(404));
+    rig.clock.advance(6 * MINUTE);
+    let answer = rig.get("x").await.unwrap();
+    assert!(is_stale(&answer));
+    assert_eq!(answer.digest.to_string(), old.digest());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_tells_no_digest_by_head_is_asked_by_get() {
     let rig = Rig::new().await;
     let image = Image::random(1, 1, 1000);

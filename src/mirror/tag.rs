@@ -50,15 +50,19 @@ impl Mirror {
         tag: &Tag,
         body: bool,
     ) -> Result<ManifestAnswer, Error> {
-        let answer = match self.resolved(request, tag).await {
-            Ok(Resolved::Known(known, served)) => self.at_tag(request, tag, &known, served, body).await,
-            Ok(Resolved::Untold) => self.get_by_tag(request, tag).await,
-            Err(error) => Err(error),
+        let (answer, known) = match self.resolved(request, tag).await {
+            Ok(Resolved::Known(known, served)) => {
+                (self.at_tag(request, tag, &known, served, body).await, true)
+            }
+            Ok(Resolved::Untold) => (self.get_by_tag(request, tag).await, false),
+            Err(error) => (Err(error), false),
         };
         match answer {
-            Err(error) if !matches!(error, Error::NotFound(_) | Error::Denied { .. }) => {
-                self.last_held(request, tag, error).await
-            }
+            // That upstream has no such tag, or does not give it, was weighed already. That it has
+            // not what its own tag points to is trouble like any other.
+            Err(error @ Error::Denied { .. }) => Err(error),
+            Err(error @ Error::NotFound(_)) if !known => Err(error),
+            Err(error) => self.last_held(request, tag, error).await,
             answer => answer,
         }
     }
