@@ -10,7 +10,7 @@ use super::support::faulty::{Fault, Upstream};
 use super::support::image::{Image, random_bytes};
 use super::support::mirror::Mirror;
 use super::support::namespace::isolated;
-use super::support::process::{Wait, command, run};
+use super::support::process::{Wait, attempt, command, run};
 use super::support::{http, stored_blobs, unfinished};
 use super::{MIB, blob_url, read_rest};
 
@@ -129,7 +129,13 @@ fn a_read_only_disk_breaks_no_pull() {
         assert_pulls_flow(&directory, async |data: &Path| {
             let bind = command("mount", ["--bind".as_ref(), data.as_os_str(), data.as_os_str()]);
             run(bind).await;
-            run(command("mount", ["-o".as_ref(), "remount,bind,ro".as_ref(), data.as_os_str()])).await;
+            // What was pulled is being written behind the answers: busy until that is done.
+            let read_only =
+                || command("mount", ["-o".as_ref(), "remount,bind,ro".as_ref(), data.as_os_str()]);
+            let wait = Wait::for_("the last write");
+            while attempt(read_only()).await.is_err() {
+                wait.a_little().await;
+            }
             assert!(File::create(data.join("probe")).is_err(), "still writable");
         })
         .await;
