@@ -80,7 +80,7 @@ impl Mirror {
 
     async fn has_layer(&self, repository: &Repository, digest: &Digest) -> bool {
         let key = (repository.clone(), *digest);
-        if self.memory.layers.contains_key(&key) {
+        if self.memory.layers.get(&key).is_some() {
             return true;
         }
         let (of, digest) = key.clone();
