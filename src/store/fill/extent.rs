@@ -61,12 +61,12 @@ impl Run {
     async fn fetch(self, file: Arc<dyn File>) {
         let result = match self.fill.source.open(self.range.start, Some(self.range.end)).await {
             Ok(body) if body.start == self.range.start => self.copy(body, file).await,
-            Ok(_) => {
-                self.fill.state.send_modify(|state| state.ranges = false);
-                Err("the upstream ignores Range".to_owned())
-            }
+            Ok(_) => Err("the upstream ignores Range".to_owned()),
             Err(error) => Err(error.error.to_string()),
         };
+        // The reader asks anew when this ends: a source that gave nothing would be asked without end.
+        let start = self.range.start;
+        self.fill.state.send_modify(|state| state.ranges &= state.written.end_of(start).is_some());
         if let Err(why) = result {
             // The reader is served all the same, when the rest of the blob comes to it.
             tracing::debug!(digest = %self.fill.digest, why, "range not fetched ahead");

@@ -45,7 +45,7 @@ pub struct State {
     pub file: Option<Arc<dyn File>>,
     /// False once the blob is only relayed: what leaves the window is gone.
     pub kept: bool,
-    /// The source answers ranges; until told otherwise.
+    /// The source gives ranges ahead of the rest; until one came to nothing.
     pub ranges: bool,
 }
 

@@ -431,6 +431,21 @@ async fn a_range_follows_the_fill_and_a_distant_one_comes_ahead() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_range_that_is_refused_is_not_asked_for_again_and_again() {
+    let (rig, content) = (Rig::new(), random(20 * MIB));
+    let acts = [Act::Slow].into_iter().chain((0..1000).map(|_| Act::Refuse));
+    let (first, source) = rig.start(&content, acts);
+    first.fill().opened().await.unwrap();
+    let mut far = first.fill().reader().unwrap();
+    far.restrict(ByteRange { start: 18 * MIB as u64, end: 19 * MIB as u64 });
+    let far = read(BlobKind::Fill(far)).await.unwrap();
+    assert_eq!(far, content.slice(18 * MIB..19 * MIB), "it comes with the rest of the blob");
+    assert_eq!(lock(&source.opens).len(), 2);
+    assert_eq!(read(BlobKind::Fill(first)).await.unwrap(), content);
+    assert!(rig.is_kept(&content).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_came_ahead_is_not_fetched_again() {
     let (rig, content) = (Rig::new(), random(40 * MIB));
     let (first, source) = rig.start(&content, [Act::Slow]);
