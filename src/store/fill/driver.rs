@@ -203,7 +203,8 @@ impl<K: Keeper> Driver<K> {
         }
         self.fill.state.send_modify(|state| {
             state.total = total;
-            if first {
+            // Of an empty blob nothing can be held back: its head waits for the digest.
+            if first && total != Some(0) {
                 state.phase = Phase::Streaming;
             }
         });

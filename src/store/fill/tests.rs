@@ -28,6 +28,7 @@ enum Act {
     CutAfter(usize),
     Flip(usize),
     NoLength,
+    Empty,
     IgnoreRange,
     Resize,
     Stall(usize),
@@ -71,6 +72,7 @@ impl Source for Scripted {
                     body = bytes.into();
                 }
                 Some(Act::NoLength) => total = None,
+                Some(Act::Empty) => (total, body) = (Some(0), Bytes::new()),
                 Some(Act::Resize) => total = Some(size as u64 + 1),
                 Some(Act::Slow) => pause = Duration::from_millis(1),
                 Some(Act::Stall(n)) => {
@@ -380,6 +382,16 @@ async fn wrong_bytes_are_never_completed_nor_kept() {
         assert!(!rig.is_kept(&content).await);
         assert_eq!(rig.ended(FillEnd::Corrupt), 1);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_body_is_no_answer_for_a_blob_that_is_not_empty() {
+    let (rig, content) = (Rig::new(), random(100));
+    let (reader, _) = rig.start(&content, [Act::Empty]);
+    assert!(reader.fill().opened().await.is_err(), "a head without a body would be a whole answer");
+    drop(reader);
+    assert!(!rig.is_kept(&content).await);
+    assert_eq!(rig.ended(FillEnd::Corrupt), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
