@@ -154,8 +154,9 @@ impl Fill {
         reader.reachable().then_some(reader)
     }
 
+    /// Whether somebody reads on. Who was cut may be slow to notice.
     fn has_readers(&self) -> bool {
-        !lock(&self.readers).is_empty()
+        lock(&self.readers).iter().any(|slot| !slot.cut.load(Ordering::Acquire))
     }
 
     fn slowest(&self) -> Option<u64> {

@@ -520,6 +520,20 @@ async fn the_slowest_reader_of_a_relay_is_cut_and_the_others_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_relay_ends_when_its_last_reader_is_cut() {
+    let content = random(12 * MIB);
+    let rig = Rig::with(Arc::new(RealDisk), |options| options.max_size = Some(MIB as u64));
+    let (mut stuck, source) = rig.start(&content, []);
+    assert!(stuck.next().await.unwrap().is_ok());
+    // The client that has stopped reading keeps its reader for long yet.
+    assert!(rig.tasks.drain(Duration::from_secs(20)).await);
+    assert_eq!(rig.ended(FillEnd::Abandoned), 1);
+    assert!(source.sent.load(Ordering::SeqCst) < 6 * MIB as u64);
+    drop(stuck);
+    assert!(!rig.is_kept(&content).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_fill_that_nobody_reads_ends_at_its_budget() {
     let content = random(12 * MIB);
     let rig = Rig::with(Arc::new(RealDisk), |options| options.unread_budget = 2 * MIB as u64);
