@@ -248,9 +248,15 @@ impl<K: Keeper> Driver<K> {
     /// A batch is hashed, and written unless the disk failed.
     fn done(&mut self, done: Option<Done>) -> Result<(), FillError> {
         let Done { end, bytes, disk_error } = done.ok_or(FillError::Ended)?;
-        let kept = self.fill.state.borrow().kept;
+        let (kept, unmeasured) = {
+            let state = self.fill.state.borrow();
+            (state.kept, state.total.is_none())
+        };
         match disk_error {
             Some(error) => self.relay(&format!("the disk failed: {error}")),
+            None if unmeasured && !self.keeper.admits(end) => {
+                self.relay("it grows beyond what the disk may take")
+            }
             None if kept => {
                 self.fill.metrics.store_written_bytes.inc_by(bytes);
                 self.fill.state.send_modify(|state| {

@@ -506,6 +506,16 @@ async fn a_relayed_blob_is_checked_too_and_a_late_reader_is_turned_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_blob_without_a_length_is_measured_as_it_grows() {
+    let content = random(12 * MIB);
+    let rig = Rig::with(Arc::new(RealDisk), |options| options.max_size = Some(8 * MIB as u64));
+    let (reader, _) = rig.start(&content, [Act::NoLength]);
+    assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
+    assert!(!rig.is_kept(&content).await);
+    assert_eq!(rig.ended(FillEnd::Relayed), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_slowest_reader_of_a_relay_is_cut_and_the_others_go_on() {
     let content = random(12 * MIB);
     let rig = Rig::with(Arc::new(RealDisk), |options| options.max_size = Some(MIB as u64));
