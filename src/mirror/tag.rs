@@ -259,7 +259,8 @@ impl Mirror {
         if same.is_some_and(|known| known.kept.load(Ordering::Relaxed)) {
             fresh.kept = AtomicBool::new(true);
             let (of, tag, seen) = (repository.clone(), tag.clone(), fresh.seen);
-            self.writes.add(repository, "the time of a tag", move |store| store.touch_tag(&of, &tag, seen));
+            self.writes
+                .add(repository, "the time of a tag", move |store| store.touch_tag(&of, &tag, &digest, seen));
         }
         let fresh = Arc::new(fresh);
         self.memory.tags.insert((repository.clone(), tag.clone()), fresh.clone());

@@ -86,9 +86,17 @@ impl Store {
         self.home.touch(&current, seen)
     }
 
-    /// Notes that upstream confirmed the tag at this time.
-    pub fn touch_tag(&self, repository: &Repository, tag: &Tag, seen: SystemTime) -> Result<(), Error> {
-        self.home.touch(&layout::tag_current(repository, tag), seen)
+    /// Notes that upstream confirmed the tag at this time, where this is the digest on disk: the
+    /// disk may not have taken the last move of the tag.
+    pub fn touch_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        digest: &Digest,
+        seen: SystemTime,
+    ) -> Result<(), Error> {
+        let current = layout::tag_current(repository, tag);
+        if self.link(&current)? == Some(*digest) { self.home.touch(&current, seen) } else { Ok(()) }
     }
 
     /// Forgets a tag; the manifest stays.

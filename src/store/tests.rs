@@ -52,7 +52,10 @@ fn tags_and_manifests_are_kept_found_and_forgotten() {
     assert_eq!(store.tag(&grant.repository, &tag).unwrap(), Some(HeldTag { digest, seen }));
     assert_eq!(store.tags(&grant.repository).unwrap(), std::slice::from_ref(&tag));
     let later = seen + Duration::from_secs(60);
-    store.touch_tag(&grant.repository, &tag, later).unwrap();
+    let moved = Digest::sha256(b"not kept");
+    store.touch_tag(&grant.repository, &tag, &moved, later).unwrap();
+    assert_eq!(store.tag(&grant.repository, &tag).unwrap().unwrap().seen, seen, "another was confirmed");
+    store.touch_tag(&grant.repository, &tag, &digest, later).unwrap();
     assert_eq!(store.tag(&grant.repository, &tag).unwrap().unwrap().seen, later);
     store.drop_tag(&grant.repository, &tag).unwrap();
     assert_eq!(store.tag(&grant.repository, &tag).unwrap(), None);
