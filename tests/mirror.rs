@@ -384,6 +384,20 @@ async fn what_disk_and_configuration_disagree_about_is_not_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_disk_does_not_say_whose_it_is_is_fetched_and_not_served() {
+    let rig = Rig::new().await;
+    rig.upstream.put_image("library/app", "x", &Image::random(1, 1, 1000));
+    rig.get("x").await.unwrap();
+    assert!(rig.tasks.drain(MINUTE).await);
+    // Larger than any record: reading it is an error.
+    let origin = rig.dir.path().join("forebay/origins/library/app/_origin");
+    std::fs::write(&origin, vec![b' '; 5000]).unwrap();
+    let rig = rig.restarted().await;
+    assert_eq!(rig.get("x").await.unwrap().served, Served::Miss);
+    assert_eq!(rig.manifests("GET"), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn refusals_are_remembered_for_a_while() {
     let rig = Rig::new().await;
     for _ in 0..5 {

@@ -19,12 +19,14 @@ const PROOF: Duration = Duration::from_secs(3600);
 pub struct Standing {
     /// What is held was fetched with a credential, which now opens nothing.
     barred: bool,
+    /// The disk did not say whose what is held is.
+    untold: bool,
     proven_public: Option<Instant>,
 }
 
 impl Standing {
     pub fn is_open(&self) -> bool {
-        !self.barred
+        !self.barred && !self.untold
     }
 }
 
@@ -48,7 +50,7 @@ impl Mirror {
             Err(error) => {
                 // A disk that fails holds up nobody: nothing is found on it, all is fetched.
                 tracing::error!(%repository, %error, "held content cannot be looked up");
-                return Ok(Arc::new(Standing { barred: false, proven_public: None }));
+                return Ok(Arc::new(Standing { barred: false, untold: true, proven_public: None }));
             }
         };
         let barred = match state {
@@ -58,7 +60,7 @@ impl Mirror {
             }
             other => return Err(disagreement(repository, &other)),
         };
-        let standing = Arc::new(Standing { barred, proven_public: None });
+        let standing = Arc::new(Standing { barred, untold: false, proven_public: None });
         self.memory.standings.insert(repository.clone(), standing.clone());
         Ok(standing)
     }
@@ -81,7 +83,7 @@ impl Mirror {
             && !proven
             && (options.credential.is_some() || standing.barred)
         {
-            self.prove_public(repository, standing.barred, subject).await?;
+            self.prove_public(repository, standing, subject).await?;
         }
         Ok(Access { identity, grant })
     }
@@ -102,10 +104,11 @@ impl Mirror {
     async fn prove_public(
         self: &Arc<Self>,
         repository: &Repository,
-        barred: bool,
+        standing: &Standing,
         subject: &Subject,
     ) -> Result<(), Error> {
         let key = (repository.clone(), subject.clone());
+        let (barred, untold) = (standing.barred, standing.untold);
         let mirror = self.clone();
         let proof = self.proofs.join(key.clone(), || async move {
             let (repository, subject) = key;
@@ -130,8 +133,11 @@ impl Mirror {
                     why: error.to_string(),
                 })?;
             }
-            let standing = Standing { barred: false, proven_public: Some(mirror.clock.now()) };
-            mirror.memory.standings.insert(repository, Arc::new(standing));
+            if !untold {
+                let proven_public = Some(mirror.clock.now());
+                let standing = Standing { barred: false, untold, proven_public };
+                mirror.memory.standings.insert(repository, Arc::new(standing));
+            }
             Ok(())
         });
         proof.await.unwrap_or_else(|| Err(lost(subject.of(repository))))
