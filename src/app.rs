@@ -48,13 +48,16 @@ pub async fn run(
     reload: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
 ) -> Result<(), Error> {
     let listeners = Listeners::bind(&config.http).await?;
-    let addresses = listeners.addresses();
+    raise_descriptors(config.http.max_connections);
     let app = Arc::new(App::open(&config).await?);
     let service = Arc::new(ArcSwap::from_pointee(app.service(&config, None)?));
     let grace = config.http.shutdown_grace;
     let hosts: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.host.as_str()).collect();
+    let mut addresses: Vec<String> = listeners.addresses().iter().map(ToString::to_string).collect();
+    let operations = config.http.operations.and_then(|_| addresses.pop());
     tracing::info!(
-        listen = %addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        listen = addresses.join(", "),
+        operations,
         data = %app.store.data_dir().display(),
         upstreams = hosts.join(", "),
         tls = config.http.tls.is_some(),
@@ -78,6 +81,24 @@ pub async fn run(
     Ok(())
 }
 
+/// Every connection takes a file descriptor, and a blob that it reads from disk another.
+fn raise_descriptors(connections: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::debug!(%error, "the limit on open files stays as it is");
+    }
+    let wanted = (connections as u64).saturating_add(256);
+    if let Some(allowed) = getrlimit(Resource::Nofile).current.filter(|allowed| *allowed < wanted) {
+        tracing::warn!(
+            allowed,
+            wanted,
+            "fewer files may be open than `limits.max_connections` can need: raise the limit (`ulimit -n`, \
+             `LimitNOFILE=`) or lower the setting"
+        );
+    }
+}
+
 /// What lives as long as the process, whatever the configuration becomes.
 struct App {
     clock: Clock,
@@ -86,6 +107,7 @@ struct App {
     store: Arc<Store>,
     reports: Reports,
     draining: Draining,
+    started: Config,
 }
 
 impl App {
@@ -97,7 +119,8 @@ impl App {
         let log = AccessLog::new(&config.telemetry, metrics.access_lines_dropped.clone());
         let access_log = log.is_enabled().then(|| Arc::new(log));
         let reports = Reports { metrics: metrics.clone(), access_log };
-        Ok(Self { clock: Clock::default(), tasks, metrics, store, reports, draining: Draining::default() })
+        let (clock, draining, started) = (Clock::default(), Draining::default(), config.clone());
+        Ok(Self { clock, tasks, metrics, store, reports, draining, started })
     }
 
     /// All that a configuration decides. From the `before` one comes what it leaves as it was, so
@@ -165,8 +188,9 @@ impl App {
             if unknown > 0 {
                 tracing::warn!(
                     repositories = unknown,
-                    "held, and no record says whose they are: served as hosted ones; if they were mirrored, start \
-                     with `--adopt docker.io` or the host they came from"
+                    "held, and no record says whose they are: names of one component are served as hosted, others \
+                     not at all; start once with `--adopt docker.io`, or the host they were mirrored from, or \
+                     `--adopt hosted`"
                 );
             }
             tracing::info!(repositories = repositories.len(), "held");
@@ -196,7 +220,7 @@ impl App {
                     Ok((new, replacement)) => {
                         service.store(Arc::new(replacement));
                         config = new;
-                        tracing::info!("the configuration was read again and is in force");
+                        tracing::info!("the configuration was read again");
                     }
                     Err(error) => tracing::error!("the configuration stays as it was: {error}"),
                 }
@@ -215,16 +239,34 @@ impl App {
         for warning in &new.warnings {
             tracing::warn!("{warning}");
         }
-        let fixed = [
-            ("listeners, connection limits and TLS files", new.http != config.http),
-            ("data and cache", new.store != config.store),
-            ("log", new.telemetry != config.telemetry),
-        ];
-        for (what, _) in fixed.into_iter().filter(|(_, changed)| *changed) {
-            tracing::warn!("what changed of {what} takes effect at the next start");
+        let waits = self.waits_for_start(&new);
+        if !waits.is_empty() {
+            tracing::warn!(
+                sections = waits.join(", "),
+                "changed since the start, and takes effect at the next one"
+            );
         }
         let replacement = self.service(&new, Some((config, service)))?;
         Ok((new, replacement))
+    }
+
+    /// What of a configuration differs from what the process was started with and cannot be taken up.
+    fn waits_for_start(&self, new: &Config) -> Vec<&'static str> {
+        let (http, was) = (&new.http, &self.started.http);
+        let parts = [
+            ("listen", http.listen != was.listen),
+            ("operations", http.operations != was.operations),
+            ("tls", http.tls != was.tls),
+            ("shutdown", http.shutdown_grace != was.shutdown_grace),
+            (
+                "limits on connections",
+                (http.max_connections, http.header_timeout, http.idle_timeout)
+                    != (was.max_connections, was.header_timeout, was.idle_timeout),
+            ),
+            ("data, adopt and cache", new.store != self.started.store),
+            ("log", new.telemetry != self.started.telemetry),
+        ];
+        parts.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
     }
 }
 

@@ -22,6 +22,20 @@ fn no_follow() -> i32 {
     OFlags::NOFOLLOW.bits() as i32
 }
 
+/// The directory that holds `path`; that of a bare name is the working directory.
+fn parent_of(path: &Path) -> Option<&Path> {
+    path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
+}
+
+/// Makes one directory and syncs it into its parent. That it is there already is fine.
+fn create_dir(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Ok(()) => parent_of(path).map_or(Ok(()), |parent| RealDisk.sync_dir(parent)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 impl Disk for RealDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(path)?;
@@ -51,16 +65,13 @@ impl Disk for RealDisk {
     }
 
     fn create_dirs(&self, path: &Path) -> io::Result<()> {
-        match fs::create_dir(path) {
-            Ok(()) => path.parent().map_or(Ok(()), |parent| self.sync_dir(parent)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        match create_dir(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let parent = path.parent().ok_or(error)?;
-                self.create_dirs(parent)?;
-                // Another thread may have made it meanwhile: then this takes the second arm.
-                self.create_dirs(path)
+                // One level up for each call, so this ends at the root.
+                self.create_dirs(parent_of(path).ok_or(error)?)?;
+                create_dir(path)
             }
-            Err(error) => Err(error),
+            made => made,
         }
     }
 
@@ -207,5 +218,8 @@ mod tests {
         RealDisk.create_dirs(&deep).unwrap();
         fs::write(deep.join("f"), "").unwrap();
         assert!(RealDisk.create_dirs(&deep.join("f")).is_err(), "a file is in the way");
+        // Where the file system itself refuses, whatever is above.
+        assert!(RealDisk.create_dirs(Path::new("/proc/none/of/this")).is_err());
+        assert_eq!(parent_of(Path::new("bare")), Some(Path::new(".")));
     }
 }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use super::memory::Subject;
 use super::{Mirror, lost};
 use crate::answer::Error;
-use crate::oci::Repository;
-use crate::store::{Grant, OriginState, Visibility};
+use crate::oci::{Owner, Repository};
+use crate::store::{Grant, Origin, OriginState, Visibility};
 use crate::upstream::{Identity, PrivatePolicy};
 
 /// How long a proof that anybody may pull a repository is taken for its further content.
@@ -146,8 +146,13 @@ impl Mirror {
 
 fn disagreement(repository: &Repository, state: &OriginState) -> Error {
     let why = match state {
+        OriginState::Known(Origin { owner: Owner::Hosted, .. }) => format!(
+            "the data directory holds it as a hosted repository, which no pattern of `hosted.repositories` \
+             names: add one for `{}`",
+            repository.name
+        ),
         OriginState::Known(origin) => format!(
-            "the data directory holds a repository of this name that belongs to {}, so this one \
+            "the data directory holds a repository of this name that was mirrored from {}, so this one \
              cannot be kept or served; move that one away, or change who owns the name",
             origin.owner
         ),

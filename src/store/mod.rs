@@ -70,7 +70,7 @@ pub enum OpenError {
         .0.display()
     )]
     Locked(PathBuf),
-    #[error("the data directory cannot be used: {0}; name another with --data, or mend its permissions")]
+    #[error("the data directory cannot be used: {0}; mend that, or name another with --data")]
     Disk(#[from] Error),
 }
 

@@ -135,11 +135,14 @@ impl Store {
     pub(super) fn adopt(&self) -> Result<(), Error> {
         let Some(owner) = &self.options.adopt else { return Ok(()) };
         let origin = Origin { owner: owner.clone(), visibility: Visibility::Public };
-        for (name, state) in self.repositories()? {
-            if state == OriginState::Unknown {
-                self.claim_stored(&name, &origin)?;
-                tracing::info!(repository = name, %owner, "adopted");
-            }
+        let held = self.repositories()?;
+        let unknown: Vec<_> = held.into_iter().filter(|(_, state)| *state == OriginState::Unknown).collect();
+        if unknown.is_empty() {
+            tracing::info!(%owner, "nothing to adopt: every repository has its record");
+        }
+        for (name, _) in unknown {
+            self.claim_stored(&name, &origin)?;
+            tracing::info!(repository = name, %owner, "adopted");
         }
         Ok(())
     }

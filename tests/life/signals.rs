@@ -103,7 +103,7 @@ async fn a_changed_file_is_in_force_after_a_hangup_and_a_broken_one_is_not() {
 
     rig.mirror.configure("[upstream.\"docker.io\"]\naliases = [\"new\"]\n");
     rig.mirror.process().signal(Signal::HUP);
-    rig.until_log_says("is in force").await;
+    rig.until_log_says("was read again").await;
     assert_eq!(rig.get("/v2/new/library/x/manifests/1").await.0, 200);
     assert_eq!(rig.get("/v2/old/library/x/manifests/1").await.0, 404);
 

@@ -79,7 +79,10 @@ impl<K: Keeper> Driver<K> {
                 }
             }
             Err(error) => {
-                tracing::warn!(digest = %self.fill.digest, %error, "blob not fetched");
+                // What never began is told to who asked, and logged there.
+                if self.fill.size() > 0 {
+                    tracing::warn!(digest = %self.fill.digest, %error, "blob not fetched");
+                }
                 self.fill.state.send_modify(|state| state.phase = Phase::Failed(error));
                 self.keeper.discard();
             }
