@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::servers::{Content, blob_path, manifest_path};
+use crate::servers::{Content, blob_path, tag_path};
 use crate::support::image::MANIFEST;
 use crate::support::process::{command, run};
 
@@ -26,14 +26,9 @@ pub struct Work {
     /// Whether bytes are what counts; requests are, otherwise.
     pub bulk: bool,
     connections: usize,
-    kind: Kind,
-    script: PathBuf,
-}
-
-enum Kind {
-    HeadTag,
-    GetTag,
-    Get(fn(&Content) -> &[u8]),
+    path: fn(&Content) -> String,
+    /// GETs are its work; without it this is HEADs.
+    wrk: Option<Wrk>,
 }
 
 /// What got done.
@@ -46,34 +41,54 @@ pub struct Done {
 impl Work {
     /// Everything that is measured, in the order of the table.
     pub fn all(scratch: &Path) -> Vec<Self> {
-        let script = scratch.join("report.lua");
-        std::fs::write(&script, REPORT).unwrap();
-        let work =
-            |name, bulk, connections, kind| Self { name, bulk, connections, kind, script: script.clone() };
-        let mut works = vec![work("manifest HEAD by tag", false, 32, Kind::HeadTag)];
-        if std::process::Command::new("wrk").arg("-v").output().is_err() {
+        let head = Self {
+            name: "manifest HEAD by tag",
+            bulk: false,
+            connections: 32,
+            path: |_| tag_path(),
+            wrk: None,
+        };
+        let Some(wrk) = Wrk::find(scratch) else {
             eprintln!("wrk is not there: GETs are left out");
-            return works;
-        }
-        works.extend([
-            work("manifest GET by tag, 3 KiB", false, 32, Kind::GetTag),
-            work("blob GET, 10 KiB", false, 32, Kind::Get(|content| &content.small)),
-            work("blob GET, 1 MiB", true, 8, Kind::Get(|content| &content.medium)),
-            work("blob GET, 64 MiB", true, 4, Kind::Get(|content| &content.large)),
-        ]);
-        works
+            return vec![head];
+        };
+        let get =
+            |name, bulk, connections, path| Self { name, bulk, connections, path, wrk: Some(wrk.clone()) };
+        vec![
+            head,
+            get("manifest GET by tag, 3 KiB", false, 32, |_| tag_path()),
+            get("manifest GET by digest", false, 32, |content| content.manifest_path()),
+            get("blob GET, 10 KiB", false, 32, |content| blob_path(&content.small)),
+            get("blob GET, 1 MiB", true, 8, |content| blob_path(&content.medium)),
+            get("blob GET, 64 MiB", true, 4, |content| blob_path(&content.large)),
+        ]
     }
 
     pub async fn run(&self, address: &str, content: &Content, turn: Duration) -> Done {
-        match &self.kind {
-            Kind::HeadTag => head(address, self.connections, turn).await,
-            Kind::GetTag => self.wrk(address, &manifest_path(), turn).await,
-            Kind::Get(blob) => self.wrk(address, &blob_path(blob(content)), turn).await,
+        let path = (self.path)(content);
+        match &self.wrk {
+            Some(wrk) => wrk.get(address, &path, self.connections, turn).await,
+            None => head(address, &path, self.connections, turn).await,
         }
     }
+}
 
-    async fn wrk(&self, address: &str, path: &str, turn: Duration) -> Done {
-        let mut wrk = command("wrk", ["--threads", "1", "--connections", &self.connections.to_string()]);
+#[derive(Clone)]
+pub struct Wrk {
+    script: PathBuf,
+}
+
+impl Wrk {
+    /// `None` where it is not installed.
+    pub fn find(scratch: &Path) -> Option<Self> {
+        std::process::Command::new("wrk").arg("-v").output().ok()?;
+        let script = scratch.join("report.lua");
+        std::fs::write(&script, REPORT).unwrap();
+        Some(Self { script })
+    }
+
+    pub async fn get(&self, address: &str, path: &str, connections: usize, turn: Duration) -> Done {
+        let mut wrk = command("wrk", ["--threads", "1", "--connections", &connections.to_string()]);
         wrk.args(["--duration", &format!("{}s", turn.as_secs()), "--timeout", "30s"]);
         wrk.args(["--header", &format!("Accept: {MANIFEST}")]).arg("--script").arg(&self.script);
         wrk.arg(format!("http://{address}{path}"));
@@ -85,10 +100,9 @@ impl Work {
     }
 }
 
-/// HEADs of the tag on kept connections. (wrk waits for a body that never comes.)
-async fn head(address: &str, connections: usize, turn: Duration) -> Done {
-    let request =
-        format!("HEAD {} HTTP/1.1\r\nHost: {address}\r\nAccept: {MANIFEST}\r\n\r\n", manifest_path());
+/// HEADs on kept connections. (wrk waits for a body that never comes.)
+async fn head(address: &str, path: &str, connections: usize, turn: Duration) -> Done {
+    let request = format!("HEAD {path} HTTP/1.1\r\nHost: {address}\r\nAccept: {MANIFEST}\r\n\r\n");
     let request: Arc<[u8]> = request.into_bytes().into();
     let (requests, bytes) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
     let begun = Instant::now();

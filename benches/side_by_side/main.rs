@@ -1,77 +1,64 @@
 //! Forebay beside docker-registry in proxy mode and nginx with static files: the same bytes, one
-//! machine, one run, in alternation. Everything is warm: what is measured is serving held content.
+//! machine, one run, in alternation. `warm` is serving held content; `cold` is what an upstream that
+//! is slow, thin, broken or gone does to the clients of a mirror.
 //!
-//! `cargo bench --bench side_by_side`, after `tests/install.sh`. Takes about three minutes; a
-//! server or load generator that is not there is named and left out.
+//! `cargo bench --bench side_by_side`, after `tests/install.sh`. Takes less than six minutes;
+//! `-- --only NAME` runs one part, or the works whose name contains NAME. A server or load generator
+//! that is not there is named and left out.
 
+mod cold;
 mod load;
 mod servers;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod table;
+mod warm;
 
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use load::Work;
-use servers::{Content, Server};
-
-const ROUNDS: usize = 3;
-/// One measurement: a work, a server, a round.
-const TURN: Duration = Duration::from_secs(3);
+use futures_util::FutureExt;
+use tokio::runtime::Builder;
 
 fn main() {
     // Without it this is a test run (`cargo test --all-targets`), and there is nothing to test.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    runtime.block_on(run());
-}
-
-async fn run() {
-    let scratch = tempfile::tempdir().unwrap();
-    let content = Content::random();
-    let upstream = content.upstream(&scratch.path().join("upstream")).await;
-    let servers = servers::start(scratch.path(), &content, &upstream).await;
-    let works = Work::all(scratch.path());
-    for server in &servers {
-        server.warm(&content).await;
-    }
-    let mut table = table::Table::default();
-    for round in 1..=ROUNDS {
-        eprintln!("round {round} of {ROUNDS}");
-        for work in &works {
-            for server in &servers {
-                table.add(work, server.name, measure(work, server, &content).await);
-            }
+    let selection = Selection::from_arguments();
+    // Clients and the scripted upstream do not wait for each other's turn.
+    let upstreams = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let clients = Builder::new_multi_thread().enable_all().build().unwrap();
+    clients.block_on(async {
+        let warm = warm::run(&selection).await;
+        let cold = cold::run(&selection, upstreams.handle()).await;
+        if !warm && !cold {
+            eprintln!("no part and no work is called that");
         }
+    });
+}
+
+/// What is to be measured.
+struct Selection {
+    only: Option<String>,
+}
+
+impl Selection {
+    fn from_arguments() -> Self {
+        let mut arguments = std::env::args().skip_while(|argument| argument != "--only").skip(1);
+        Self { only: arguments.next() }
     }
-    table.print();
-    println!("\npeak resident memory, MiB");
-    for server in &servers {
-        println!("  {:<28}{:>8}", server.name, server.peak_memory_mib());
+
+    fn takes(&self, part: &str, work: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only == part || work.contains(only))
     }
 }
 
-/// What one turn came to.
-#[derive(Clone, Copy, Debug)]
-pub struct Measurement {
-    pub requests_per_second: f64,
-    pub bytes_per_second: f64,
-    /// Seconds of the server's CPU time for each request.
-    pub cpu_per_request: f64,
-    /// Seconds of the server's CPU time for each 10^9 bytes of answers.
-    pub cpu_per_gigabyte: f64,
-}
-
-async fn measure(work: &Work, server: &Server, content: &Content) -> Measurement {
-    let before = server.cpu_seconds();
-    let done = work.run(&server.address, content, TURN).await;
-    let cpu = server.cpu_seconds() - before;
-    Measurement {
-        requests_per_second: done.requests as f64 / done.seconds,
-        bytes_per_second: done.bytes as f64 / done.seconds,
-        cpu_per_request: cpu / done.requests as f64,
-        cpu_per_gigabyte: cpu / (done.bytes as f64 / 1e9),
+/// `work`'s result, or how it came to none.
+async fn bounded<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, String> {
+    match tokio::time::timeout(limit, AssertUnwindSafe(work).catch_unwind()).await {
+        Ok(Ok(result)) => Ok(result),
+        Ok(Err(_)) => Err("fails".to_owned()),
+        Err(_) => Err(format!("no end in {:.0} s", limit.as_secs_f64())),
     }
 }

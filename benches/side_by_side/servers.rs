@@ -43,7 +43,13 @@ impl Content {
     /// Path and bytes of everything that is asked for.
     fn paths(&self) -> Vec<(String, &Bytes)> {
         let blobs = self.blobs().into_iter().map(|blob| (blob_path(blob), blob));
-        [(manifest_path(), &self.manifest)].into_iter().chain(blobs).collect()
+        let manifest = [tag_path(), self.manifest_path()].map(|path| (path, &self.manifest));
+        manifest.into_iter().chain(blobs).collect()
+    }
+
+    /// The manifest's by its digest.
+    pub fn manifest_path(&self) -> String {
+        format!("/v2/{REPOSITORY}/manifests/{}", sha256(&self.manifest))
     }
 
     /// The registry that the mirrors mirror.
@@ -57,7 +63,7 @@ impl Content {
     }
 }
 
-pub fn manifest_path() -> String {
+pub fn tag_path() -> String {
     format!("/v2/{REPOSITORY}/manifests/{TAG}")
 }
 
@@ -100,14 +106,9 @@ impl Server {
         ticks as f64 / rustix::param::clock_ticks_per_second() as f64
     }
 
-    /// The high-water mark of resident memory; pages that processes share are counted in each.
+    /// Pages that its processes share are counted in each.
     pub fn peak_memory_mib(&self) -> u64 {
-        let kib = |id: &u32| {
-            let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
-            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-            line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0)
-        };
-        self.processes().iter().map(kib).sum::<u64>() >> 10
+        self.processes().into_iter().map(peak_memory_kib).sum::<u64>() >> 10
     }
 
     /// The process that was started, and its children (nginx's workers).
@@ -118,6 +119,13 @@ impl Server {
             |id: &u32| *id == self.process_id || stat(*id).is_some_and(|s| s.parent == self.process_id);
         ids.filter(ours).collect()
     }
+}
+
+/// The high-water mark of a process's resident memory (proc(5), `/proc/PID/status`).
+pub fn peak_memory_kib(process_id: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process_id}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
 }
 
 struct Stat {

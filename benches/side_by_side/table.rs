@@ -1,9 +1,19 @@
 //! Medians, spreads, ratios.
 
-use crate::Measurement;
 use crate::load::Work;
 
 const OURS: &str = "forebay";
+
+/// What one turn came to.
+#[derive(Clone, Copy, Debug)]
+pub struct Measurement {
+    pub requests_per_second: f64,
+    pub bytes_per_second: f64,
+    /// Seconds of the server's CPU time for each request.
+    pub cpu_per_request: f64,
+    /// Seconds of the server's CPU time for each 10^9 bytes of answers.
+    pub cpu_per_gigabyte: f64,
+}
 
 /// Measurements by work and server, in the order in which they were first added.
 #[derive(Default)]
@@ -37,15 +47,16 @@ impl Figure {
 }
 
 impl Table {
-    pub fn add(&mut self, work: &Work, server: &'static str, measurement: Measurement) {
+    /// `None` is a turn that failed.
+    pub fn add(&mut self, work: &Work, server: &'static str, measurement: Option<Measurement>) {
         let at = self.sections.iter().position(|s| s.work == work.name).unwrap_or_else(|| {
             self.sections.push(Section { work: work.name, bulk: work.bulk, rows: Vec::new() });
             self.sections.len() - 1
         });
         let rows = &mut self.sections[at].rows;
         match rows.iter_mut().find(|(name, _)| *name == server) {
-            Some((_, measurements)) => measurements.push(measurement),
-            None => rows.push((server, vec![measurement])),
+            Some((_, measurements)) => measurements.extend(measurement),
+            None => rows.push((server, Vec::from_iter(measurement))),
         }
     }
 
@@ -64,9 +75,12 @@ impl Section {
             false => ("requests/s", "CPU us/request"),
         };
         println!("\n{:<28}{speed:>26}{:>8}{cost:>26}{:>8}", self.work, "ratio", "ratio");
-        let ours = self.rows.iter().find(|(name, _)| *name == OURS).map(|(_, ours)| self.figures(ours));
+        let ours = self.rows.iter().find(|(name, _)| *name == OURS).and_then(|(_, ours)| self.figures(ours));
         for (name, measurements) in &self.rows {
-            let (speed, cost) = self.figures(measurements);
+            let Some((speed, cost)) = self.figures(measurements) else {
+                println!("  {name:<26}{:>26}", "fails");
+                continue;
+            };
             let ratio = |pick: fn(&(Figure, Figure)) -> f64, theirs: f64| match &ours {
                 Some(ours) if *name != OURS => format!("{:.2}", pick(ours) / theirs),
                 _ => "-".to_owned(),
@@ -78,14 +92,17 @@ impl Section {
         }
     }
 
-    /// Speed and cost in the units of the headings.
-    fn figures(&self, measurements: &[Measurement]) -> (Figure, Figure) {
-        if self.bulk {
-            let speed = Figure::of(measurements, |m| m.bytes_per_second / 1e6);
-            (speed, Figure::of(measurements, |m| m.cpu_per_gigabyte))
-        } else {
-            let speed = Figure::of(measurements, |m| m.requests_per_second);
-            (speed, Figure::of(measurements, |m| m.cpu_per_request * 1e6))
+    /// Speed and cost in the units of the headings; `None` where every turn failed.
+    fn figures(&self, measurements: &[Measurement]) -> Option<(Figure, Figure)> {
+        if measurements.is_empty() {
+            return None;
+        }
+        let of = |speed: fn(&Measurement) -> f64, cost: fn(&Measurement) -> f64| {
+            Some((Figure::of(measurements, speed), Figure::of(measurements, cost)))
+        };
+        match self.bulk {
+            true => of(|m| m.bytes_per_second / 1e6, |m| m.cpu_per_gigabyte),
+            false => of(|m| m.requests_per_second, |m| m.cpu_per_request * 1e6),
         }
     }
 }
