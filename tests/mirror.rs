@@ -17,7 +17,7 @@ use forebay::mirror::{Freshness, Mirror, Options, Toll};
 use forebay::oci::{Owner, Reference, Repository, UpstreamHost};
 use forebay::store::{self, Store};
 use forebay::tasks::Tasks;
-use forebay::upstream::{self, PrivatePolicy, Upstream};
+use forebay::upstream::{self, Credential, PrivatePolicy, Upstream};
 use support::faulty::{self, Fault, Quota};
 use support::image::Image;
 
@@ -99,7 +99,11 @@ impl Rig {
         let mut upstreams = HashMap::new();
         for host in hosts {
             let host: UpstreamHost = host.parse().unwrap();
-            let options = upstream_options(&host, &format!("{}/", upstream.url()));
+            let mut options = upstream_options(&host, &format!("{}/", upstream.url()));
+            if host.as_str() == "paid.example" {
+                let password_file = dir.path().join("password");
+                options.credential = Some(Credential { username: "ci".to_owned(), password_file });
+            }
             let made = Upstream::new(options, &metrics, clock.clone(), tasks.clone()).unwrap();
             upstreams.insert(host, made);
         }
@@ -247,6 +251,25 @@ async fn a_tag_that_upstream_dropped_is_kept_a_day_and_its_digest_for_good() {
     rig.clock.advance(MINUTE);
     assert!(matches!(rig.get("x").await, Err(Error::NotFound(_))), "gone from disk too");
     assert_eq!(rig.get(image.digest()).await.unwrap().served, Served::Hit);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_was_dropped_is_kept_where_a_credential_is_configured_too() {
+    let upstream = faulty::Upstream::start().await;
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let rig = Rig::over(upstream, dir, Clock::default(), &["paid.example"]).await;
+    rig.upstream.put_image("library/app", "x", &Image::random(1, 1, 1000));
+    let (app, x) = (repository("paid.example", "library/app"), reference("x"));
+    let get = || rig.mirror.manifest(&rig.purse, &app, &x, true);
+    assert_eq!(get().await.unwrap().served, Served::Miss);
+    rig.upstream.on("HEAD", "/manifests/x").then(Fault::status(404));
+    // By now, that anybody may pull it is to be proven again, and the proof is a 404.
+    for hours in [2, 20] {
+        rig.clock.advance(hours * HOUR);
+        assert!(is_stale(&get().await.unwrap()));
+    }
+    rig.clock.advance(5 * HOUR);
+    assert!(matches!(get().await, Err(Error::NotFound(_))));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -118,9 +118,21 @@ impl Mirror {
 
     /// Translates an upstream's failure, and remembers it for as long as it is worth.
     fn refuse(&self, repository: &Repository, subject: &Subject, error: upstream::Error) -> Error {
+        let (error, hold) = self.translate(repository, subject, error);
+        self.memory.refuse(repository, subject, error.clone(), self.clock.now() + hold);
+        error
+    }
+
+    /// An upstream's failure in our words, and for how long it is taken as said.
+    fn translate(
+        &self,
+        repository: &Repository,
+        subject: &Subject,
+        error: upstream::Error,
+    ) -> (Error, Duration) {
         use upstream::Cause;
         let named = subject.of(repository);
-        let (error, hold) = match error.cause {
+        match error.cause {
             Cause::NotFound => (Error::NotFound(named), self.options.negative_not_found),
             Cause::Denied(why) => {
                 (Error::Denied { subject: named, why: denied(&why) }, self.options.negative_denied)
@@ -130,9 +142,7 @@ impl Mirror {
                 let why = format!("{}: {cause}", error.operation);
                 (Error::Unavailable { subject: named, why }, TROUBLE_HOLD)
             }
-        };
-        self.memory.refuse(repository, subject, error.clone(), self.clock.now() + hold);
-        error
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use super::standing::Standing;
 use super::{Mirror, lost};
 use crate::answer::{Error, ManifestAnswer, Served};
 use crate::oci::{Digest, Reference, Repository, Tag};
-use crate::upstream::{self, Cause, ManifestHead};
+use crate::upstream::ManifestHead;
 
 /// A held tag is not kept waiting longer than this for its confirmation, which goes on meanwhile.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -220,8 +220,13 @@ impl Mirror {
         let reference = Reference::Tag(tag.clone());
         let subject = Subject::Manifest(reference.clone());
         let access = match (self.access(repository, standing, &subject).await, &known) {
-            (Err(error @ (Error::Unavailable { .. } | Error::UpstreamLimited { .. })), Some(known)) => {
-                return Ok(self.stale(repository, tag, known, &error.to_string(), TROUBLE_HOLD));
+            // Whether anybody may pull it cannot be told: that is no word against what is held.
+            (
+                Err(error @ (Error::NotFound(_) | Error::Unavailable { .. } | Error::UpstreamLimited { .. })),
+                Some(known),
+            ) => {
+                let why = error.to_string();
+                return self.untold(repository, tag, error, &why, known);
             }
             (access, _) => access?,
         };
@@ -233,7 +238,11 @@ impl Mirror {
                 Ok(self.told(repository, tag, head, known.as_deref(), paused))
             }
             (Err(error), None) => Err(self.refuse(repository, &subject, error)),
-            (Err(error), Some(known)) => self.untold(repository, tag, error, &known),
+            (Err(error), Some(known)) => {
+                let why = error.to_string();
+                let (error, _) = self.translate(repository, &subject, error);
+                self.untold(repository, tag, error, &why, &known)
+            }
         }
     }
 
@@ -272,34 +281,43 @@ impl Mirror {
         self: &Arc<Self>,
         repository: &Repository,
         tag: &Tag,
-        error: upstream::Error,
+        error: Error,
+        why: &str,
         known: &KnownTag,
     ) -> Result<Resolved, Error> {
         let subject = Subject::Manifest(Reference::Tag(tag.clone()));
-        let why = error.to_string();
-        let hold = match &error.cause {
-            Cause::NotFound => {
-                let now = self.clock.now();
+        let now = self.clock.now();
+        let hold = match &error {
+            Error::NotFound(_) => {
                 let since = known.gone_since.unwrap_or(now);
                 if now.saturating_duration_since(since) >= self.options.stale_after_not_found {
                     self.forget(repository, tag);
-                    return Err(self.refuse(repository, &subject, error));
+                    let until = now + self.options.negative_not_found;
+                    self.memory.refuse(repository, &subject, error.clone(), until);
+                    return Err(error);
                 }
                 let known = KnownTag { gone_since: Some(since), ..known.copy() };
                 let hold = self.options.freshness.of(repository, tag);
-                return Ok(self.stale(repository, tag, &known, &why, hold));
+                return Ok(self.stale(repository, tag, &known, why, hold));
             }
-            Cause::Denied(_) => {
-                let age = self.clock.wall().duration_since(known.seen).unwrap_or_default();
-                if age >= self.options.stale_after_denied {
-                    return Err(self.refuse(repository, &subject, error));
+            Error::Denied { .. } => {
+                if self.outlived_denial(known) {
+                    let until = now + self.options.negative_denied;
+                    self.memory.refuse(repository, &subject, error.clone(), until);
+                    return Err(error);
                 }
                 LONGEST_HOLD
             }
-            Cause::Limited(wait) => (*wait).min(LONGEST_HOLD),
+            Error::UpstreamLimited { retry_after, .. } => (*retry_after).min(LONGEST_HOLD),
             _ => TROUBLE_HOLD,
         };
-        Ok(self.stale(repository, tag, known, &why, hold))
+        Ok(self.stale(repository, tag, known, why, hold))
+    }
+
+    /// Whether a denial ends what is known: upstream last said it too long ago.
+    fn outlived_denial(&self, known: &KnownTag) -> bool {
+        let age = self.clock.wall().duration_since(known.seen).unwrap_or_default();
+        age >= self.options.stale_after_denied
     }
 
     /// Keeps what is known for a while without asking again, marked.
