@@ -285,6 +285,9 @@ async fn access_that_was_taken_away_ends_after_its_time() {
     assert!(is_stale(&rig.get("x").await.unwrap()), "a restart does not forget when it was last seen");
     rig.clock.advance(2 * MINUTE);
     assert!(matches!(rig.get("x").await, Err(Error::Denied { .. })));
+    let asked = rig.manifests("HEAD");
+    assert!(matches!(rig.get("x").await, Err(Error::Denied { .. })));
+    assert_eq!(rig.manifests("HEAD"), asked, "not asked again at once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -72,13 +72,19 @@ impl Mirror {
             return Ok(fresh);
         }
         let known = self.known_tag(request, tag).await;
+        let refused = || self.refused(request.repository, &Subject::Manifest(Reference::Tag(tag.clone())));
         match &known {
             Some(known) => {
                 if let Some(fresh) = self.while_fresh(known) {
                     return Ok(fresh);
                 }
+                if self.outlived_denial(known)
+                    && let Err(denied @ Error::Denied { .. }) = refused()
+                {
+                    return Err(denied);
+                }
             }
-            None => self.refused(request.repository, &Subject::Manifest(Reference::Tag(tag.clone())))?,
+            None => refused()?,
         }
         self.resolve(request, tag, known).await
     }
