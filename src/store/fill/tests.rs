@@ -71,8 +71,11 @@ impl Source for Scripted {
                     bytes[n] ^= 1;
                     body = bytes.into();
                 }
-                Some(Act::NoLength) => total = None,
-                Some(Act::Empty) => (total, body) = (Some(0), Bytes::new()),
+                // Slowly: at the end the size is known all the same.
+                Some(Act::NoLength) => (total, pause) = (None, Duration::from_millis(1)),
+                Some(Act::Empty) => {
+                    (total, body, pause) = (Some(0), Bytes::new(), Duration::from_millis(100));
+                }
                 Some(Act::Resize) => total = Some(size as u64 + 1),
                 Some(Act::Slow) => pause = Duration::from_millis(1),
                 Some(Act::Stall(n)) => {
