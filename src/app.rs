@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{SignalKind, signal};
@@ -41,6 +41,9 @@ pub enum Error {
     Ended(#[from] tokio::task::JoinError),
 }
 
+/// Time for the last disk work at shutdown.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+
 /// Serves until SIGTERM or SIGINT, then lets bodies finish; a second signal ends that. SIGHUP takes
 /// up the configuration that `reload` gives.
 pub async fn run(
@@ -74,7 +77,8 @@ pub async fn run(
     };
     listeners.serve(service, app.tasks.clone(), shutdown).await;
     let spent = begun.load().as_ref().map_or(grace, |begun| begun.elapsed());
-    if !app.tasks.drain(grace.saturating_sub(spent)).await {
+    // What was answered is being written behind the answers: that gets its time whatever clients took.
+    if !app.tasks.drain(grace.saturating_sub(spent).max(LAST_WRITES)).await {
         tracing::warn!("background work was cut short; it is taken up again when asked for");
     }
     tracing::info!("stopped");

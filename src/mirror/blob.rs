@@ -10,8 +10,11 @@ use super::standing::Access;
 use super::{Mirror, lost};
 use crate::answer::{BlobAnswer, BlobWant, Error, Served};
 use crate::oci::{ByteRange, Digest, Repository};
-use crate::store::{BlobReader, FillReader};
+use crate::store::{BlobReader, FillReader, Source, Start};
 use crate::upstream::{Cause, Identity};
+
+/// How often in a row somebody else's fill may come first; it ends before that or is joined.
+const RACES: usize = 4;
 
 impl BlobAnswer {
     fn head(size: Option<u64>, served: Served) -> Self {
@@ -55,24 +58,30 @@ impl Mirror {
         unlinked: bool,
     ) -> Result<BlobAnswer, Error> {
         let repository = &access.grant.repository;
-        if let Some(reader) = self.join_fill(repository, digest, access).await? {
-            return self.follow(repository, reader, want, Served::Joined).await;
-        }
-        if unlinked && let Some(answer) = self.link_proven(repository, digest, want, access).await? {
-            return Ok(answer);
-        }
-        if want == BlobWant::Head {
-            let size = self.size(repository, digest, access.identity).await?;
-            return Ok(BlobAnswer::head(size, Served::Miss));
-        }
-        let source = BlobSource {
+        let source: Arc<dyn Source> = Arc::new(BlobSource {
             upstream: self.upstream(repository)?.clone(),
             identity: access.identity,
             name: repository.name.clone(),
             digest: *digest,
-        };
-        if let Some(reader) = self.store.start_fill(&access.grant, digest, Arc::new(source), unlinked) {
-            return self.follow(repository, reader, want, Served::Miss).await;
+        });
+        // A fill may begin, or end, for another repository while this one's right is being shown.
+        for _ in 0..RACES {
+            if let Some(reader) = self.join_fill(repository, digest, access).await? {
+                return self.follow(repository, reader, want, Served::Joined).await;
+            }
+            // In this order: a fill is committed before it is taken off the list.
+            if unlinked && let Some(answer) = self.link_proven(repository, digest, want, access).await? {
+                return Ok(answer);
+            }
+            if want == BlobWant::Head {
+                let size = self.size(repository, digest, access.identity).await?;
+                return Ok(BlobAnswer::head(size, Served::Miss));
+            }
+            match self.store.start_fill(&access.grant, digest, source.clone(), unlinked) {
+                Start::Reading(reader) => return self.follow(repository, reader, want, Served::Miss).await,
+                Start::Unproven => {}
+                Start::Held => break,
+            }
         }
         let held = self.held_blob(digest, want, Served::Joined).await?;
         held.ok_or_else(|| lost(Subject::Blob(*digest).of(repository)))

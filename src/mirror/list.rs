@@ -44,7 +44,10 @@ impl Mirror {
                 };
                 let (mut tags, served) = match told {
                     Ok(tags) => (tags, Served::Miss),
-                    Err(error) if held.is_empty() => return Err(error),
+                    // What somebody may no longer pull is not listed either.
+                    Err(error) if held.is_empty() || matches!(error, Error::Denied { .. }) => {
+                        return Err(error);
+                    }
                     Err(error) => (Vec::new(), Served::Stale(error.to_string())),
                 };
                 tags.extend(held);

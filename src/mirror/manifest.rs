@@ -13,6 +13,9 @@ use crate::upstream::FetchedManifest;
 /// While blobs of an upstream were seen to flow so short a time ago, nothing is tried out first.
 const BLOBS_FLOW: Duration = Duration::from_secs(60);
 
+/// How much of an image's configuration is waited for.
+const CONFIG_MAX: usize = 1024 * 1024;
+
 /// One client's request for a manifest.
 pub(super) struct Request<'a> {
     pub toll: &'a dyn Toll,
@@ -199,7 +202,12 @@ impl Mirror {
         }
         let answer = self.miss_blob(&config.digest, BlobWant::Whole, access, true).await?;
         let Some(mut body) = answer.body else { return Ok(()) };
-        while let Some(piece) = body.next().await {
+        // A configuration has some kilobytes. Of anything larger, that it flows is enough.
+        let mut left = CONFIG_MAX;
+        while left > 0
+            && let Some(piece) = body.next().await
+        {
+            left = left.saturating_sub(piece.as_ref().map_or(0, bytes::Bytes::len));
             piece.map_err(|error| Error::Unavailable {
                 subject: Subject::Blob(config.digest).of(repository),
                 why: error.to_string(),

@@ -151,14 +151,21 @@ impl Home {
         Ok(())
     }
 
-    /// Removes a directory and all keys under it. Links are removed, never followed.
+    /// Removes a directory and all that is in it. Links are removed, never followed.
     pub fn delete_tree(&self, key: &str) -> Result<(), Error> {
-        for entry in self.list(key)? {
-            let child = format!("{key}/{}", entry.name.to_string_lossy());
-            if entry.is_dir { self.delete_tree(&child)? } else { self.delete(&child)? }
+        self.delete_dir(&self.path(key))
+    }
+
+    fn delete_dir(&self, dir: &Path) -> Result<(), Error> {
+        for entry in found(self.disk.list(dir)).map_err(failed("list", dir))?.unwrap_or_default() {
+            let path = dir.join(&entry.name);
+            if entry.is_dir {
+                self.delete_dir(&path)?;
+            } else {
+                found(self.disk.remove(&path)).map_err(failed("remove", &path))?;
+            }
         }
-        let path = self.path(key);
-        found(self.disk.remove_dir(&path)).map_err(failed("remove", &path)).map(drop)
+        found(self.disk.remove_dir(dir)).map_err(failed("remove", dir)).map(drop)
     }
 
     /// What is directly under a key, sorted; nothing where there is no such directory.

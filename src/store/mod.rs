@@ -17,6 +17,7 @@ mod usage;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -43,7 +44,7 @@ pub struct Options {
     pub min_free: Option<u64>,
     /// How many bytes more a fill may fetch once nobody reads it.
     pub unread_budget: u64,
-    /// How often in a row, without a byte of progress, a broken fill is taken up again.
+    /// How often in a row, without 64 KiB of progress, a broken fill is taken up again.
     pub resumes: u32,
     /// Longest that a fill waits for the slowest reader of a blob that is not kept.
     pub reader_timeout: Duration,
@@ -85,6 +86,8 @@ pub struct Store {
     home: Home,
     buffers: Arc<Buffers>,
     fills: Mutex<HashMap<FillKey, Arc<Fill>>>,
+    /// Bytes of the blobs on their way that were admitted to the disk.
+    reserved: AtomicU64,
     metrics: Arc<Metrics>,
     tasks: Tasks,
     _lock: Box<dyn Send + Sync>,
@@ -97,6 +100,16 @@ pub struct Grant {
     pub repository: Repository,
     pub domain: Arc<str>,
     pub visibility: Visibility,
+}
+
+/// What came of asking for a fill.
+pub enum Start {
+    Reading(FillReader),
+    /// The blob is on disk by now.
+    Held,
+    /// Somebody fetches it, or has fetched it, for another repository of the trust domain: that this
+    /// one has it is to be shown first.
+    Unproven,
 }
 
 /// A fill serves one trust domain: what one fetched proves nothing to another.
@@ -119,7 +132,8 @@ impl Store {
         home.delete_tree(layout::STAGING_DIR)?;
         home.make_dir(layout::STAGING_DIR)?;
         let (buffers, fills) = (Arc::default(), Mutex::default());
-        let store = Self { options, home, buffers, fills, metrics, tasks, _lock: lock };
+        let reserved = AtomicU64::new(0);
+        let store = Self { options, home, buffers, fills, reserved, metrics, tasks, _lock: lock };
         store.adopt()?;
         Ok(Arc::new(store))
     }
@@ -163,26 +177,32 @@ impl Store {
         lock(&self.fills).get(&(grant.domain.clone(), *digest)).cloned()
     }
 
-    /// A first reader of a new fill; or one more of the fill that somebody started meanwhile, where
-    /// the repository is served by it. `None` where `unless_held` and the blob has been committed
-    /// by now: the check and the list of fills are one step, so nothing is fetched twice.
+    /// A first reader of a new fill, unless somebody's fill or commit came first: looking for one
+    /// and listing the new one are one step, so nothing is fetched twice. With `unless_held`, a blob
+    /// that is on disk by now is not fetched; without, what is on disk is known to be no good.
     pub fn start_fill(
         self: &Arc<Self>,
         grant: &Grant,
         digest: &Digest,
         source: Arc<dyn Source>,
         unless_held: bool,
-    ) -> Option<FillReader> {
+    ) -> Start {
         let staged = self.stage();
         let key = (grant.domain.clone(), *digest);
         let mut fills = lock(&self.fills);
-        if let Some(reader) =
-            fills.get(&key).filter(|fill| fill.serves(&grant.repository)).and_then(Fill::reader)
-        {
-            return Some(reader);
+        if let Some(fill) = fills.get(&key) {
+            if !fill.serves(&grant.repository) {
+                return Start::Unproven;
+            }
+            if let Some(reader) = fill.reader() {
+                return Start::Reading(reader);
+            }
         }
         if unless_held && self.has_layer(&grant.repository, digest).unwrap_or(false) {
-            return None;
+            return Start::Held;
+        }
+        if unless_held && self.is_proven(grant, digest).unwrap_or(false) {
+            return Start::Unproven;
         }
         let file = staged.as_ref().map(|staged| staged.file.clone());
         let loan = fill::Loan {
@@ -195,9 +215,9 @@ impl Store {
             metrics: self.metrics.clone(),
             tasks: self.tasks.clone(),
         };
-        Some(fill::start(grant.clone(), *digest, source, file, loan, |fill| {
+        Start::Reading(fill::start(grant.clone(), *digest, source, file, loan, |fill| {
             fills.insert(key, fill.clone());
-            Keeper { store: self.clone(), staged }
+            Keeper { store: self.clone(), staged, reserved: AtomicU64::new(0) }
         }))
     }
 
@@ -213,13 +233,15 @@ impl Store {
             .ok()
     }
 
-    /// Bytes that a single blob may have to be kept, and whether the disk has room for them.
+    /// Whether a blob may be so large, and the disk has room for it beside those on their way.
     fn has_room(&self, size: u64) -> bool {
         const TEN_GIB: u64 = 10 << 30;
         let Ok(space) = self.home.space() else { return false };
         let cap = self.options.max_size.unwrap_or(space.total / 5 * 4);
         let min_free = self.options.min_free.unwrap_or((space.total / 10).min(TEN_GIB));
-        size <= cap / 2 && space.available.saturating_sub(size) >= min_free
+        // What those have written already counts twice: on the safe side.
+        let taken = self.reserved.load(Ordering::Relaxed).saturating_add(size);
+        size <= cap / 2 && space.available.saturating_sub(taken) >= min_free
     }
 }
 
@@ -227,11 +249,30 @@ impl Store {
 struct Keeper {
     store: Arc<Store>,
     staged: Option<Staged>,
+    reserved: AtomicU64,
+}
+
+impl Keeper {
+    fn release(&self) {
+        self.store.reserved.fetch_sub(self.reserved.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.release();
+    }
 }
 
 impl fill::Keeper for Keeper {
     fn admits(&self, size: u64) -> bool {
-        self.store.has_room(size)
+        self.release();
+        let admitted = self.store.has_room(size);
+        if admitted {
+            self.store.reserved.fetch_add(size, Ordering::Relaxed);
+            self.reserved.store(size, Ordering::Relaxed);
+        }
+        admitted
     }
 
     fn delist(&self, fill: &Arc<Fill>) {

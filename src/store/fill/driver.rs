@@ -15,6 +15,8 @@ use crate::metrics::FillEnd;
 
 /// Small chunks that are ready at once are taken together, so that readers wake less often.
 const GATHER: usize = 256 * 1024;
+/// Less than this between two break-offs is no progress.
+const PROGRESS: u64 = 64 * 1024;
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
@@ -139,7 +141,7 @@ impl<K: Keeper> Driver<K> {
         before: u64,
         error: Option<SourceError>,
     ) -> Result<(), FillError> {
-        if self.fill.state.borrow().head > before {
+        if self.fill.state.borrow().head >= before + PROGRESS {
             *failures = 0;
         }
         *failures += 1;

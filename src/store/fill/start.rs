@@ -21,7 +21,7 @@ use crate::tasks::Tasks;
 pub struct FillOptions {
     /// How many bytes more it fetches once nobody reads.
     pub unread_budget: u64,
-    /// How often in a row, without a byte of progress, it is taken up again.
+    /// How often in a row, without 64 KiB of progress, it is taken up again.
     pub resumes: u32,
     /// Longest wait for the slowest reader of a blob that is not kept.
     pub reader_timeout: Duration,

@@ -15,7 +15,8 @@ use crate::disk::{Disk, Entry, File, RealDisk, Space, Stat};
 use crate::metrics::{FillEnd, Metrics};
 use crate::oci::{ByteRange, Digest, Owner, Repository, UpstreamHost};
 use crate::store::{
-    BlobReader, FillReader, Grant, Options, ReadError, Source, SourceError, SourceStream, Store, Visibility,
+    BlobReader, FillReader, Grant, Options, ReadError, Source, SourceError, SourceStream, Start, Store,
+    Visibility,
 };
 use crate::tasks::{Tasks, lock};
 
@@ -231,7 +232,9 @@ impl Rig {
             sent: Arc::default(),
         });
         let digest = Digest::sha256(content);
-        let reader = self.store.start_fill(&self.grant, &digest, source.clone(), true).unwrap();
+        let Start::Reading(reader) = self.store.start_fill(&self.grant, &digest, source.clone(), true) else {
+            panic!("nothing is held or under way");
+        };
         (reader, source)
     }
 
@@ -306,11 +309,44 @@ async fn what_was_committed_meanwhile_is_not_fetched_again() {
     while rig.store.fill(&rig.grant, &digest).is_some() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert!(rig.store.start_fill(&rig.grant, &digest, source.clone(), true).is_none());
-    assert!(
-        rig.store.start_fill(&rig.grant, &digest, source, false).is_some(),
-        "when what is held is no good"
-    );
+    assert!(matches!(rig.store.start_fill(&rig.grant, &digest, source.clone(), true), Start::Held));
+    let name = "library/other".parse().unwrap();
+    let other = Grant { repository: Repository { name, ..rig.repository.clone() }, ..rig.grant.clone() };
+    assert!(matches!(rig.store.start_fill(&other, &digest, source.clone(), true), Start::Unproven));
+    let again = rig.store.start_fill(&rig.grant, &digest, source.clone(), false);
+    assert!(matches!(again, Start::Reading(_)), "when what is held is no good");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_repository_must_show_its_right_before_it_joins() {
+    let (rig, content) = (Rig::new(), random(3 * MIB));
+    let (reader, source) = rig.start(&content, [Act::Slow]);
+    let name = "library/other".parse().unwrap();
+    let other = Grant { repository: Repository { name, ..rig.repository.clone() }, ..rig.grant.clone() };
+    let digest = Digest::sha256(&content);
+    assert!(matches!(rig.store.start_fill(&other, &digest, source.clone(), true), Start::Unproven));
+    assert!(reader.fill().link_later(&other));
+    let Start::Reading(joined) = rig.store.start_fill(&other, &digest, source.clone(), true) else {
+        panic!("shown by now")
+    };
+    drop(reader);
+    assert_eq!(read(BlobKind::Fill(joined)).await.unwrap(), content);
+    assert!(rig.is_kept(&content).await);
+    assert!(rig.store.has_layer(&other.repository, &digest).unwrap());
+    assert_eq!(lock(&source.opens).len(), 1);
+}
+
+#[test]
+fn blobs_on_their_way_share_the_room_that_is_left() {
+    const GIB: u64 = 1 << 30;
+    let rig = Rig::with(Arc::new(RealDisk), |options| {
+        let left = RealDisk.space(&options.data).unwrap().available;
+        options.max_size = Some(u64::MAX);
+        options.min_free = Some(left - 3 * GIB / 2);
+    });
+    assert!(rig.store.has_room(GIB));
+    rig.store.reserved.fetch_add(GIB, Ordering::Relaxed);
+    assert!(!rig.store.has_room(GIB), "there is room for one and a half");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -341,7 +377,7 @@ async fn twenty_readers_share_one_transfer_and_the_first_may_leave() {
 async fn a_body_that_breaks_is_taken_up_where_it_broke() {
     let (rig, content) = (Rig::new(), random(5 * MIB));
     let acts =
-        [Act::CutAfter(MIB), Act::Refuse, Act::CutAfter(100), Act::CutAfter(0), Act::CutAfter(2 * MIB)];
+        [Act::CutAfter(MIB), Act::Refuse, Act::CutAfter(100_000), Act::CutAfter(100), Act::CutAfter(2 * MIB)];
     let (reader, source) = rig.start(&content, acts);
     assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
     assert!(rig.is_kept(&content).await);
@@ -363,6 +399,15 @@ async fn a_source_that_never_recovers_breaks_the_body_off() {
     drop(reader);
     assert!(!rig.is_kept(&content).await);
     assert_eq!(lock(&source.opens).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_gives_little_each_time_is_given_up() {
+    let (rig, content) = (Rig::new(), random(2 * MIB));
+    let (reader, source) = rig.start(&content, (0..1000).map(|_| Act::CutAfter(1000)));
+    assert!(read(BlobKind::Fill(reader)).await.is_err());
+    assert!(!rig.is_kept(&content).await);
+    assert_eq!(lock(&source.opens).len(), 1 + 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
