@@ -162,6 +162,7 @@ impl App {
             reports: self.reports.clone(),
             ids: RequestIds::default(),
             draining: self.draining.clone(),
+            public: before.map_or_else(|| config.http.public(), |(_, service)| service.public),
         })
     }
 

@@ -11,6 +11,7 @@ use super::body::{Body, Payload};
 use super::connection::{Arrival, Door};
 use super::error::{ApiError, Code};
 use super::exchange::{Exchange, Reports, RequestIds};
+use super::operations::Public;
 use super::owners::Owners;
 use super::route::{self, Page, Route};
 use super::{operations, respond};
@@ -32,6 +33,8 @@ pub struct Service {
     pub reports: Reports,
     pub ids: RequestIds,
     pub draining: Draining,
+    /// Where clients connect.
+    pub public: Public,
 }
 
 /// Where content comes from.

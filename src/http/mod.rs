@@ -28,6 +28,7 @@ pub use connection::{Arrival, Door};
 pub use exchange::{Reports, RequestIds};
 pub use handler::{Content, Draining, Service};
 pub use listen::{BindError, Listeners};
+pub use operations::Public;
 pub use owners::{InvalidPattern, Owners, UnknownName};
 pub use watch::Activity;
 
@@ -46,6 +47,12 @@ pub struct Options {
     pub idle_timeout: Duration,
     /// How long shutdown lets bodies finish.
     pub shutdown_grace: Duration,
+}
+
+impl Options {
+    pub fn public(&self) -> Public {
+        Public { tls: self.tls.is_some(), port: self.listen.first().map_or(0, SocketAddr::port) }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -1,6 +1,7 @@
 //! The operator's routes: metrics, health, the page.
 
 use http::header::{self, HeaderValue};
+use http::uri::Authority;
 use http::{Response, StatusCode, request};
 
 use super::body::Payload;
@@ -10,6 +11,13 @@ use super::handler::Service;
 use super::page;
 use super::route::Route;
 use crate::metrics::Outcome;
+
+/// The scheme and port at which images are served, as they were at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Public {
+    pub tls: bool,
+    pub port: u16,
+}
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const METRICS: &str = "text/plain; version=0.0.4";
@@ -54,8 +62,7 @@ fn readiness(service: &Service) -> Response<Payload> {
 fn home(service: &Service, request: &request::Parts, arrival: &Arrival) -> Response<Payload> {
     let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let host = host.or_else(|| request.uri.authority().map(|authority| authority.as_str()));
-    let scheme = if arrival.tls { "https" } else { "http" };
-    let base = format!("{scheme}://{}", host.unwrap_or("localhost:5000"));
+    let base = base(host.unwrap_or("localhost:5000"), arrival, service.public);
     let upstreams = service.content.as_ref().map(|content| page::upstreams(&content.mirror));
     let totals = page::totals(&service.reports.metrics);
     let body = page::render(&base, &upstreams.unwrap_or_default(), &totals);
@@ -63,6 +70,21 @@ fn home(service: &Service, request: &request::Parts, arrival: &Arrival) -> Respo
     let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
     response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
     response
+}
+
+/// Where clients find the mirror: at the address that the browser used, or, of the operator's
+/// listener, on the same host at the public port.
+fn base(host: &str, arrival: &Arrival, public: Public) -> String {
+    let scheme = |tls| if tls { "https" } else { "http" };
+    if arrival.door != Door::Operations {
+        return format!("{}://{host}", scheme(arrival.tls));
+    }
+    let authority = host.parse::<Authority>();
+    let name = authority.as_ref().map_or("localhost", Authority::host);
+    match (public.tls, public.port) {
+        (true, 443) | (false, 80) => format!("{}://{name}", scheme(public.tls)),
+        (tls, port) => format!("{}://{name}:{port}", scheme(tls)),
+    }
 }
 
 fn text(status: StatusCode, content_type: &'static str, body: String) -> Response<Payload> {
@@ -73,4 +95,31 @@ fn text(status: StatusCode, content_type: &'static str, body: String) -> Respons
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(host: &str, door: Door, tls: bool, port: u16) -> String {
+        // The operator's listener speaks plain HTTP whatever the public one does.
+        let arrived = tls && door != Door::Operations;
+        let arrival = Arrival::new(([127, 0, 0, 1], 1).into(), door, arrived);
+        base(host, &arrival, Public { tls, port })
+    }
+
+    #[test]
+    fn the_page_shows_the_address_of_images() {
+        let of_operator = |host, tls, port| shown(host, Door::Operations, tls, port);
+        assert_eq!(of_operator("mirror.test:9090", false, 5000), "http://mirror.test:5000");
+        assert_eq!(of_operator("mirror.test", true, 5443), "https://mirror.test:5443");
+        assert_eq!(of_operator("[::1]:9090", false, 5000), "http://[::1]:5000");
+        assert_eq!(of_operator("mirror.test:9090", true, 443), "https://mirror.test");
+        assert_eq!(of_operator("mirror.test:9090", false, 80), "http://mirror.test");
+        assert_eq!(of_operator("mirror.test:9090", true, 80), "https://mirror.test:80");
+        assert_eq!(of_operator("<not a host>", false, 5000), "http://localhost:5000");
+        // Elsewhere the browser has come to the right place, whatever leads there.
+        assert_eq!(shown("mirror.test:7000", Door::All, false, 5000), "http://mirror.test:7000");
+        assert_eq!(shown("mirror.test", Door::All, true, 5000), "https://mirror.test");
+    }
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::access::{self, Limits, Rate};
 use crate::clock::Clock;
-use crate::http::{Draining, Owners, OwnersOptions, Reports, RequestIds};
+use crate::http::{Draining, Owners, OwnersOptions, Public, Reports, RequestIds};
 use crate::oci::UpstreamHost;
 use std::num::NonZeroU32;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -41,6 +41,7 @@ fn service(requests: Option<Rate>) -> Service {
         reports: Reports { metrics, access_log: None },
         ids: RequestIds::default(),
         draining: Draining::default(),
+        public: options().public(),
     }
 }
 
@@ -149,7 +150,9 @@ async fn the_registry_answers_and_so_do_the_operators_routes() {
 #[tokio::test]
 async fn the_operators_listener_has_its_routes_to_itself() {
     let operations = Some("127.0.0.1:0".parse().unwrap());
-    let server = Server::start(Options { operations, ..options() }, service(None)).await;
+    let public = Public { tls: true, port: 5443 };
+    let service = Service { public, ..service(None) };
+    let server = Server::start(Options { operations, ..options() }, service).await;
     let at = |place: usize, path: &'static str| {
         let address = server.addresses[place];
         async move {
@@ -168,6 +171,9 @@ async fn the_operators_listener_has_its_routes_to_itself() {
         assert_eq!(at(0, path).await, public, "{path}");
         assert_eq!(at(1, path).await, private, "{path}");
     }
+    let page = "GET / HTTP/1.1\r\nhost: a.test:9090\r\nconnection: close\r\n\r\n";
+    let page = ask(server.addresses[1], page).await;
+    assert!(page.contains("https://a.test:5443") && !page.contains("a.test:9090"), "{page}");
     server.stop().await;
 }
 
