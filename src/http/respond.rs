@@ -48,13 +48,14 @@ pub fn with_namespace(mut response: Response<Payload>, namespace: Option<String>
 /// A manifest, or 304 where the client holds it already. What the client accepts is not asked: what
 /// a digest names cannot be converted, and every client takes the types that it can read.
 pub fn manifest(answer: ManifestAnswer, request: &HeaderMap) -> Response<Payload> {
+    let fetched = answer.bytes.is_some();
     let mut response = Response::new(match answer.bytes {
         Some(bytes) => Payload::Full(bytes),
         None => Payload::Absent(Some(answer.size)),
     });
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, header_value(answer.media_type.as_str().to_owned()));
-    served(headers, &answer.served);
+    served(headers, &answer.served, fetched);
     named_by(headers, &answer.digest);
     if is_held(request, &answer.digest) { not_modified(response) } else { response }
 }
@@ -62,6 +63,7 @@ pub fn manifest(answer: ManifestAnswer, request: &HeaderMap) -> Response<Payload
 /// A blob, a part of it, or 304 where the client holds it already.
 pub fn blob(answer: BlobAnswer, digest: &Digest, request: &HeaderMap) -> Response<Payload> {
     let length = answer.range.map_or(answer.size, |range| Some(range.len()));
+    let fetched = answer.body.is_some();
     let mut response = Response::new(match answer.body {
         Some(reader) => Payload::blob(reader, length),
         None => Payload::Absent(length),
@@ -78,7 +80,7 @@ pub fn blob(answer: BlobAnswer, digest: &Digest, request: &HeaderMap) -> Respons
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=31536000"));
-    served(headers, &answer.served);
+    served(headers, &answer.served, fetched);
     named_by(headers, digest);
     if is_held(request, digest) { not_modified(response) } else { response }
 }
@@ -115,7 +117,7 @@ pub fn tags(
     if let Some(last) = names.last().filter(|_| shown.len() < rest.len()) {
         next_page(response.headers_mut(), path, page.count, last, namespace);
     }
-    served(response.headers_mut(), &answer.served);
+    served(response.headers_mut(), &answer.served, false);
     response
 }
 
@@ -170,13 +172,15 @@ fn not_modified(mut response: Response<Payload>) -> Response<Payload> {
     response
 }
 
-/// `Cache-Status` (RFC 9211), and a warning where the content may be outdated.
-fn served(headers: &mut HeaderMap, served: &Served) {
+/// `Cache-Status` (RFC 9211), and a warning where the content may be outdated. Of heads and lists
+/// nothing is stored, so a miss says so of fetched content only.
+fn served(headers: &mut HeaderMap, served: &Served, fetched: bool) {
     let status = match served {
         Served::Hit => "forebay; hit",
         Served::Revalidated => "forebay; hit; detail=revalidated",
         Served::Stale(_) => "forebay; hit; detail=stale",
-        Served::Miss => "forebay; fwd=uri-miss; stored",
+        Served::Miss if fetched => "forebay; fwd=uri-miss; stored",
+        Served::Miss => "forebay; fwd=uri-miss",
         Served::Joined => "forebay; fwd=uri-miss; collapsed",
     };
     headers.insert(CACHE_STATUS, HeaderValue::from_static(status));

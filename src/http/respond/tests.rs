@@ -42,6 +42,18 @@ fn a_manifest_has_the_headers_that_clients_need() {
 }
 
 #[test]
+fn only_what_was_fetched_is_said_to_be_stored() {
+    let status = |response: &Response<Payload>| text(response, "cache-status").unwrap().to_owned();
+    let whole = manifest(answer(Served::Miss), &HeaderMap::new());
+    assert_eq!(status(&whole), "forebay; fwd=uri-miss; stored");
+    let head = manifest(ManifestAnswer { bytes: None, ..answer(Served::Miss) }, &HeaderMap::new());
+    assert_eq!(status(&head), "forebay; fwd=uri-miss");
+    assert_eq!(status(&part(None, Some(10))), "forebay; fwd=uri-miss", "a blob's head");
+    let list = TagsAnswer { tags: Vec::new(), served: Served::Miss };
+    assert_eq!(status(&tags_of(&list, &Page { count: 1, last: None })), "forebay; fwd=uri-miss");
+}
+
+#[test]
 fn if_none_match_is_heeded() {
     let digest = digest();
     for held in
