@@ -199,11 +199,11 @@ fn not_upstream(subject: &str) -> String {
 fn not_hosted(subject: &str, repository: &Repository) -> String {
     let name = &repository.name;
     if name.as_str().contains('/') {
-        format!("{subject} is not known here: `{name}` is a repository of this registry")
+        format!("{subject} is not held here: `{name}` is a repository of this registry")
     } else {
         format!(
-            "{subject} is not known here: `{name}` is a repository of this registry; \
-             for Docker Hub's, ask for `{}`",
+            "{subject} is not held here: names of one component are this registry's own; for Docker Hub's, ask \
+             for `{}`",
             name.with_library()
         )
     }
@@ -321,7 +321,11 @@ mod tests {
         let missing = Error::NotFound("nginx:1.27".to_owned());
         let message =
             |name| ApiError::of_content(&missing, Kind::Manifest, &repository(Owner::Hosted, name)).message;
-        assert!(message("nginx").contains("ask for `library/nginx`"), "{}", message("nginx"));
+        assert_eq!(
+            message("nginx"),
+            "nginx:1.27 is not held here: names of one component are this registry's own; for Docker Hub's, ask for \
+             `library/nginx`"
+        );
         assert!(!message("corp.internal/nginx").contains("Docker Hub"));
     }
 

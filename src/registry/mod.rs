@@ -58,7 +58,10 @@ impl Hosted {
             let Some(digest) = digest else { return Ok(None) };
             Ok(store.manifest(repository, &digest)?.map(|bytes| (digest, bytes)))
         });
-        let subject = format!("{repository}, {reference},");
+        let subject = match reference {
+            Reference::Tag(tag) => format!("{repository}:{tag}"),
+            Reference::Digest(digest) => format!("{repository}@{digest}"),
+        };
         let (digest, bytes) = found.await?.ok_or_else(|| Error::NotFound(subject.clone()))?;
         let manifest = Manifest::parse(&bytes, None)
             .map_err(|error| Error::Unfit { subject, why: format!("what is stored is {error}") })?;
