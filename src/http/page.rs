@@ -12,7 +12,7 @@ pub type Upstream = (String, QuotaState);
 /// Since the start of the process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Requests to the mirror and the registry by outcome, in the order of [`Outcome::ALL`].
+    /// Manifests and blobs asked of the mirror by outcome, in the order of [`Outcome::ALL`].
     pub requests: Vec<(&'static str, u64)>,
     pub sent_bytes: u64,
     pub connections: i64,
@@ -28,10 +28,10 @@ pub fn upstreams(mirror: &Mirror) -> Vec<Upstream> {
 }
 
 pub fn totals(metrics: &Metrics) -> Totals {
-    let faces = [Face::Mirror, Face::Registry];
     let requests = |outcome: Outcome| {
-        let of_face = |face| Kind::ALL.iter().map(move |kind| metrics.request(face, *kind, outcome).get());
-        (outcome.text(), faces.into_iter().flat_map(of_face).sum())
+        let counts =
+            [Kind::Manifest, Kind::Blob].map(|kind| metrics.request(Face::Mirror, kind, outcome).get());
+        (outcome.text(), counts.iter().sum())
     };
     Totals {
         requests: Outcome::ALL.iter().map(|outcome| requests(*outcome)).collect(),
@@ -52,7 +52,7 @@ pub fn render(base: &str, upstreams: &[Upstream], totals: &Totals) -> String {
     }
     let mut counts = String::new();
     for (outcome, count) in &totals.requests {
-        let _ = write!(counts, "<tr><td>requests: {}</td><td>{count}</td></tr>", escape(outcome));
+        let _ = write!(counts, "<tr><td>manifests and blobs: {}</td><td>{count}</td></tr>", escape(outcome));
     }
     format!(
         r#"<!DOCTYPE html>
@@ -74,7 +74,7 @@ pre {{ background: #f3f3f3; padding: .7em; overflow: auto; color: #111; }}
 <table><tr><th>Registry</th><th>Quota</th></tr>{rows}</table>
 <h2>Since the start</h2>
 <table>{counts}
-<tr><td>bytes sent</td><td>{sent}</td></tr>
+<tr><td>sent to clients</td><td>{sent}</td></tr>
 <tr><td>open connections</td><td>{connections}</td></tr>
 <tr><td>blobs being fetched</td><td>{fills}</td></tr>
 </table>
@@ -92,7 +92,7 @@ docker pull {authority}/ghcr.io/owner/image</pre>
 </html>
 "#,
         version = env!("CARGO_PKG_VERSION"),
-        sent = totals.sent_bytes,
+        sent = size(totals.sent_bytes),
         connections = totals.connections,
         fills = totals.fills,
     )
@@ -104,7 +104,7 @@ fn told(quota: &QuotaState) -> String {
         (Some(remaining), Some(limit)) => format!("{remaining} of {limit} pulls left"),
         (Some(remaining), None) => format!("{remaining} pulls left"),
         (None, Some(limit)) => format!("{limit} pulls"),
-        (None, None) => "no limit told".to_owned(),
+        (None, None) => "none stated".to_owned(),
     };
     if let Some(window) = quota.window {
         let _ = write!(text, " in {}", humantime::format_duration(window));
@@ -113,6 +113,18 @@ fn told(quota: &QuotaState) -> String {
         let _ = write!(text, "; paused for {} s", paused.as_secs());
     }
     text
+}
+
+/// With a decimal, in the largest unit that fits.
+fn size(bytes: u64) -> String {
+    const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match UNITS.iter().find(|(_, factor)| bytes >= *factor) {
+        Some((unit, factor)) => {
+            let tenths = u128::from(bytes) * 10 / u128::from(*factor);
+            format!("{}.{} {unit}", tenths / 10, tenths % 10)
+        }
+        None => format!("{bytes} B"),
+    }
 }
 
 fn escape(text: &str) -> String {
@@ -145,10 +157,18 @@ mod tests {
     }
 
     #[test]
+    fn sizes_have_the_unit_that_fits() {
+        let sizes = [0, 1023, 1024, 4_350_080, 5 << 30, u64::MAX].map(size);
+        assert_eq!(sizes, ["0 B", "1023 B", "1.0 KiB", "4.1 MiB", "5.0 GiB", "16777215.9 TiB"]);
+    }
+
+    #[test]
     fn quotas_and_totals_are_told() {
         let metrics = Metrics::new();
         metrics.request(Face::Mirror, Kind::Blob, Outcome::Miss).inc_by(41);
-        metrics.request(Face::Registry, Kind::Tags, Outcome::Miss).inc();
+        metrics.request(Face::Mirror, Kind::Manifest, Outcome::Miss).inc();
+        metrics.request(Face::Mirror, Kind::Tags, Outcome::Miss).inc();
+        metrics.request(Face::Registry, Kind::Manifest, Outcome::Miss).inc();
         metrics.request(Face::Operations, Kind::Other, Outcome::Hit).inc();
         metrics.sent_bytes.cell(Kind::Blob).inc_by(12345);
         let totals = totals(&metrics);
@@ -162,7 +182,8 @@ mod tests {
         let page = render("https://mirror.test", &[("docker.io".to_owned(), quota)], &totals);
         for part in [
             "7 of 100 pulls left in 6h; paused for 61 s",
-            "12345",
+            "manifests and blobs: miss</td><td>42<",
+            "12.0 KiB",
             r#""registry-mirrors": ["https://mirror.test"]"#,
             "docker pull mirror.test/ghcr.io/owner/image",
         ] {
