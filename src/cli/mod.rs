@@ -15,7 +15,7 @@ pub const FAILED: u8 = 1;
 pub const MISUSED: u8 = 2;
 
 #[derive(Debug, Parser)]
-#[command(version, about, long_about = ABOUT, after_long_help = MANUAL, disable_help_subcommand = true)]
+#[command(version, about, long_about = ABOUT, after_long_help = MANUAL)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -95,7 +95,7 @@ const LISTEN: &str =
 
 const ABOUT: &str = "\
 Forebay holds container images close to where they run: a pull-through mirror of Docker Hub and other \
-registries, and a registry for your own images.
+registries, and read-only hosting of images of your own.
 
 What was pulled once is served from this machine, also while the registry behind it is slow, rate limited or gone.";
 
@@ -103,7 +103,7 @@ const MANUAL: &str = "\
 First success:
   forebay serve --data ./data
   docker pull localhost:5000/library/alpine:latest
-  To have dockerd ask Forebay first, put this into /etc/docker/daemon.json and reload dockerd:
+  To have dockerd ask Forebay first, put this into /etc/docker/daemon.json and reload dockerd (systemctl reload docker):
   {\"registry-mirrors\": [\"http://127.0.0.1:5000\"]}
 
 Configuration:
@@ -171,7 +171,14 @@ mod tests {
         for bad in [&["serve", "--lisen", "a"][..], &["sevre"], &[]] {
             assert_eq!(parse(bad).unwrap_err().exit_code(), i32::from(MISUSED), "{bad:?}");
         }
-        for good in [&["--help"][..], &["--version"], &["serve", "--help"], &["check-config", "--help"]] {
+        for good in [
+            &["--help"][..],
+            &["--version"],
+            &["serve", "--help"],
+            &["check-config", "--help"],
+            &["help"],
+            &["help", "serve"],
+        ] {
             assert_eq!(parse(good).unwrap_err().exit_code(), 0, "{good:?}");
         }
     }
