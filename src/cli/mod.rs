@@ -116,6 +116,7 @@ Environment variables:
   FOREBAY_DATA                  the data directory
   FOREBAY_UPSTREAM              registries as host or host=url, parted by commas
   FOREBAY_OPERATIONS            address for metrics, health and the page
+  FOREBAY_ADOPT                 whose repositories of unknown origin are: hosted, or an upstream
   FOREBAY_LOG                   what to log
   FOREBAY_LOG_FORMAT            auto, text or json
   FOREBAY_TLS_CERTIFICATE_FILE  certificate chain (PEM)

@@ -19,7 +19,7 @@ use super::{Config, defaults, files, names, units, upstreams};
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
-/// `adopt` is apart from the tree: it is said once, on the command line, and not in a file.
+/// `adopt` is apart from the tree: it is said once, by flag or variable, and not in a file.
 pub fn build(entries: Entries, adopt: Option<Found<String>>, environment: &Environment) -> Result<Config> {
     let sources = super::tree::origins(&entries);
     let mut warnings = environment.warnings();
@@ -48,13 +48,13 @@ pub fn build(entries: Entries, adopt: Option<Found<String>>, environment: &Envir
 }
 
 fn listeners(root: &mut Section, limits: &mut Section, warnings: &mut Vec<String>) -> Result<http::Options> {
-    let listen = match root.texts("listen")? {
-        Some(texts) => addresses(root, &texts)?,
+    let listen = match root.list("listen")? {
+        Some(texts) => addresses(&texts)?,
         None => defaults::listen(),
     };
     let operations = match root.text("operations")? {
         Some(found) => {
-            let address = found.read(|text| address(text))?;
+            let address = found.read(|text| operators_address(text))?;
             if address.port() != 0 && listen.contains(&address) {
                 return Err(
                     found.error(format!("{address} is in `listen` too; give operations another port"))
@@ -83,9 +83,9 @@ fn listeners(root: &mut Section, limits: &mut Section, warnings: &mut Vec<String
     })
 }
 
-fn addresses(root: &Section, texts: &[Found<String>]) -> Result<Vec<SocketAddr>> {
-    let mut addresses = Vec::with_capacity(texts.len());
-    for found in texts {
+fn addresses(texts: &Found<Vec<Found<String>>>) -> Result<Vec<SocketAddr>> {
+    let mut addresses = Vec::with_capacity(texts.value.len());
+    for found in &texts.value {
         let address = found.read(|text| address(text))?;
         // Port 0 asks for any free port, so it may be there twice.
         if address.port() != 0 && addresses.contains(&address) {
@@ -94,8 +94,8 @@ fn addresses(root: &Section, texts: &[Found<String>]) -> Result<Vec<SocketAddr>>
         addresses.push(address);
     }
     if addresses.is_empty() {
-        let reason = "the list is empty; name an address such as `0.0.0.0:5000`, or leave the key out".into();
-        return Err(ConfigError::Missing { key: root.key("listen"), reason });
+        let reason = "the list is empty; name an address such as `0.0.0.0:5000`, or leave the key out";
+        return Err(texts.error(reason));
     }
     Ok(addresses)
 }
@@ -109,6 +109,10 @@ fn address(text: &str) -> std::result::Result<SocketAddr, String> {
     })
 }
 
+fn operators_address(text: &str) -> std::result::Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("`{text}` is no address with a port; write `127.0.0.1:9090`"))
+}
+
 fn tls(mut section: Section, warnings: &mut Vec<String>) -> Result<Option<http::TlsOptions>> {
     let certificate = section.text("certificate_file")?;
     let key = section.text("key_file")?;
@@ -116,9 +120,13 @@ fn tls(mut section: Section, warnings: &mut Vec<String>) -> Result<Option<http::
     let (certificate, key) = match (certificate, key) {
         (None, None) => return Ok(None),
         (Some(certificate), Some(key)) => (certificate, key),
-        (Some(alone), None) => return Err(alone.error("a certificate needs its key; set tls.key_file too")),
+        (Some(alone), None) => {
+            return Err(alone.error("a certificate needs its key; set tls.key_file or --tls-key-file too"));
+        }
         (None, Some(alone)) => {
-            return Err(alone.error("a key needs its certificate; set tls.certificate_file too"));
+            return Err(alone.error(
+                "a key needs its certificate; set tls.certificate_file or --tls-certificate-file too",
+            ));
         }
     };
     let certificate_file = certificate.read(|path| files::pem(path, "CERTIFICATE"))?;
@@ -133,8 +141,7 @@ fn client_limits(limits: &mut Section, warnings: &mut Vec<String>) -> Result<acc
     let mut overrides: Vec<Override> = Vec::new();
     for mut section in limits.sections("network")? {
         let Some(cidr) = section.text("cidr")? else {
-            let reason = "which network? Add `cidr = \"10.0.0.0/8\"`".into();
-            return Err(ConfigError::Missing { key: section.key("cidr"), reason });
+            return Err(section.missing("cidr", "which network? Add `cidr = \"10.0.0.0/8\"`"));
         };
         let network = cidr.read(|text| network(text))?;
         if overrides.iter().any(|other| other.network == network) {
@@ -209,6 +216,7 @@ fn freshness(mut section: Section) -> Result<mirror::Freshness> {
     let mut rules = Vec::new();
     for (pattern, found) in section.section("rules")?.pairs()? {
         let parsed = mirror::Pattern::parse(&pattern).map_err(|error| found.error(error.to_string()))?;
+        check_rule(&pattern).map_err(|reason| found.error(reason))?;
         rules.push((parsed, found.read(|text| units::time(text))?));
     }
     for tag in defaults::MOVING_TAGS.into_iter().filter_map(|tag| mirror::Pattern::parse(tag).ok()) {
@@ -224,6 +232,18 @@ fn freshness(mut section: Section) -> Result<mirror::Freshness> {
     };
     section.finish()?;
     Ok(freshness)
+}
+
+/// A colon parts repository and tag; before that, there is one only with a registry's port.
+fn check_rule(pattern: &str) -> std::result::Result<(), String> {
+    let Some((repository, _)) = pattern.rsplit_once(':') else { return Ok(()) };
+    match repository.split_once(':') {
+        Some((_, rest)) if !rest.contains('/') || rest.contains(':') => Err(format!(
+            "`{pattern}` has a colon too many and matches nothing; write it as in `library/*:1.*` or \
+             `localhost:5001/team/*:1.*`"
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn store_options(

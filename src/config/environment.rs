@@ -70,6 +70,7 @@ const SETTINGS: [Setting; 6] = [
 const LISTEN: &str = "FOREBAY_LISTEN";
 const UPSTREAM: &str = "FOREBAY_UPSTREAM";
 const CONFIG: &str = "FOREBAY_CONFIG";
+const ADOPT: &str = "FOREBAY_ADOPT";
 
 /// What a configuration depends on besides file and flags.
 #[derive(Clone, Debug)]
@@ -112,6 +113,15 @@ impl Environment {
         flags.config.clone().or_else(|| self.path(CONFIG))
     }
 
+    /// Whose repositories of unknown origin are. Not a key of the file: it is said once.
+    pub fn adopt(&self, flags: &Flags) -> Result<Option<Found<String>>, ConfigError> {
+        let found = |value, origin| Found { key: "adopt".into(), origin, value };
+        if let Some(flag) = &flags.adopt {
+            return Ok(Some(found(flag.clone(), Origin::Flag("--adopt"))));
+        }
+        Ok(self.text(ADOPT)?.map(|text| found(text, Origin::Variable(ADOPT))))
+    }
+
     /// Where data goes when nobody says so.
     pub fn data(&self) -> Result<PathBuf, ConfigError> {
         // The XDG base directory specification has relative paths ignored.
@@ -142,7 +152,11 @@ impl Environment {
                 put(entries, setting.path, text_node(text.clone(), Origin::Flag(setting.flag)));
             }
         }
-        let parts = |text: String| text.split(',').map(|part| part.trim().to_owned()).collect::<Vec<_>>();
+        // Empty parts of variables are nothing, as empty variables are; an empty flag is a mistake.
+        let parts = |text: String| -> Vec<String> {
+            let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+            parts.map(str::to_owned).collect()
+        };
         let listen = self.text(LISTEN)?.map(parts).unwrap_or_default();
         put_list(entries, "listen", &listen, Origin::Variable(LISTEN));
         put_list(entries, "listen", &flags.listen, Origin::Flag("--listen"));
@@ -157,8 +171,11 @@ impl Environment {
 
     /// Variables that look like ours and are not.
     pub fn warnings(&self) -> Vec<String> {
-        let known: Vec<&str> =
-            SETTINGS.iter().map(|setting| setting.variable).chain([LISTEN, UPSTREAM, CONFIG]).collect();
+        let known: Vec<&str> = SETTINGS
+            .iter()
+            .map(|setting| setting.variable)
+            .chain([LISTEN, UPSTREAM, CONFIG, ADOPT])
+            .collect();
         let unknown = |name: &&str| {
             // Kubernetes and Docker links set these for a service that is called `forebay`.
             let of_service =
@@ -184,21 +201,14 @@ fn text_node(text: String, origin: Origin) -> Node {
 }
 
 fn put_list(entries: &mut Entries, key: &str, texts: &[String], origin: Origin) {
-    let items: Vec<Node> = texts
-        .iter()
-        .filter(|text| !text.is_empty())
-        .map(|text| text_node(text.clone(), origin.clone()))
-        .collect();
+    let items: Vec<Node> = texts.iter().map(|text| text_node(text.clone(), origin.clone())).collect();
     if !items.is_empty() {
         put(entries, &[key], Node { origin, kind: Kind::List(items) });
     }
 }
 
-/// `host=url` or `host`; an empty text is nothing.
+/// `host=url` or `host`.
 fn put_upstream(entries: &mut Entries, text: &str, origin: Origin) -> Result<(), ConfigError> {
-    if text.is_empty() {
-        return Ok(());
-    }
     let (host, url) = match text.split_once('=') {
         Some((host, url)) => (host.trim(), Some(url.trim())),
         None => (text, None),

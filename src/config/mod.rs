@@ -27,7 +27,6 @@ use std::path::{Path, PathBuf};
 use crate::{access, http, mirror, store, telemetry, upstream};
 
 use environment::Environment;
-use section::Found;
 use tree::Entries;
 
 pub use environment::Flags;
@@ -54,6 +53,7 @@ pub struct Config {
 
 /// A configuration file is a page or two.
 const LARGEST_FILE: u64 = 1 << 20;
+const NO_FILE: &str = "there is no such file; correct --config or FOREBAY_CONFIG";
 
 /// Reads and checks the whole configuration. Called again, it reads the file again.
 pub fn load(flags: &Flags) -> Result<Config, ConfigError> {
@@ -62,16 +62,11 @@ pub fn load(flags: &Flags) -> Result<Config, ConfigError> {
 
 fn load_in(flags: &Flags, environment: &Environment) -> Result<Config, ConfigError> {
     let mut entries = match environment.named_file(flags) {
-        Some(path) => read(&path)?.ok_or_else(|| unreadable(&path, "there is no such file"))?,
+        Some(path) => read(&path)?.ok_or_else(|| unreadable(&path, NO_FILE))?,
         None => read(&environment.default_file)?.unwrap_or_default(),
     };
     environment.overlay(flags, &mut entries)?;
-    let adopt = flags.adopt.clone().map(|value| Found {
-        key: "adopt".into(),
-        origin: Origin::Flag("--adopt"),
-        value,
-    });
-    build::build(entries, adopt, environment)
+    build::build(entries, environment.adopt(flags)?, environment)
 }
 
 /// None: there is no such file.

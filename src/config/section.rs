@@ -29,6 +29,8 @@ impl<T> Found<T> {
 /// A table on its way to being read.
 pub struct Section {
     path: String,
+    /// Where it begins; None of one that nobody wrote.
+    origin: Option<Origin>,
     entries: Entries,
     known: Vec<&'static str>,
 }
@@ -37,7 +39,11 @@ type Read<T> = Result<Option<T>, ConfigError>;
 
 impl Section {
     pub fn new(path: impl Into<String>, entries: Entries) -> Self {
-        Self { path: path.into(), entries, known: Vec::new() }
+        Self { path: path.into(), origin: None, entries, known: Vec::new() }
+    }
+
+    fn written(path: String, origin: Origin, entries: Entries) -> Self {
+        Self { origin: Some(origin), ..Self::new(path, entries) }
     }
 
     pub fn path(&self) -> &str {
@@ -47,6 +53,15 @@ impl Section {
     /// The dotted key of a value in this table.
     pub fn key(&self, key: &str) -> String {
         join(&self.path, key)
+    }
+
+    /// A key that has to be in this table and is not.
+    pub fn missing(&self, key: &str, reason: &str) -> ConfigError {
+        let (key, reason) = (self.key(key), reason.to_owned());
+        match self.origin.clone() {
+            Some(origin) => ConfigError::Value { origin, key, reason },
+            None => ConfigError::Missing { key, reason },
+        }
     }
 
     fn take(&mut self, key: &'static str) -> Option<Found<Kind>> {
@@ -62,16 +77,24 @@ impl Section {
 
     /// A list of texts; a single text is a list of one.
     pub fn texts(&mut self, key: &'static str) -> Read<Vec<Found<String>>> {
+        Ok(self.list(key)?.map(|found| found.value))
+    }
+
+    /// The same, with where the list stands.
+    pub fn list(&mut self, key: &'static str) -> Read<Found<Vec<Found<String>>>> {
         let Some(found) = self.take(key) else { return Ok(None) };
         let Found { key, origin, value } = found;
         let items = match value {
             Kind::List(items) => items,
-            kind => vec![Node { origin, kind }],
+            kind => vec![Node { origin: origin.clone(), kind }],
         };
-        let items = items.into_iter().map(|Node { origin, kind }| {
-            as_text(Found { key: key.clone(), origin, value: kind }, "a list of texts")
-        });
-        items.collect::<Result<_, _>>().map(Some)
+        let items: Result<_, _> = items
+            .into_iter()
+            .map(|Node { origin, kind }| {
+                as_text(Found { key: key.clone(), origin, value: kind }, "a list of texts")
+            })
+            .collect();
+        Ok(Some(Found { value: items?, key, origin }))
     }
 
     /// A text that `reader` understands. Bare numbers are shown to it too: it asks for the unit.
@@ -139,7 +162,9 @@ impl Section {
         let path = self.key(key);
         match self.take(key) {
             None => Ok(Section::new(path, Vec::new())),
-            Some(Found { value: Kind::Table(entries), .. }) => Ok(Section::new(path, entries)),
+            Some(Found { value: Kind::Table(entries), origin, .. }) => {
+                Ok(Section::written(path, origin, entries))
+            }
             Some(found) => {
                 Err(found.error(format!("a table is wanted here: `[{path}]`, not {}", found.value.name())))
             }
@@ -153,7 +178,7 @@ impl Section {
         let wrong = found.error(format!("tables are wanted here: `[[{path}]]`"));
         let Kind::List(items) = found.value else { return Err(wrong) };
         let items = items.into_iter().map(|item| match item.kind {
-            Kind::Table(entries) => Ok(Section::new(path.clone(), entries)),
+            Kind::Table(entries) => Ok(Section::written(path.clone(), item.origin, entries)),
             _ => Err(wrong.clone()),
         });
         items.collect()
@@ -164,9 +189,9 @@ impl Section {
         let path = self.path;
         let sections = self.entries.into_iter().map(|(name, Node { origin, kind })| {
             let key = join(&path, &name);
-            let found = Found { key: key.clone(), origin, value: name };
+            let found = Found { key: key.clone(), origin: origin.clone(), value: name };
             match kind {
-                Kind::Table(entries) => Ok((found, Section::new(key, entries))),
+                Kind::Table(entries) => Ok((found, Section::written(key, origin, entries))),
                 _ => Err(found.error(format!("a table is wanted here: `[{key}]`, not {}", kind.name()))),
             }
         });

@@ -24,13 +24,27 @@ pub fn read(section: Section, warnings: &mut Vec<String>) -> Result<Vec<Upstream
     let mut upstreams = Vec::new();
     for (name, table) in section.named()? {
         let host = name.read(|text| host(text))?;
-        upstreams.push(upstream(host, table, warnings)?);
+        let upstream = upstream(host, table, warnings)?;
+        if is_doubtful(&upstream.options) {
+            warnings.push(format!(
+                "{}: {}: this is asked at {}; if a longer name is meant, such as `ghcr.io`, write all of it",
+                name.origin, name.key, upstream.options.url
+            ));
+        }
+        upstreams.push(upstream);
     }
     match upstreams.iter().position(|upstream| upstream.options.host == hub) {
         Some(index) => upstreams[..=index].rotate_right(1),
         None => upstreams.insert(0, upstream(hub, Section::new(hub_key, Vec::new()), warnings)?),
     }
     Ok(upstreams)
+}
+
+/// A lone word that was given no URL: no public registry has such a name.
+fn is_doubtful(options: &Options) -> bool {
+    let host = options.host.as_str();
+    let by_default = options.url.as_str() == format!("https://{host}/");
+    by_default && host != "localhost" && !host.contains(['.', ':'])
 }
 
 /// One spelling only, so that one registry has one table.

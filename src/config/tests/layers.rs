@@ -63,12 +63,14 @@ fn flags_win_over_the_environment_over_the_file_over_the_default() {
         .variable("FOREBAY_UPSTREAM", "docker.io=http://variable,ghcr.io, quay.io=https://quay.example/base")
         .variable("FOREBAY_LOG", "debug")
         .variable("FOREBAY_LOG_FORMAT", "json")
+        .variable("FOREBAY_ADOPT", "hosted")
         .variable("FOREBAY_OPERATIONS", "127.0.0.1:9");
     let config = case.load().unwrap();
     assert_eq!(config.store.data, Path::new("/variable"));
     assert_eq!(config.http.listen, [address("127.0.0.1:2"), address("[::1]:2")]);
     assert_eq!(config.http.operations, Some(address("127.0.0.1:9")));
     assert_eq!((config.telemetry.level.as_str(), config.telemetry.format), ("debug", Format::Json));
+    assert_eq!(config.store.adopt, Some(Owner::Hosted));
     let urls: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.url.as_str()).collect();
     assert_eq!(urls, ["http://variable/", "https://ghcr.io/", "https://quay.example/base/"]);
     assert_eq!(config.upstreams[0].max_fills, 3, "what the file says besides the URL stays");
@@ -109,7 +111,9 @@ fn the_file_is_named_or_usual_or_none() {
     by_variable.variables.insert("FOREBAY_CONFIG".into(), "".into());
     assert_eq!(with(by_variable.clone()).unwrap(), Path::new("/home/me/.local/share/forebay"));
     by_variable.variables.insert("FOREBAY_CONFIG".into(), "/nonexistent/f".into());
-    assert!(with(by_variable).unwrap_err().to_string().contains("/nonexistent/f: cannot be read"));
+    assert!(with(by_variable).unwrap_err().to_string().contains(
+        "/nonexistent/f: cannot be read: there is no such file; correct --config or FOREBAY_CONFIG"
+    ));
     let directory = Environment { default_file: path.parent().unwrap().into(), ..nowhere() };
     assert!(with(directory).unwrap_err().to_string().contains("cannot be read"));
 }
@@ -173,8 +177,9 @@ fn mistakes_in_the_environment_and_in_flags_name_them() {
         ("FOREBAY_UPSTREAM", "ghcr.io=ftp://x", ["FOREBAY_UPSTREAM: upstream.\"ghcr.io\".url: ", "https://"]),
         ("FOREBAY_LOG_FORMAT", "xml", ["FOREBAY_LOG_FORMAT: log.format: ", "`json`"]),
         ("FOREBAY_LOG", "loud", ["FOREBAY_LOG: log.level: ", "`info`"]),
-        ("FOREBAY_TLS_KEY_FILE", "/k", ["FOREBAY_TLS_KEY_FILE: tls.key_file: ", "tls.certificate_file"]),
-        ("FOREBAY_OPERATIONS", "9090", ["FOREBAY_OPERATIONS: operations: ", "`127.0.0.1:5000`"]),
+        ("FOREBAY_TLS_KEY_FILE", "/k", ["FOREBAY_TLS_KEY_FILE: tls.key_file: ", "--tls-certificate-file"]),
+        ("FOREBAY_ADOPT", "quay.io", ["FOREBAY_ADOPT: adopt: ", "`--upstream quay.io`"]),
+        ("FOREBAY_OPERATIONS", "9090", ["FOREBAY_OPERATIONS: operations: ", "write `127.0.0.1:9090`"]),
     ] {
         let error = Case::new("").variable(variable, value).error();
         assert!(parts.iter().all(|part| error.contains(part)), "{parts:?} in: {error}");
@@ -188,6 +193,11 @@ fn mistakes_in_the_environment_and_in_flags_name_them() {
     );
     case.flags.adopt = Some("hosted".into());
     assert_eq!(case.load().unwrap().store.adopt, Some(Owner::Hosted));
+    case.flags.adopt = None;
+    case.flags.upstream = vec![String::new()];
+    assert!(case.error().starts_with("--upstream: upstream: `` is no registry host"), "{}", case.error());
+    case.flags = Flags { listen: vec![String::new()], ..Flags::default() };
+    assert!(case.error().starts_with("--listen: listen: `` is no address"), "{}", case.error());
 }
 
 #[cfg(unix)]

@@ -18,6 +18,10 @@ fn freshness_rules_keep_their_order_and_come_before_the_defaults() {
         ("nightly", 60),
     ];
     assert_eq!(rules, expected);
+    loaded("[freshness.rules]\n\"localhost:5001/team/*:1.*\" = \"1s\"");
+    for rule in ["a:b:c", "a:b/c:d:e"] {
+        refused(&format!("[freshness.rules]\n\"{rule}\" = \"1s\""), 2, &[rule, "`library/*:1.*`"]);
+    }
     refused("[freshness.rules]\n\"[\" = \"1s\"", 2, &["freshness.rules.\"[\"", "`nightly*`"]);
 }
 
@@ -30,8 +34,7 @@ fn listeners_are_addresses_and_there_once() {
     }
     refused("listen = [\"[::1]:1\",\n\"[::1]:1\"]", 2, &["[::1]:1 is there twice"]);
     refused("listen = \"[::1]:1\"\noperations = \"[::1]:1\"", 2, &[": operations: ", "another port"]);
-    let error = Case::new("listen = []").error();
-    assert!(error.contains("listen: the list is empty"), "{error}");
+    refused("\nlisten = []", 2, &[": listen: the list is empty"]);
 }
 
 #[test]
@@ -57,7 +60,9 @@ fn tls_needs_both_files() {
     let certificate = case.file("cert.pem", "-----BEGIN CERTIFICATE-----\n", 0o644);
     let key = case.file("key.pem", "-----BEGIN EC PRIVATE KEY-----\n", 0o600);
     case.rewrite(&format!("[tls]\ncertificate_file = {certificate:?}"));
-    assert!(case.error().contains("toml:2: tls.certificate_file: ") && case.error().contains("tls.key_file"));
+    assert!(
+        case.error().contains("toml:2: tls.certificate_file: ") && case.error().contains("--tls-key-file")
+    );
     case.rewrite(&format!("[tls]\nkey_file = {key:?}"));
     assert!(case.error().contains("tls.key_file: ") && case.error().contains("tls.certificate_file"));
     case.rewrite(&format!("[tls]\nkey_file = {certificate:?}\ncertificate_file = {key:?}"));
@@ -92,11 +97,7 @@ fn client_limits() {
     refused(&network("10.0.0.1/8"), 2, &["limits.network.cidr: ", "write `10.0.0.0/8`"]);
     refused(&network("10.0.0.0/33"), 2, &["`2001:db8::/32`"]);
     refused(&format!("{0}\n{0}", network("10.0.0.0/8")), 4, &["10.0.0.0/8 has limits already"]);
-    assert!(
-        Case::new("[[limits.network]]\nrequests = \"1/m\"")
-            .error()
-            .contains("limits.network.cidr: which network?")
-    );
+    refused("\n[[limits.network]]\nrequests = \"1/m\"", 2, &["limits.network.cidr: which network?"]);
     let everybody = loaded("[limits]\ntrusted_proxies = \"0.0.0.0/0\"");
     assert!(
         everybody.warnings[0].contains("forebay.toml:2: limits.trusted_proxies"),

@@ -30,6 +30,16 @@ fn upstreams() {
 }
 
 #[test]
+fn a_lone_word_is_doubted_unless_it_has_a_url() {
+    for (name, warned) in [("ghcr", 1), ("localhost", 0), ("registry:5000", 0), ("ghcr.io", 0)] {
+        let warnings = loaded(&format!("[upstream.\"{name}\"]")).warnings;
+        assert_eq!(warnings.len(), warned, "{warnings:?}");
+        assert!(warnings.iter().all(|told| told.contains("forebay.toml:1: upstream.ghcr: ")), "{warnings:?}");
+    }
+    assert!(loaded("[upstream.registry]\nurl = \"http://registry:5000\"").warnings.is_empty());
+}
+
+#[test]
 fn hosts_are_hosts_in_one_spelling() {
     for bad in ["ghcr.io/org", "https://ghcr.io", "a b", "ghcr.io:0"] {
         refused(&format!("[upstream.\"{bad}\"]"), 1, &["upstream.", "no registry host", "`url`"]);
