@@ -15,7 +15,7 @@ use super::environment::Environment;
 use super::error::ConfigError;
 use super::section::{Found, Section};
 use super::tree::Entries;
-use super::{Config, defaults, files, names, units, upstreams};
+use super::{Choices, Config, defaults, files, names, units, upstreams};
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -25,11 +25,12 @@ pub fn build(entries: Entries, adopt: Option<Found<String>>, environment: &Envir
     let mut warnings = environment.warnings();
     let mut root = Section::new("", entries);
     let upstreams = upstreams::read(root.section("upstream")?, &mut warnings)?;
-    let owners = names::owners(&upstreams, root.section("hosted")?, &mut warnings)?;
+    let (owners, shadow) = names::owners(&upstreams, root.section("hosted")?, &mut warnings)?;
     let upstreams: Vec<_> = upstreams.into_iter().map(|upstream| upstream.options).collect();
     let adopt = adopt.map(|adopt| adopt.read(|text| owner(text, &upstreams))).transpose()?;
     let mut limits = root.section("limits")?;
     let mut cache = root.section("cache")?;
+    let (telemetry, log_format) = logs(root.section("log")?, environment.terminal)?;
     let config = Config {
         http: listeners(&mut root, &mut limits, &mut warnings)?,
         owners,
@@ -37,7 +38,8 @@ pub fn build(entries: Entries, adopt: Option<Found<String>>, environment: &Envir
         mirror: mirror_options(&mut root, &mut cache)?,
         upstreams,
         store: store_options(&mut root, &mut cache, adopt, environment)?,
-        telemetry: logs(root.section("log")?, environment.terminal)?,
+        telemetry,
+        choices: Choices { shadow, log_format },
         warnings,
         sources,
     };
@@ -291,19 +293,21 @@ fn owner(text: &str, upstreams: &[crate::upstream::Options]) -> std::result::Res
     }
 }
 
-fn logs(mut section: Section, terminal: bool) -> Result<telemetry::Options> {
+/// Also tells which format was chosen; None for `auto`.
+fn logs(mut section: Section, terminal: bool) -> Result<(telemetry::Options, Option<Format>)> {
     let format = section.read("format", |text| match text {
         "auto" => Ok(None),
         "text" => Ok(Some(Format::Text)),
         "json" => Ok(Some(Format::Json)),
         _ => Err(format!("`{text}` is no format; write `auto`, `text` or `json`")),
     })?;
+    let format = format.flatten();
     let level = section.read("level", |text| telemetry::check_filter(text).map(|()| text.to_owned()))?;
     let options = telemetry::Options {
-        format: format.flatten().unwrap_or(if terminal { Format::Text } else { Format::Json }),
+        format: format.unwrap_or(if terminal { Format::Text } else { Format::Json }),
         level: level.unwrap_or_else(|| defaults::LOG_LEVEL.into()),
         access: section.switch("access")?.unwrap_or(defaults::ACCESS_LOG),
     };
     section.finish()?;
-    Ok(options)
+    Ok((options, format))
 }

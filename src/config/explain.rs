@@ -1,6 +1,7 @@
 //! The effective configuration as a file that says the same, with where each value came from.
 
 use std::fmt::Display;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::Value;
@@ -9,7 +10,6 @@ use crate::access::Override;
 use crate::telemetry::Format;
 use crate::upstream::{self, PrivatePolicy};
 
-use super::names::could_be_on_docker_hub;
 use super::tree::{join, quote_key};
 use super::units::{format_rate, format_size, format_time};
 use super::{Config, Sources};
@@ -34,6 +34,13 @@ impl Printer<'_> {
     /// A value that cannot be written, for it stands for something measured or for nothing.
     fn unset(&mut self, key: &str, meaning: &str) {
         self.out += &format!("# {key}: {meaning}\n");
+    }
+
+    fn file(&mut self, key: &str, path: Option<&PathBuf>, meaning: &str) {
+        match path {
+            Some(path) => self.line(key, path.display().to_string()),
+            None => self.unset(key, meaning),
+        }
     }
 
     fn source(&self, quoted_key: &str) -> String {
@@ -78,15 +85,21 @@ impl Config {
         self.explain_names_and_cache(&mut p);
         self.explain_freshness(&mut p);
         self.explain_limits(&mut p);
-        if let Some(tls) = &self.http.tls {
-            p.section("tls");
-            p.line("certificate_file", tls.certificate_file.display().to_string());
-            p.line("key_file", tls.key_file.display().to_string());
-        }
+        let tls = self.http.tls.as_ref();
+        p.section("tls");
+        p.file("certificate_file", tls.map(|tls| &tls.certificate_file), "none: plain HTTP");
+        p.file("key_file", tls.map(|tls| &tls.key_file), "none");
         p.section("shutdown");
         p.time("grace", self.http.shutdown_grace);
         p.section("log");
-        p.line("format", if self.telemetry.format == Format::Text { "text" } else { "json" });
+        p.line(
+            "format",
+            match self.choices.log_format {
+                None => "auto",
+                Some(Format::Text) => "text",
+                Some(Format::Json) => "json",
+            },
+        );
         p.line("level", self.telemetry.level.as_str());
         p.line("access", self.telemetry.access);
         p.out
@@ -95,9 +108,7 @@ impl Config {
     fn explain_names_and_cache(&self, p: &mut Printer<'_>) {
         p.section("hosted");
         p.line("repositories", texts(&self.owners.hosted));
-        if self.owners.hosted.iter().any(|pattern| could_be_on_docker_hub(pattern)) {
-            p.line("shadow", true);
-        }
+        p.line("shadow", self.choices.shadow);
         p.section("cache");
         match self.store.max_size {
             Some(size) => p.line("max_size", format_size(size)),
@@ -156,13 +167,13 @@ fn explain_upstream(p: &mut Printer<'_>, options: &upstream::Options, aliases: &
     p.section(join("upstream", options.host.as_str()));
     p.line("url", options.url.as_str());
     p.line("aliases", texts(aliases));
-    if let Some(credential) = &options.credential {
-        p.line("username", credential.username.as_str());
-        p.line("password_file", credential.password_file.display().to_string());
+    let credential = options.credential.as_ref();
+    match credential {
+        Some(credential) => p.line("username", credential.username.as_str()),
+        None => p.unset("username", "none: asked anonymously"),
     }
-    if let Some(file) = &options.ca_file {
-        p.line("ca_file", file.display().to_string());
-    }
+    p.file("password_file", credential.map(|credential| &credential.password_file), "none");
+    p.file("ca_file", options.ca_file.as_ref(), "none: the system's CAs alone");
     p.line(
         "private",
         match options.private {

@@ -46,9 +46,19 @@ pub struct Config {
     pub upstreams: Vec<upstream::Options>,
     pub store: store::Options,
     pub telemetry: telemetry::Options,
+    pub choices: Choices,
     /// Worth a look, though nothing that stops a start.
     pub warnings: Vec<String>,
     pub sources: Sources,
+}
+
+/// What was chosen where the options hold only what follows from it; for [`Config::explain`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choices {
+    /// `hosted.shadow`.
+    pub shadow: bool,
+    /// `log.format`; None for `auto`.
+    pub log_format: Option<telemetry::Format>,
 }
 
 /// A configuration file is a page or two.

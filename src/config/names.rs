@@ -11,12 +11,12 @@ use super::error::ConfigError;
 use super::section::Section;
 use super::upstreams::Upstream;
 
-/// Checks that no name has two owners.
+/// Checks that no name has two owners. Also tells of `shadow`.
 pub fn owners(
     upstreams: &[Upstream],
     mut hosted: Section,
     warnings: &mut Vec<String>,
-) -> Result<OwnersOptions, ConfigError> {
+) -> Result<(OwnersOptions, bool), ConfigError> {
     let claimed = claimed(upstreams)?;
     let shadow = hosted.switch("shadow")?.unwrap_or(false);
     let patterns = hosted.texts("repositories")?;
@@ -48,7 +48,7 @@ pub fn owners(
         ));
     }
     let patterns = patterns.map(|patterns| patterns.into_iter().map(|found| found.value).collect());
-    Ok(OwnersOptions {
+    let owners = OwnersOptions {
         upstreams: upstreams
             .iter()
             .map(|Upstream { options, aliases }| {
@@ -56,7 +56,8 @@ pub fn owners(
             })
             .collect(),
         hosted: patterns.unwrap_or_else(|| vec![defaults::HOSTED.into()]),
-    })
+    };
+    Ok((owners, shadow))
 }
 
 /// First components that lead to an upstream.
@@ -102,7 +103,7 @@ fn check_pattern(text: &str) -> Result<(), String> {
 }
 
 /// Docker Hub's names have two components, and its namespaces have no dot.
-pub fn could_be_on_docker_hub(pattern: &str) -> bool {
+fn could_be_on_docker_hub(pattern: &str) -> bool {
     let first = pattern.split('/').next().unwrap_or_default();
     (pattern.contains('/') || pattern.contains("**")) && !first.contains('.')
 }

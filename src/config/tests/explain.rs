@@ -56,6 +56,24 @@ fn the_shipped_example_loads_as_it_is_and_with_every_key_enabled() {
 }
 
 #[test]
+fn what_nobody_set_is_explained_too() {
+    let mut case = Case::new("");
+    case.environment.terminal = true;
+    let explained = case.load().unwrap().explain();
+    for line in ["shadow = false # default", "format = \"auto\" # default"] {
+        assert!(explained.lines().any(|told| told == line), "{line} in\n{explained}");
+    }
+    for key in ["operations", "username", "password_file", "ca_file", "certificate_file", "key_file"] {
+        assert!(explained.contains(&format!("\n# {key}: ")), "{key} in\n{explained}");
+    }
+    case.rewrite("[hosted]\nshadow = true\n[log]\nformat = \"text\"");
+    let explained = case.load().unwrap().explain();
+    for line in ["shadow = true # ", "format = \"text\" # "] {
+        assert!(explained.contains(line), "{line} in\n{explained}");
+    }
+}
+
+#[test]
 fn what_is_explained_loads_as_the_same() {
     let case = Case::new("").variable("FOREBAY_LOG", "debug");
     let secret = case.file("secret", "x", 0o600);
