@@ -29,7 +29,9 @@ Examples:
   In front of another registry:
     forebay serve --upstream docker.io=http://127.0.0.1:5001
   Over a directory that registry:2 wrote as a proxy of Docker Hub:
-    forebay serve --data /var/lib/registry --adopt docker.io";
+    forebay serve --data /var/lib/registry --adopt docker.io
+  Over a directory that images were pushed to:
+    forebay serve --data /var/lib/registry --adopt hosted";
 
 /// Loads the configuration, sets up the log and calls `start`, which serves until it is told to stop.
 /// `start` is also given what loads the configuration again.
