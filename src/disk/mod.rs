@@ -3,6 +3,8 @@
 //! Everything here blocks. Callers on the async side go through a blocking thread, except where a
 //! call is known to be short: opening a file, and [`File::read_ready`].
 
+#[cfg(test)]
+pub mod hooked;
 mod real;
 
 use std::ffi::OsString;

@@ -1,12 +1,12 @@
 //! The tree: links, tags, origins, the lock; over the real disk.
 
-use std::io;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::disk::{Entry, RealDisk, Space, Stat};
+use crate::disk::RealDisk;
+use crate::disk::hooked::Hooked;
 use crate::oci::{Name, Tag, UpstreamHost};
 
 fn options(data: &Path) -> Options {
@@ -151,67 +151,27 @@ fn origins_decide_and_unknown_ones_are_adopted_on_demand() {
     assert_eq!(names, [("library/a".to_owned(), known.clone()), ("library/b".to_owned(), known)]);
 }
 
-/// A disk on which another task gives the repository its first content just after this one found no
-/// record of whose it is.
-#[derive(Default)]
-struct Overtaken {
-    other: OnceLock<Arc<Store>>,
-    done: OnceLock<()>,
-}
-
-impl Disk for Overtaken {
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        let opened = RealDisk.open(path);
-        if let (Some(other), Err(_)) = (self.other.get(), &opened) {
-            self.done.get_or_init(|| other.link_layer(&hub("library/a"), &Digest::sha256(b"x")).unwrap());
-        }
-        opened
-    }
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        RealDisk.create(path)
-    }
-    fn stat(&self, path: &Path) -> io::Result<Stat> {
-        RealDisk.stat(path)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        RealDisk.rename(from, to)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        RealDisk.remove(path)
-    }
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        RealDisk.remove_dir(path)
-    }
-    fn create_dirs(&self, path: &Path) -> io::Result<()> {
-        RealDisk.create_dirs(path)
-    }
-    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
-        RealDisk.list(dir)
-    }
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        RealDisk.sync_dir(dir)
-    }
-    fn set_modified(&self, path: &Path, time: SystemTime) -> io::Result<()> {
-        RealDisk.set_modified(path, time)
-    }
-    fn space(&self, path: &Path) -> io::Result<Space> {
-        RealDisk.space(path)
-    }
-    /// Two stores of one directory stand for two threads of one.
-    fn lock(&self, _: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {
-        Ok(Some(Box::new(())))
-    }
-}
-
+/// Another thread gives the repository its first content just after this one found no record of
+/// whose it is.
 #[test]
 fn who_is_overtaken_at_a_first_claim_may_still_add() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = Arc::new(Overtaken::default());
-    let store = Store::open(options(dir.path()), disk.clone(), Arc::default(), Tasks::default()).unwrap();
-    let plain = Arc::new(Overtaken::default());
-    let other = Store::open(options(dir.path()), plain, Arc::default(), Tasks::default()).unwrap();
-    assert!(disk.other.set(other).is_ok());
-    let grant = hub("library/a");
+    // Two stores of one directory stand for two threads of one.
+    let unlocked = || Hooked { lock: Box::new(|_| Ok(Some(Box::new(())))), ..Hooked::default() };
+    let start =
+        |disk| Store::open(options(dir.path()), Arc::new(disk), Arc::default(), Tasks::default()).unwrap();
+    let (other, done) = (start(unlocked()), OnceLock::new());
+    let overtaken = Hooked {
+        open: Box::new(move |path| {
+            let opened = RealDisk.open(path);
+            if opened.is_err() {
+                done.get_or_init(|| other.link_layer(&hub("library/a"), &Digest::sha256(b"x")).unwrap());
+            }
+            opened
+        }),
+        ..unlocked()
+    };
+    let (store, grant) = (start(overtaken), hub("library/a"));
     assert!(matches!(store.origin(&grant.repository).unwrap(), OriginState::Known(_)));
     store.put_manifest(&grant, &Digest::sha256(b"y"), b"y").unwrap();
 }

@@ -5,13 +5,14 @@ use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 
-use crate::disk::{Disk, Entry, File, RealDisk, Space, Stat};
+use crate::disk::hooked::Hooked;
+use crate::disk::{Disk, File, RealDisk};
 use crate::metrics::{FillEnd, Metrics};
 use crate::oci::{ByteRange, Digest, Owner, Repository, UpstreamHost};
 use crate::store::{
@@ -113,9 +114,15 @@ impl Source for Scripted {
 }
 
 /// The real disk, except that writes fail once so many bytes went in, or that no file can be made.
-struct Failing {
-    room: Arc<AtomicU64>,
-    creates: bool,
+fn failing(room: u64, creates: bool) -> Hooked {
+    let room = Arc::new(AtomicU64::new(room));
+    let create = move |path: &Path| -> io::Result<Arc<dyn File>> {
+        if !creates {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(Arc::new(FailingFile(RealDisk.create(path)?, room.clone())))
+    };
+    Hooked { create: Box::new(create), ..Hooked::default() }
 }
 
 struct FailingFile(Arc<dyn File>, Arc<AtomicU64>);
@@ -141,48 +148,6 @@ impl File for FailingFile {
     }
     fn sync(&self) -> io::Result<()> {
         self.0.sync()
-    }
-}
-
-impl Disk for Failing {
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        if !self.creates {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        Ok(Arc::new(FailingFile(RealDisk.create(path)?, self.room.clone())))
-    }
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        RealDisk.open(path)
-    }
-    fn stat(&self, path: &Path) -> io::Result<Stat> {
-        RealDisk.stat(path)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        RealDisk.rename(from, to)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        RealDisk.remove(path)
-    }
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        RealDisk.remove_dir(path)
-    }
-    fn create_dirs(&self, path: &Path) -> io::Result<()> {
-        RealDisk.create_dirs(path)
-    }
-    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
-        RealDisk.list(dir)
-    }
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        RealDisk.sync_dir(dir)
-    }
-    fn set_modified(&self, path: &Path, time: SystemTime) -> io::Result<()> {
-        RealDisk.set_modified(path, time)
-    }
-    fn space(&self, path: &Path) -> io::Result<Space> {
-        RealDisk.space(path)
-    }
-    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {
-        RealDisk.lock(path)
     }
 }
 
@@ -527,8 +492,7 @@ async fn what_came_ahead_is_not_fetched_again() {
 async fn a_full_disk_relays_from_the_start_and_in_mid_fill() {
     let content = random(12 * MIB);
     for (room, creates) in [(0, true), (5 * MIB as u64, true), (0, false)] {
-        let disk = Failing { room: Arc::new(room.into()), creates };
-        let rig = Rig::with(Arc::new(disk), |_| {});
+        let rig = Rig::with(Arc::new(failing(room, creates)), |_| {});
         let (first, source) = rig.start(&content, [Act::Slow]);
         let second = first.fill().reader().unwrap();
         let second = tokio::spawn(read(BlobKind::Fill(second)));

@@ -1,0 +1,67 @@
+//! The real disk with some calls taken over, for tests of the layers above.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::{Disk, Entry, File, RealDisk, Space, Stat};
+
+type Call<T> = Box<dyn Fn(&Path) -> io::Result<T> + Send + Sync>;
+type Lock = Option<Box<dyn Send + Sync>>;
+
+/// Each call is the real disk's until it is replaced.
+pub struct Hooked {
+    pub create: Call<Arc<dyn File>>,
+    pub open: Call<Arc<dyn File>>,
+    pub lock: Call<Lock>,
+}
+
+impl Default for Hooked {
+    fn default() -> Self {
+        Self {
+            create: Box::new(|path| RealDisk.create(path)),
+            open: Box::new(|path| RealDisk.open(path)),
+            lock: Box::new(|path| RealDisk.lock(path)),
+        }
+    }
+}
+
+impl Disk for Hooked {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        (self.create)(path)
+    }
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        (self.open)(path)
+    }
+    fn stat(&self, path: &Path) -> io::Result<Stat> {
+        RealDisk.stat(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove_dir(path)
+    }
+    fn create_dirs(&self, path: &Path) -> io::Result<()> {
+        RealDisk.create_dirs(path)
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
+        RealDisk.list(dir)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        RealDisk.sync_dir(dir)
+    }
+    fn set_modified(&self, path: &Path, time: SystemTime) -> io::Result<()> {
+        RealDisk.set_modified(path, time)
+    }
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        RealDisk.space(path)
+    }
+    fn lock(&self, path: &Path) -> io::Result<Lock> {
+        (self.lock)(path)
+    }
+}
