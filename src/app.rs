@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -69,14 +69,14 @@ pub async fn run(
     app.survey(&config);
     app.follow_hangups(service.clone(), config, reload)?;
     let asked = stop_signals()?;
-    let begun = ArcSwap::from_pointee(None);
+    let begun = OnceLock::new();
     let shutdown = async {
         asked.await;
-        begun.store(Arc::new(Some(Instant::now())));
+        begun.get_or_init(Instant::now);
         tracing::info!(grace_seconds = grace.as_secs(), "shutting down: what is under way may finish");
     };
     listeners.serve(service, app.tasks.clone(), shutdown).await;
-    let spent = begun.load().as_ref().map_or(grace, |begun| begun.elapsed());
+    let spent = begun.get().map_or(grace, Instant::elapsed);
     // What was answered is being written behind the answers: that gets its time whatever clients took.
     if !app.tasks.drain(grace.saturating_sub(spent).max(LAST_WRITES)).await {
         tracing::warn!("background work was cut short; it is taken up again when asked for");
