@@ -155,10 +155,8 @@ impl Mirror {
             self.upstream(&repository)?.manifest_get(access.identity, &repository.name, &reference).await;
         let got = got.map_err(|error| self.refuse(&repository, &subject, error))?;
         let checked = self.check(&repository, &subject, got, &access).await;
-        let held = Arc::new(checked.inspect_err(|error| {
-            let until = self.clock.now() + self.options.negative_not_found;
-            self.memory.refuse(&repository, &subject, error.clone(), until);
-        })?);
+        let hold = self.options.negative_not_found;
+        let held = Arc::new(checked.map_err(|error| self.remember(&repository, &subject, error, hold))?);
         self.memory.manifests.insert((repository.clone(), held.digest), held.clone());
         let keep = held.clone();
         self.writes.add(&repository, "a manifest", move |store| {

@@ -119,6 +119,11 @@ impl Mirror {
     /// Translates an upstream's failure, and remembers it for as long as it is worth.
     fn refuse(&self, repository: &Repository, subject: &Subject, error: upstream::Error) -> Error {
         let (error, hold) = self.translate(repository, subject, error);
+        self.remember(repository, subject, error, hold)
+    }
+
+    /// Has a refusal answer further requests for a while.
+    fn remember(&self, repository: &Repository, subject: &Subject, error: Error, hold: Duration) -> Error {
         self.memory.refuse(repository, subject, error.clone(), self.clock.now() + hold);
         error
     }

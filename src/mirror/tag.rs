@@ -232,7 +232,7 @@ impl Mirror {
                 Some(known),
             ) => {
                 let why = error.to_string();
-                return self.untold(repository, tag, error, &why, known);
+                return self.unconfirmed(repository, tag, error, &why, known);
             }
             (access, _) => access?,
         };
@@ -247,7 +247,7 @@ impl Mirror {
             (Err(error), Some(known)) => {
                 let why = error.to_string();
                 let (error, _) = self.translate(repository, &subject, error);
-                self.untold(repository, tag, error, &why, &known)
+                self.unconfirmed(repository, tag, error, &why, &known)
             }
         }
     }
@@ -283,7 +283,7 @@ impl Mirror {
     }
 
     /// Upstream has not answered, or not well, for a tag that is known.
-    fn untold(
+    fn unconfirmed(
         self: &Arc<Self>,
         repository: &Repository,
         tag: &Tag,
@@ -298,9 +298,8 @@ impl Mirror {
                 let since = known.gone_since.unwrap_or(now);
                 if now.saturating_duration_since(since) >= self.options.stale_after_not_found {
                     self.forget(repository, tag);
-                    let until = now + self.options.negative_not_found;
-                    self.memory.refuse(repository, &subject, error.clone(), until);
-                    return Err(error);
+                    let hold = self.options.negative_not_found;
+                    return Err(self.remember(repository, &subject, error, hold));
                 }
                 let known = KnownTag { gone_since: Some(since), ..known.copy() };
                 let hold = self.options.freshness.of(repository, tag);
@@ -308,9 +307,8 @@ impl Mirror {
             }
             Error::Denied { .. } => {
                 if self.outlived_denial(known) {
-                    let until = now + self.options.negative_denied;
-                    self.memory.refuse(repository, &subject, error.clone(), until);
-                    return Err(error);
+                    let hold = self.options.negative_denied;
+                    return Err(self.remember(repository, &subject, error, hold));
                 }
                 LONGEST_HOLD
             }

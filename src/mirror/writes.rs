@@ -66,17 +66,10 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn work_is_in_order_and_bounded() {
         let dir = tempfile::tempdir().unwrap();
-        let options = store::Options {
-            data: dir.path().to_owned(),
-            max_size: None,
-            min_free: None,
-            unread_budget: 0,
-            resumes: 0,
-            reader_timeout: Duration::ZERO,
-            adopt: None,
-        };
         let tasks = Tasks::default();
-        let store = Store::open(options, Arc::new(RealDisk), Arc::default(), tasks.clone()).unwrap();
+        let store =
+            Store::open(store::tests::options(dir.path()), Arc::new(RealDisk), Arc::default(), tasks.clone())
+                .unwrap();
         let writes = Writes::new(store, tasks.clone());
         let repository = Repository { owner: Owner::Hosted, name: "a".parse().unwrap() };
         let done = Arc::new(Mutex::new(Vec::new()));

@@ -12,7 +12,7 @@ mod layout;
 mod origins;
 mod reader;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod usage;
 
 use std::collections::HashMap;

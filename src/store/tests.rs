@@ -9,7 +9,8 @@ use crate::disk::RealDisk;
 use crate::disk::hooked::Hooked;
 use crate::oci::{Name, Tag, UpstreamHost};
 
-fn options(data: &Path) -> Options {
+/// Nothing is limited but by the file system; a fill ends with its readers, or at its first break.
+pub(crate) fn options(data: &Path) -> Options {
     Options {
         data: data.to_owned(),
         max_size: None,

@@ -169,13 +169,12 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::default());
         let mut options = Options {
-            data: dir.path().to_owned(),
             max_size: Some(1 << 30),
             min_free: Some(0),
             unread_budget: 1 << 30,
             resumes: 3,
             reader_timeout: Duration::from_millis(300),
-            adopt: None,
+            ..crate::store::tests::options(dir.path())
         };
         change(&mut options);
         let store = Store::open(options, disk, metrics.clone(), tasks.clone()).unwrap();
