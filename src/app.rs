@@ -116,14 +116,15 @@ struct App {
 
 impl App {
     async fn open(config: &Config) -> Result<Self, Error> {
-        let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::default());
-        let (options, counted, tracked) = (config.store.clone(), metrics.clone(), tasks.clone());
-        let open = move || Store::open(options, Arc::new(RealDisk), counted, tracked);
+        let (metrics, tasks, clock) = (Arc::new(Metrics::new()), Tasks::default(), Clock::default());
+        let (options, counted) = (config.store.clone(), metrics.clone());
+        let (timed, tracked) = (clock.clone(), tasks.clone());
+        let open = move || Store::open(options, Arc::new(RealDisk), counted, timed, tracked);
         let store = tokio::task::spawn_blocking(open).await??;
         let log = AccessLog::new(&config.telemetry, metrics.access_lines_dropped.clone());
         let access_log = log.is_enabled().then(|| Arc::new(log));
         let reports = Reports { metrics: metrics.clone(), access_log };
-        let (clock, draining, started) = (Clock::default(), Draining::default(), config.clone());
+        let (draining, started) = (Draining::default(), config.clone());
         Ok(Self { clock, tasks, metrics, store, reports, draining, started })
     }
 

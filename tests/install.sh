@@ -8,7 +8,7 @@ packages="
   docker-registry
   docker.io containerd runc
   podman
-  skopeo
+  skopeo buildah
   busybox-static
   iproute2 mount
   nginx-light wrk

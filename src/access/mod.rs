@@ -1,5 +1,6 @@
 //! Who may do what: the client's identity, and limits on clients.
 
+mod caller;
 mod client;
 mod limits;
 
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use caller::{Action, Caller, Identity};
 pub use client::Client;
 pub use limits::{ClientToll, Limits};
 

@@ -269,6 +269,7 @@ fn store_options(
         unread_budget: cache.read("unread_budget", units::size)?.unwrap_or(defaults::UNREAD_BUDGET),
         resumes: cache.number("resumes", 0..=1000)?.unwrap_or(defaults::RESUMES),
         reader_timeout: cache.read("reader_timeout", units::timeout)?.unwrap_or(defaults::READER_TIMEOUT),
+        lease: defaults::LEASE,
         adopt,
     })
 }

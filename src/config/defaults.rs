@@ -78,6 +78,9 @@ pub const RESUMES: u32 = 5;
 /// One slow reader must not hold up the others of a blob that passes through memory.
 pub const READER_TIMEOUT: Duration = seconds(30);
 
+/// Longer than the largest push takes from its first layer to its manifest.
+pub const LEASE: Duration = hours(2);
+
 /// Cold manifests spend the upstream's quota, so one client cannot have it all; a node that starts
 /// fifty pods at once passes.
 pub const COLD_MISSES: Rate = Rate { per_minute: number(120), burst: number(240) };

@@ -15,7 +15,7 @@ use super::operations::Public;
 use super::owners::Owners;
 use super::route::{self, Page, Route};
 use super::{operations, respond};
-use crate::access::{Client, Limits};
+use crate::access::{Action, Client, Limits};
 use crate::answer::{BlobWant, Error};
 use crate::metrics::{Kind, Outcome};
 use crate::mirror::Mirror;
@@ -92,6 +92,7 @@ impl Service {
         } else {
             self.limits.request(exchange.client).await.map_err(ApiError::too_many)?;
         }
+        let caller = self.identify(request, arrival, exchange.client).await?;
         let routed = routed?;
         if !of_operator && arrival.door == Door::Operations {
             let message = "this listener is the operator's: images are served at the other one";
@@ -103,14 +104,17 @@ impl Service {
             Route::ToBase(location) => (respond::redirect(location), Outcome::Hit),
             Route::Manifest(repository, reference) => {
                 exchange.of_repository(Kind::Manifest, &repository, Some(reference.clone()));
+                self.authorise(&caller, Action::Pull, &repository)?;
                 self.manifest(request, exchange.client, &repository, &reference).await?
             }
             Route::Blob(repository, digest) => {
                 exchange.of_repository(Kind::Blob, &repository, Some(Reference::Digest(digest)));
+                self.authorise(&caller, Action::Pull, &repository)?;
                 self.blob(request, &repository, &digest).await?
             }
             Route::Tags(repository, name, page) => {
                 exchange.of_repository(Kind::Tags, &repository, None);
+                self.authorise(&caller, Action::Pull, &repository)?;
                 self.tags(path, exchange.client, &repository, &name, &page, namespace).await?
             }
             Route::Catalog(page) => {

@@ -3,6 +3,7 @@
 //! A connection (`listen`, `tls`, `connection`, `watch`) brings requests; `handler` leads each through
 //! `route`, the layers below and `respond` or `error`; `exchange` follows it to its body's end.
 
+mod auth;
 mod body;
 mod connection;
 mod error;

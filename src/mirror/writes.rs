@@ -59,6 +59,7 @@ impl Writes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
     use crate::disk::RealDisk;
     use crate::oci::Owner;
     use std::time::Duration;
@@ -67,9 +68,14 @@ mod tests {
     async fn work_is_in_order_and_bounded() {
         let dir = tempfile::tempdir().unwrap();
         let tasks = Tasks::default();
-        let store =
-            Store::open(store::tests::options(dir.path()), Arc::new(RealDisk), Arc::default(), tasks.clone())
-                .unwrap();
+        let store = Store::open(
+            store::tests::options(dir.path()),
+            Arc::new(RealDisk),
+            Arc::default(),
+            Clock::default(),
+            tasks.clone(),
+        )
+        .unwrap();
         let writes = Writes::new(store, tasks.clone());
         let repository = Repository { owner: Owner::Hosted, name: "a".parse().unwrap() };
         let done = Arc::new(Mutex::new(Vec::new()));

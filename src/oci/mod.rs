@@ -9,6 +9,7 @@ mod name;
 mod range;
 mod reference;
 mod repository;
+mod upload;
 
 pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
 pub use manifest::{Descriptor, InvalidManifest, MANIFEST_MAX, Manifest, ManifestKind};
@@ -17,3 +18,4 @@ pub use name::{InvalidName, Name};
 pub use range::{ByteRange, RangeRequest, Unsatisfiable};
 pub use reference::{InvalidReference, Reference, Tag};
 pub use repository::{InvalidHost, Owner, Repository, UpstreamHost};
+pub use upload::{InvalidUploadId, UploadId};

@@ -9,6 +9,7 @@ mod content;
 mod fill;
 mod home;
 mod layout;
+mod leases;
 mod origins;
 mod reader;
 #[cfg(test)]
@@ -23,6 +24,8 @@ use std::time::Duration;
 
 use self::buffers::Buffers;
 use self::home::{Home, Staged};
+use self::leases::Leases;
+use crate::clock::Clock;
 use crate::disk::{Disk, File};
 use crate::metrics::Metrics;
 use crate::oci::{ByteRange, Digest, Owner, Repository};
@@ -48,6 +51,8 @@ pub struct Options {
     pub resumes: u32,
     /// Longest that a fill waits for the slowest reader of a blob that is not kept.
     pub reader_timeout: Duration,
+    /// How long collection leaves alone what a pusher was told of.
+    pub lease: Duration,
     /// Repositories of unknown origin are taken for this owner's (`--adopt`).
     pub adopt: Option<Owner>,
 }
@@ -88,6 +93,7 @@ pub struct Store {
     fills: Mutex<HashMap<FillKey, Arc<Fill>>>,
     /// Bytes of the blobs on their way that were admitted to the disk.
     reserved: AtomicU64,
+    leases: Leases,
     metrics: Arc<Metrics>,
     tasks: Tasks,
     _lock: Box<dyn Send + Sync>,
@@ -121,6 +127,7 @@ impl Store {
         options: Options,
         disk: Arc<dyn Disk>,
         metrics: Arc<Metrics>,
+        clock: Clock,
         tasks: Tasks,
     ) -> Result<Arc<Self>, OpenError> {
         let home = Home::new(options.data.clone(), disk);
@@ -133,7 +140,8 @@ impl Store {
         home.make_dir(layout::STAGING_DIR)?;
         let (buffers, fills) = (Arc::default(), Mutex::default());
         let reserved = AtomicU64::new(0);
-        let store = Self { options, home, buffers, fills, reserved, metrics, tasks, _lock: lock };
+        let leases = Leases::new(options.lease, clock);
+        let store = Self { options, home, buffers, fills, reserved, leases, metrics, tasks, _lock: lock };
         store.adopt()?;
         Ok(Arc::new(store))
     }

@@ -18,12 +18,13 @@ pub(crate) fn options(data: &Path) -> Options {
         unread_budget: 0,
         resumes: 0,
         reader_timeout: Duration::ZERO,
+        lease: Duration::ZERO,
         adopt: None,
     }
 }
 
 fn open(options: Options) -> Result<Arc<Store>, OpenError> {
-    Store::open(options, Arc::new(RealDisk), Arc::default(), Tasks::default())
+    Store::open(options, Arc::new(RealDisk), Arc::default(), Clock::default(), Tasks::default())
 }
 
 fn repository(owner: Owner, name: &str) -> Repository {
@@ -159,8 +160,10 @@ fn who_is_overtaken_at_a_first_claim_may_still_add() {
     let dir = tempfile::tempdir().unwrap();
     // Two stores of one directory stand for two threads of one.
     let unlocked = || Hooked { lock: Box::new(|_| Ok(Some(Box::new(())))), ..Hooked::default() };
-    let start =
-        |disk| Store::open(options(dir.path()), Arc::new(disk), Arc::default(), Tasks::default()).unwrap();
+    let start = |disk| {
+        Store::open(options(dir.path()), Arc::new(disk), Arc::default(), Clock::default(), Tasks::default())
+            .unwrap()
+    };
     let (other, done) = (start(unlocked()), OnceLock::new());
     let overtaken = Hooked {
         open: Box::new(move |path| {

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 
+use crate::clock::Clock;
 use crate::disk::hooked::Hooked;
 use crate::disk::{Disk, File, RealDisk};
 use crate::metrics::{FillEnd, Metrics};
@@ -177,7 +178,7 @@ impl Rig {
             ..crate::store::tests::options(dir.path())
         };
         change(&mut options);
-        let store = Store::open(options, disk, metrics.clone(), tasks.clone()).unwrap();
+        let store = Store::open(options, disk, metrics.clone(), Clock::default(), tasks.clone()).unwrap();
         let name = "library/x".parse().unwrap();
         let repository = Repository { owner: Owner::Upstream(UpstreamHost::docker_hub()), name };
         let grant = Grant {
