@@ -93,9 +93,11 @@ impl Rig {
             unread_budget: 1 << 30,
             resumes: 2,
             reader_timeout: MINUTE,
+            lease: MINUTE,
             adopt: None,
         };
-        let store = Store::open(options, Arc::new(RealDisk), metrics.clone(), tasks.clone()).unwrap();
+        let disk = Arc::new(RealDisk);
+        let store = Store::open(options, disk, metrics.clone(), clock.clone(), tasks.clone()).unwrap();
         let mut upstreams = HashMap::new();
         for host in hosts {
             let host: UpstreamHost = host.parse().unwrap();
