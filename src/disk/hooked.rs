@@ -34,6 +34,9 @@ impl Disk for Hooked {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         (self.open)(path)
     }
+    fn reopen(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        RealDisk.reopen(path)
+    }
     fn stat(&self, path: &Path) -> io::Result<Stat> {
         RealDisk.stat(path)
     }

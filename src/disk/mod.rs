@@ -21,6 +21,8 @@ pub trait Disk: Send + Sync + 'static {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     /// Opens a regular file for reading. A symbolic link in the last place is not followed.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+    /// The same for reading and writing.
+    fn reopen(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     fn stat(&self, path: &Path) -> io::Result<Stat>;
     /// Replaces `to` in one step.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;

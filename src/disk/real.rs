@@ -47,6 +47,11 @@ impl Disk for RealDisk {
         Ok(Arc::new(RealFile(file)))
     }
 
+    fn reopen(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let file = fs::OpenOptions::new().read(true).write(true).custom_flags(no_follow()).open(path)?;
+        Ok(Arc::new(RealFile(file)))
+    }
+
     fn stat(&self, path: &Path) -> io::Result<Stat> {
         let meta = fs::symlink_metadata(path)?;
         Ok(Stat { len: meta.len(), modified: meta.modified()?, is_file: meta.is_file() })
@@ -195,6 +200,7 @@ mod tests {
         fs::write(&target, "secret").unwrap();
         std::os::unix::fs::symlink(&target, &link).unwrap();
         assert!(RealDisk.open(&link).is_err());
+        assert!(RealDisk.reopen(&link).is_err());
         assert!(!RealDisk.stat(&link).unwrap().is_file);
         assert!(RealDisk.set_modified(&link, SystemTime::now()).is_err());
     }

@@ -26,6 +26,7 @@ pub struct Staged {
     home: Home,
     path: PathBuf,
     pub file: Arc<dyn File>,
+    synced: bool,
     kept: bool,
 }
 
@@ -107,17 +108,46 @@ impl Home {
             created => created,
         };
         let file = file.map_err(failed("create", &path))?;
-        Ok(Staged { home: self.clone(), path, file, kept: false })
+        Ok(Staged { home: self.clone(), path, file, synced: false, kept: false })
     }
 
     /// Puts staged data under `key`, durably. What was there is replaced in one step.
     pub fn commit(&self, mut staged: Staged, key: &str) -> Result<(), Error> {
+        staged.sync()?;
+        self.place(&staged.path, key, || staged.kept = true)
+    }
+
+    /// A new file for reading and writing, which nobody relies on before it is published.
+    pub fn create(&self, key: &str) -> Result<Arc<dyn File>, Error> {
         let path = self.path(key);
         let dir = path.parent().unwrap_or(&self.root);
-        staged.file.sync().map_err(failed("sync", &staged.path))?;
         self.disk.create_dirs(dir).map_err(failed("make directory", dir))?;
-        self.disk.rename(&staged.path, &path).map_err(failed("rename to", &path))?;
-        staged.kept = true;
+        self.disk.create(&path).map_err(failed("create", &path))
+    }
+
+    /// A file that is there, for reading and writing.
+    pub fn reopen(&self, key: &str) -> Result<Option<Arc<dyn File>>, Error> {
+        let path = self.path(key);
+        found(self.disk.reopen(&path)).map_err(failed("open", &path))
+    }
+
+    /// Makes what was written to the file of a key durable, before it is published. After an error
+    /// the file is of no use any more.
+    pub fn sync(&self, key: &str, file: &dyn File) -> Result<(), Error> {
+        file.sync().map_err(failed("sync", &self.path(key)))
+    }
+
+    /// Moves a synced file to another key, durably. What was there is replaced in one step.
+    pub fn publish(&self, from: &str, to: &str) -> Result<(), Error> {
+        self.place(&self.path(from), to, || ())
+    }
+
+    fn place(&self, from: &Path, key: &str, moved: impl FnOnce()) -> Result<(), Error> {
+        let path = self.path(key);
+        let dir = path.parent().unwrap_or(&self.root);
+        self.disk.create_dirs(dir).map_err(failed("make directory", dir))?;
+        self.disk.rename(from, &path).map_err(failed("rename to", &path))?;
+        moved();
         self.disk.sync_dir(dir).map_err(failed("sync directory", dir))
     }
 
@@ -134,6 +164,15 @@ impl Home {
             Some(stat) if stat.is_file && stat.len == bytes.len() as u64 => Ok(()),
             _ => self.put(key, bytes),
         }
+    }
+
+    /// Makes sure that what is under a key survives a power loss, whoever wrote it.
+    pub fn settle(&self, key: &str) -> Result<(), Error> {
+        let path = self.path(key);
+        let dir = path.parent().unwrap_or(&self.root);
+        let file = self.disk.open(&path).map_err(failed("open", &path))?;
+        file.sync().map_err(failed("sync", &path))?;
+        self.disk.sync_dir(dir).map_err(failed("sync directory", dir))
     }
 
     pub fn touch(&self, key: &str, time: SystemTime) -> Result<(), Error> {
@@ -178,6 +217,18 @@ impl Home {
 
     pub fn space(&self) -> Result<Space, Error> {
         self.disk.space(&self.root).map_err(failed("measure", &self.root))
+    }
+}
+
+impl Staged {
+    /// Makes what was written durable. The commit does it too; this is for who is to commit with
+    /// a lock held, for it may take long.
+    pub fn sync(&mut self) -> Result<(), Error> {
+        if !self.synced {
+            self.file.sync().map_err(failed("sync", &self.path))?;
+            self.synced = true;
+        }
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Keys are relative, parted by `/`, and made of parsed values only, so none leads outside.
 
-use crate::oci::{Algorithm, Digest, Repository, Tag};
+use crate::oci::{Algorithm, Digest, Repository, Tag, UploadId};
 
 const REPOSITORIES: &str = "docker/registry/v2/repositories";
 
@@ -37,9 +37,19 @@ pub fn repository(repository: &Repository) -> String {
     format!("{REPOSITORIES}/{}", repository.stored_name())
 }
 
+/// Directory of the links to blobs of one algorithm.
+pub fn layers(repo: &Repository, algorithm: Algorithm) -> String {
+    format!("{}/_layers/{}", repository(repo), algorithm.as_str())
+}
+
 /// Says that the repository has this blob.
 pub fn layer(repo: &Repository, digest: &Digest) -> String {
     format!("{}/_layers/{}/link", repository(repo), path(digest))
+}
+
+/// Directory of the links to manifests of one algorithm.
+pub fn revisions(repo: &Repository, algorithm: Algorithm) -> String {
+    format!("{}/_manifests/revisions/{}", repository(repo), algorithm.as_str())
 }
 
 /// Says that the repository has this manifest.
@@ -64,6 +74,25 @@ pub fn tag_current(repo: &Repository, name: &Tag) -> String {
 /// One of all the manifests that the tag ever pointed to.
 pub fn tag_index(repo: &Repository, name: &Tag, digest: &Digest) -> String {
     format!("{}/index/{}/link", tag(repo, name), path(digest))
+}
+
+/// Directory of a repository's unfinished uploads.
+pub fn uploads(stored_name: &str) -> String {
+    format!("{REPOSITORIES}/{stored_name}/_uploads")
+}
+
+pub fn upload(stored_name: &str, id: UploadId) -> String {
+    format!("{}/{id}", uploads(stored_name))
+}
+
+/// What has come of an upload.
+pub fn upload_data(stored_name: &str, id: UploadId) -> String {
+    format!("{}/data", upload(stored_name, id))
+}
+
+/// When an upload began, in RFC 3339.
+pub fn upload_started(stored_name: &str, id: UploadId) -> String {
+    format!("{}/startedat", upload(stored_name, id))
 }
 
 /// Whose the repository is. `_origin` is no component of a name, so it hides none.
@@ -100,5 +129,8 @@ mod tests {
             tag_index(&repo, &tag, &digest),
             format!("{base}/_manifests/tags/1.27/index/sha256/{hex}/link")
         );
+        let (id, name) = (UploadId::random(), repo.stored_name());
+        assert_eq!(upload_data(&name, id), format!("{base}/_uploads/{id}/data"));
+        assert_eq!(upload_started(&name, id), format!("{base}/_uploads/{id}/startedat"));
     }
 }

@@ -5,15 +5,18 @@
 //! them to a blocking thread.
 
 mod buffers;
-mod content;
 mod fill;
 mod home;
 mod layout;
 mod leases;
+mod links;
+mod manifests;
 mod origins;
 mod reader;
+mod tags;
 #[cfg(test)]
 pub(crate) mod tests;
+mod uploads;
 mod usage;
 
 use std::collections::HashMap;
@@ -31,10 +34,12 @@ use crate::metrics::Metrics;
 use crate::oci::{ByteRange, Digest, Owner, Repository};
 use crate::tasks::{Tasks, lock};
 
-pub use self::content::HeldTag;
 pub use self::fill::{Fill, FillError, FillOptions, FillReader, Source, SourceError, SourceStream};
+pub use self::manifests::{ManifestCommit, NewManifest, Removal};
 pub use self::origins::{Origin, OriginState, Visibility};
 pub use self::reader::{BlobReader, ReadError};
+pub use self::tags::HeldTag;
+pub use self::uploads::{Committed, HeldUpload, Upload};
 
 /// What is configured of the store.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,6 +99,7 @@ pub struct Store {
     /// Bytes of the blobs on their way that were admitted to the disk.
     reserved: AtomicU64,
     leases: Leases,
+    uploads: uploads::Turns,
     metrics: Arc<Metrics>,
     tasks: Tasks,
     _lock: Box<dyn Send + Sync>,
@@ -141,7 +147,9 @@ impl Store {
         let (buffers, fills) = (Arc::default(), Mutex::default());
         let reserved = AtomicU64::new(0);
         let leases = Leases::new(options.lease, clock);
-        let store = Self { options, home, buffers, fills, reserved, leases, metrics, tasks, _lock: lock };
+        let uploads = uploads::Turns::default();
+        let store =
+            Self { options, home, buffers, fills, reserved, leases, uploads, metrics, tasks, _lock: lock };
         store.adopt()?;
         Ok(Arc::new(store))
     }
@@ -241,6 +249,15 @@ impl Store {
             .ok()
     }
 
+    /// Keeps what a fill has brought, and links it wherever it was shown to be.
+    fn keep_fill(&self, fill: &Fill, mut staged: Staged) -> Result<(), Error> {
+        staged.sync()?;
+        let _kept = self.leases.keep_data();
+        self.leases.renew_data(&fill.digest);
+        self.counted(&fill.digest, fill.size(), |key| self.home.commit(staged, key))?;
+        fill.link_all(|grant| self.link_fetched(grant, &fill.digest))
+    }
+
     /// Whether a blob may be so large, and the disk has room for it beside those on their way.
     fn has_room(&self, size: u64) -> bool {
         const TEN_GIB: u64 = 10 << 30;
@@ -294,10 +311,7 @@ impl fill::Keeper for Keeper {
     fn commit(&mut self, fill: &Arc<Fill>) {
         let Some(staged) = self.staged.take() else { return };
         let store = &self.store;
-        let kept = store
-            .counted(&fill.digest, fill.size(), |key| store.home.commit(staged, key))
-            .and_then(|()| fill.link_all(|grant| store.link_layer(grant, &fill.digest)));
-        if let Err(error) = kept {
+        if let Err(error) = store.keep_fill(fill, staged) {
             store.metrics.store_errors.inc();
             tracing::error!(digest = %fill.digest, %error, "a fetched blob could not be kept");
         }

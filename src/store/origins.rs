@@ -81,24 +81,29 @@ impl Store {
         self.claim_stored(&repository.stored_name(), &Origin { owner: repository.owner.clone(), visibility })
     }
 
-    /// Before a repository's first content, and again when its visibility has changed. Content of
-    /// another or of unknown origin is never added to.
+    /// Before a repository's first content, and again when its visibility has changed.
     pub(super) fn ensure_claimed(&self, grant: &Grant) -> Result<(), Error> {
-        match self.origin(&grant.repository)? {
-            OriginState::Known(origin) if origin.owner == grant.repository.owner => {
-                if origin.visibility == grant.visibility {
-                    Ok(())
-                } else {
-                    self.claim(&grant.repository, grant.visibility)
-                }
-            }
-            OriginState::Absent => self.claim(&grant.repository, grant.visibility),
-            OriginState::Known(_) | OriginState::Unknown => {
-                let source = Arc::new(std::io::Error::other("the repository there belongs to somebody else"));
-                let path = self.data_dir().join(layout::repository(&grant.repository));
-                Err(Error { operation: "add to", path, source })
-            }
+        match self.ensure_own(grant)? {
+            OriginState::Known(origin) if origin.visibility == grant.visibility => Ok(()),
+            _ => self.claim(&grant.repository, grant.visibility),
         }
+    }
+
+    /// Content of another origin is never added to. That of unknown origin counts as hosted.
+    pub(super) fn ensure_own(&self, grant: &Grant) -> Result<OriginState, Error> {
+        let state = self.origin(&grant.repository)?;
+        let owner = &grant.repository.owner;
+        let own = match &state {
+            OriginState::Known(origin) => origin.owner == *owner,
+            OriginState::Unknown => *owner == Owner::Hosted,
+            OriginState::Absent => true,
+        };
+        if own {
+            return Ok(state);
+        }
+        let source = Arc::new(std::io::Error::other("the repository there belongs to somebody else"));
+        let path = self.data_dir().join(layout::repository(&grant.repository));
+        Err(Error { operation: "add to", path, source })
     }
 
     fn claim_stored(&self, stored_name: &str, origin: &Origin) -> Result<(), Error> {
@@ -109,25 +114,30 @@ impl Store {
 
     /// Every repository in the tree by its stored name, sorted, with its origin.
     pub fn repositories(&self) -> Result<Vec<(String, OriginState)>, Error> {
+        let with_origin = |name: String| self.stored_origin(&name).map(|origin| (name, origin));
+        self.stored_names(&["_manifests", "_layers"])?.into_iter().map(with_origin).collect()
+    }
+
+    /// The stored names under which one of `parts` stands in the tree, sorted.
+    pub(super) fn stored_names(&self, parts: &[&str]) -> Result<Vec<String>, Error> {
         let mut found = Vec::new();
         let mut todo = vec![String::new()];
         while let Some(prefix) = todo.pop() {
-            let mut is_repository = false;
+            let mut is_one = false;
             for entry in self.home.list(&format!("{}/{prefix}", layout::REPOSITORIES_DIR))? {
                 let Some(name) = entry.name.to_str().filter(|_| entry.is_dir) else { continue };
                 if name.starts_with('_') {
-                    is_repository |= matches!(name, "_manifests" | "_layers");
+                    is_one |= parts.contains(&name);
                 } else if prefix.len() + name.len() < 600 {
                     // Longer than any stored name can be, a path is not ours.
                     todo.push(if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") });
                 }
             }
-            if is_repository {
-                let origin = self.stored_origin(&prefix)?;
-                found.push((prefix, origin));
+            if is_one {
+                found.push(prefix);
             }
         }
-        found.sort_by(|a, b| a.0.cmp(&b.0));
+        found.sort();
         Ok(found)
     }
 

@@ -31,6 +31,7 @@ use crate::oci::{Digest, Repository};
 use crate::tasks::{Tasks, lock};
 
 pub use reader::FillReader;
+pub(super) use sink::{Done, Sink};
 pub use start::FillOptions;
 pub(super) use start::{Keeper, Loan, start};
 

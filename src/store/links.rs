@@ -1,0 +1,147 @@
+//! Links: which blobs a repository has, and under which digest their bytes are stored.
+
+use super::{Error, Grant, OriginState, Store, layout};
+use crate::oci::{Algorithm, Digest, Owner, Repository};
+
+/// A link file holds a digest, nothing else.
+const LINK_MAX: usize = 256;
+
+const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
+
+impl Store {
+    /// The digest in a link file. One that holds no digest counts as missing, and is named.
+    pub(super) fn link(&self, key: &str) -> Result<Option<Digest>, Error> {
+        let Some(text) = self.home.read(key, LINK_MAX)? else { return Ok(None) };
+        let digest = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
+        if digest.is_none() {
+            tracing::warn!(key, "a link file holds no digest and is ignored");
+        }
+        Ok(digest)
+    }
+
+    /// Where the link of `digest` leads: to itself, or from a sha512 to the sha256 of the same bytes.
+    /// Any other link counts as missing.
+    pub(super) fn linked(&self, key: &str, digest: &Digest) -> Result<Option<Digest>, Error> {
+        let other_name =
+            |to: &Digest| digest.algorithm() == Algorithm::Sha512 && to.algorithm() == Algorithm::Sha256;
+        Ok(self.link(key)?.filter(|to| to == digest || other_name(to)))
+    }
+
+    /// The digest under which the bytes of a blob are stored. `None`: the repository has no such blob.
+    pub fn layer(&self, repository: &Repository, digest: &Digest) -> Result<Option<Digest>, Error> {
+        self.linked(&layout::layer(repository, digest), digest)
+    }
+
+    /// Whether the repository has this blob.
+    pub fn has_layer(&self, repository: &Repository, digest: &Digest) -> Result<bool, Error> {
+        Ok(self.layer(repository, digest)?.is_some())
+    }
+
+    /// All blobs that are linked in a repository, by each of their names.
+    pub fn layers(&self, repository: &Repository) -> Result<Vec<Digest>, Error> {
+        self.links_under(|algorithm| layout::layers(repository, algorithm))
+    }
+
+    /// The digests that have a link, of the directories of both algorithms.
+    pub(super) fn links_under(&self, dir: impl Fn(Algorithm) -> String) -> Result<Vec<Digest>, Error> {
+        let mut found = Vec::new();
+        for algorithm in ALGORITHMS {
+            let dir = dir(algorithm);
+            for entry in self.home.list(&dir)?.iter().filter(|entry| entry.is_dir) {
+                let Some(hex) = entry.name.to_str() else { continue };
+                let Ok(digest) = format!("{}:{hex}", algorithm.as_str()).parse() else { continue };
+                if self.home.stat(&format!("{dir}/{hex}/link"))?.is_some() {
+                    found.push(digest);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Gives a mirrored repository a blob whose bytes are held and were fetched in its trust domain.
+    pub fn link_layer(&self, grant: &Grant, digest: &Digest) -> Result<(), Error> {
+        let _kept = self.leases.keep_data();
+        self.leases.renew_data(digest);
+        self.link_fetched(grant, digest)
+    }
+
+    /// The same for who keeps the data from being removed.
+    pub(super) fn link_fetched(&self, grant: &Grant, digest: &Digest) -> Result<(), Error> {
+        self.ensure_claimed(grant)?;
+        self.home.put_if_absent(&layout::proof(&grant.domain, digest), b"")?;
+        self.home.put_if_absent(&layout::layer(&grant.repository, digest), digest.to_string().as_bytes())
+    }
+
+    /// Whether the blob is held, and its bytes were fetched in this trust domain.
+    pub fn is_proven(&self, grant: &Grant, digest: &Digest) -> Result<bool, Error> {
+        Ok(self.home.stat(&layout::proof(&grant.domain, digest))?.is_some()
+            && self.home.stat(&layout::data(digest))?.is_some())
+    }
+
+    /// Gives a repository a blob whose bytes are stored as `data`, by the name it was pushed by and
+    /// by that of the data. Only with the repository's lock held.
+    pub(super) fn link_pushed(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        data: &Digest,
+    ) -> Result<(), Error> {
+        let text = data.to_string();
+        self.home.put_if_absent(&layout::layer(repository, digest), text.as_bytes())?;
+        if data == digest {
+            return Ok(());
+        }
+        self.home.put_if_absent(&layout::layer(repository, data), text.as_bytes())
+    }
+
+    /// Links a blob that `from` has to the grant's repository, durably. False: `from` has no such
+    /// blob, or is not whose the name says.
+    pub fn mount(&self, grant: &Grant, from: &Repository, digest: &Digest) -> Result<bool, Error> {
+        let repository = &grant.repository;
+        let _links = self.leases.repository(repository);
+        let _kept = self.leases.keep_data();
+        self.leases.renew(repository, digest);
+        let is_own = match self.origin(from)? {
+            OriginState::Known(origin) => origin.owner == from.owner,
+            OriginState::Unknown => from.owner == Owner::Hosted,
+            OriginState::Absent => false,
+        };
+        let Some(data) = (if is_own { self.layer(from, digest)? } else { None }) else { return Ok(false) };
+        self.leases.renew(repository, &data);
+        if self.home.stat(&layout::data(&data))?.is_none() {
+            return Ok(false);
+        }
+        self.ensure_claimed(grant)?;
+        self.home.settle(&layout::data(&data))?;
+        self.link_pushed(repository, digest, &data)?;
+        Ok(true)
+    }
+
+    /// Renews the lease on a link and tells the blob's size in bytes, for the HEAD of a pusher.
+    pub fn lease_blob(&self, repository: &Repository, digest: &Digest) -> Result<Option<u64>, Error> {
+        self.leases.renew(repository, digest);
+        let Some(data) = self.layer(repository, digest)? else { return Ok(None) };
+        self.leases.renew(repository, &data);
+        Ok(self.home.stat(&layout::data(&data))?.map(|stat| stat.len))
+    }
+
+    /// Takes a blob away from a repository, by this name of it. False: there was none.
+    pub fn remove_layer(&self, repository: &Repository, digest: &Digest) -> Result<bool, Error> {
+        let _links = self.leases.repository(repository);
+        self.unlink_layer(repository, digest)
+    }
+
+    /// The same for who holds the repository's lock.
+    pub(super) fn unlink_layer(&self, repository: &Repository, digest: &Digest) -> Result<bool, Error> {
+        self.unlink(&layout::layer(repository, digest))
+    }
+
+    /// Removes a link, durably. False: there was none.
+    pub(super) fn unlink(&self, key: &str) -> Result<bool, Error> {
+        if self.home.stat(key)?.is_none() {
+            return Ok(false);
+        }
+        self.home.delete(key)?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,81 @@
+//! Tags: which manifest each points to.
+
+use std::time::SystemTime;
+
+use super::{Error, Grant, Store, layout};
+use crate::oci::{Digest, Repository, Tag};
+
+/// What a tag was last seen to point to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldTag {
+    pub digest: Digest,
+    /// When upstream last said so, or when it was pushed: the link file's time.
+    pub seen: SystemTime,
+}
+
+impl Store {
+    pub fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<HeldTag>, Error> {
+        let key = layout::tag_current(repository, tag);
+        let Some(digest) = self.link(&key)? else { return Ok(None) };
+        let seen = self.home.stat(&key)?.map_or(SystemTime::UNIX_EPOCH, |stat| stat.modified);
+        Ok(Some(HeldTag { digest, seen }))
+    }
+
+    /// Points a mirrored tag to a manifest, seen upstream at this time.
+    pub fn put_tag(&self, grant: &Grant, tag: &Tag, digest: &Digest, seen: SystemTime) -> Result<(), Error> {
+        // It may come before the manifest, whose bytes are on their way to the disk.
+        self.ensure_claimed(grant)?;
+        self.point(&grant.repository, tag, digest)?;
+        self.home.touch(&layout::tag_current(&grant.repository, tag), seen)
+    }
+
+    /// Points a tag to a manifest, durably.
+    pub(super) fn point(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), Error> {
+        let text = digest.to_string();
+        self.home.put_if_absent(&layout::tag_index(repository, tag, digest), text.as_bytes())?;
+        self.home.put(&layout::tag_current(repository, tag), text.as_bytes())
+    }
+
+    /// Notes that upstream confirmed the tag at this time, where this is the digest on disk: the
+    /// disk may not have taken the last move of the tag.
+    pub fn touch_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        digest: &Digest,
+        seen: SystemTime,
+    ) -> Result<(), Error> {
+        let current = layout::tag_current(repository, tag);
+        if self.link(&current)? == Some(*digest) { self.home.touch(&current, seen) } else { Ok(()) }
+    }
+
+    /// Forgets a tag; the manifest stays. Of a hosted repository, only with its lock held.
+    pub fn drop_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), Error> {
+        // The link that counts goes first: half a removal is a removal.
+        self.home.delete(&layout::tag_current(repository, tag))?;
+        self.home.delete_tree(&layout::tag(repository, tag))
+    }
+
+    /// Removes a tag of a hosted repository; the manifest stays. False: there was none.
+    pub fn remove_tag(&self, repository: &Repository, tag: &Tag) -> Result<bool, Error> {
+        let _links = self.leases.repository(repository);
+        if self.home.stat(&layout::tag_current(repository, tag))?.is_none() {
+            return Ok(false);
+        }
+        self.drop_tag(repository, tag)?;
+        Ok(true)
+    }
+
+    /// All tags held, in lexical order.
+    pub fn tags(&self, repository: &Repository) -> Result<Vec<Tag>, Error> {
+        let entries = self.home.list(&layout::tags(repository))?;
+        let names = entries.iter().filter(|entry| entry.is_dir).filter_map(|entry| entry.name.to_str());
+        let mut tags = Vec::new();
+        for tag in names.filter_map(|name| name.parse::<Tag>().ok()) {
+            if self.home.stat(&layout::tag_current(repository, &tag))?.is_some() {
+                tags.push(tag);
+            }
+        }
+        Ok(tags)
+    }
+}
