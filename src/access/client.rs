@@ -42,7 +42,7 @@ impl Client {
     }
 }
 
-fn is_trusted(trusted: &[IpNet], address: IpAddr) -> bool {
+pub(super) fn is_trusted(trusted: &[IpNet], address: IpAddr) -> bool {
     trusted.iter().any(|network| network.contains(&address))
 }
 
@@ -94,7 +94,7 @@ fn forwarded(line: &str) -> Vec<Option<IpAddr>> {
 }
 
 /// An open quote takes all that follows with it: that piece is then malformed.
-fn split_outside_quotes(text: &str, separator: u8) -> Vec<&str> {
+pub(super) fn split_outside_quotes(text: &str, separator: u8) -> Vec<&str> {
     let (mut pieces, mut start, mut quoted, mut escaped) = (Vec::new(), 0, false, false);
     for (at, byte) in text.bytes().enumerate() {
         match byte {
@@ -113,7 +113,7 @@ fn split_outside_quotes(text: &str, separator: u8) -> Vec<&str> {
 }
 
 /// A token as it is, a quoted string without its quotes. No address needs an escape.
-fn unquote(value: &str) -> Option<&str> {
+pub(super) fn unquote(value: &str) -> Option<&str> {
     let inner = match value.strip_prefix('"') {
         Some(rest) => rest.strip_suffix('"')?,
         None => value,
@@ -122,7 +122,7 @@ fn unquote(value: &str) -> Option<&str> {
 }
 
 /// `192.0.2.1`, `192.0.2.1:4711`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:4711`.
-fn node(text: &str) -> Option<IpAddr> {
+pub(super) fn node(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok();
     let address = (text.parse::<IpAddr>().ok())

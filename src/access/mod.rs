@@ -2,6 +2,7 @@
 
 mod caller;
 mod client;
+mod external;
 mod limits;
 
 use std::num::NonZeroU32;
@@ -11,6 +12,7 @@ use ipnet::IpNet;
 
 pub use caller::{Action, Caller, Identity};
 pub use client::Client;
+pub use external::External;
 pub use limits::{ClientToll, Limits};
 
 /// So many a minute, and so many at once after a rest.
@@ -32,7 +34,7 @@ pub struct Options {
     /// Longest wait at a limit before 429, and how many may wait.
     pub wait: Duration,
     pub queue: usize,
-    /// Proxies whose X-Forwarded-For / Forwarded is believed.
+    /// Proxies whose word is believed on who a client is and what it asked: X-Forwarded-*, Forwarded.
     pub trusted_proxies: Vec<IpNet>,
 }
 

@@ -11,7 +11,7 @@ use super::body::{Body, BodyError, Payload};
 use super::connection::Arrival;
 use super::respond::header_value;
 use super::watch::Busy;
-use crate::access::Client;
+use crate::access::{Client, External};
 use crate::metrics::{Face, Kind, Label, Metrics, Outcome};
 use crate::oci::{Owner, Reference, Repository};
 use crate::telemetry::{AccessLine, AccessLog};
@@ -58,6 +58,8 @@ pub struct Exchange {
     reports: Reports,
     id: HeaderValue,
     pub client: Client,
+    /// How the client came here, as far as it was seen through proxies.
+    pub external: External,
     method: Method,
     uri: Uri,
     user_agent: Option<HeaderValue>,
@@ -79,6 +81,7 @@ impl Exchange {
         reports: Reports,
         id: HeaderValue,
         client: Client,
+        external: External,
         request: &request::Parts,
         arrival: &Arrival,
     ) -> Self {
@@ -87,6 +90,7 @@ impl Exchange {
             reports,
             id,
             client,
+            external,
             method: request.method.clone(),
             uri: request.uri.clone(),
             user_agent: request.headers.get(header::USER_AGENT).cloned(),
@@ -124,11 +128,16 @@ impl Exchange {
         self.reference = reference;
     }
 
+    fn user_agent(&self) -> &str {
+        self.user_agent.as_ref().and_then(|agent| agent.to_str().ok()).unwrap_or_default()
+    }
+
     /// Counts the answer, gives it the headers that every answer has, and follows its body.
     pub fn deliver(mut self, response: Response<Payload>, outcome: Outcome) -> Response<Body> {
         let (mut head, mut payload) = response.into_parts();
         head.headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
         head.headers.insert(X_REQUEST_ID, self.id.clone());
+        prefixed(&mut head.headers, &self.external.prefix);
         if let Some(length) = payload.length() {
             head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
@@ -180,7 +189,26 @@ impl Exchange {
             duration: self.started.elapsed(),
             outcome: self.outcome.text(),
             cut: !self.complete,
-            user_agent: self.user_agent.as_ref().and_then(|agent| agent.to_str().ok()).unwrap_or_default(),
+            user_agent: self.user_agent(),
+        }
+    }
+}
+
+/// A proxy that takes a prefix off paths knows nothing of those in answers: they get it back here,
+/// once for all answers. What is relative to the path or names a host stays as it is.
+fn prefixed(headers: &mut HeaderMap, prefix: &str) {
+    if prefix.is_empty() {
+        return;
+    }
+    for (name, value) in headers.iter_mut() {
+        let front = match *name {
+            header::LOCATION | header::CONTENT_LOCATION => "/",
+            header::LINK => "</",
+            _ => continue,
+        };
+        let path = value.to_str().ok().and_then(|value| value.strip_prefix(front));
+        if let Some(path) = path.filter(|path| !path.starts_with('/')) {
+            *value = header_value(format!("{}{prefix}/{path}", front.trim_end_matches('/')));
         }
     }
 }
@@ -206,7 +234,14 @@ pub(super) mod tests {
         let arrival = Arrival::new("192.0.2.1:4711".parse().unwrap(), Door::All, false);
         let id = RequestIds::default().of(&parts.headers);
         let client = Client { address: arrival.peer.ip() };
-        Exchange::begin(Reports { metrics, access_log: None }, id, client, &parts, &arrival)
+        let external = External::seen(
+            arrival.peer.ip(),
+            &parts.headers,
+            parts.headers.get("host").and_then(|host| host.to_str().ok()),
+            arrival.tls,
+            &["192.0.2.0/24".parse().unwrap()],
+        );
+        Exchange::begin(Reports { metrics, access_log: None }, id, client, external, &parts, &arrival)
     }
 
     pub fn exchange() -> Exchange {
@@ -254,6 +289,38 @@ pub(super) mod tests {
         assert_eq!(metrics.requests_in_flight.get(), 1);
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hello");
         assert_eq!(metrics.requests_in_flight.get(), 0);
+    }
+
+    #[test]
+    fn paths_in_answers_get_the_prefix_back() {
+        let delivered = |prefix: &str, name: &'static str, value: &str| {
+            let request = Request::get("/").header("x-forwarded-prefix", prefix).body(()).unwrap();
+            let mut answer = Response::new(Payload::EMPTY);
+            answer.headers_mut().insert(name, HeaderValue::from_str(value).unwrap());
+            let answer = begun(request, Arc::new(Metrics::new())).deliver(answer, Outcome::Hit);
+            answer.headers()[name].to_str().unwrap().to_owned()
+        };
+        for (name, value, expected) in [
+            ("location", "/v2/", "/reg/v2/"),
+            ("location", "/v2/app/blobs/uploads/1?_state=/x", "/reg/v2/app/blobs/uploads/1?_state=/x"),
+            ("location", "https://elsewhere.example/v2/", "https://elsewhere.example/v2/"),
+            ("location", "//elsewhere.example/", "//elsewhere.example/"),
+            ("location", "", ""),
+            (
+                "link",
+                "</v2/_catalog?n=1&last=a>; rel=\"next\"",
+                "</reg/v2/_catalog?n=1&last=a>; rel=\"next\"",
+            ),
+            (
+                "link",
+                "<https://elsewhere.example/>; rel=\"next\"",
+                "<https://elsewhere.example/>; rel=\"next\"",
+            ),
+            ("etag", "/v2/", "/v2/"),
+        ] {
+            assert_eq!(delivered("/reg", name, value), expected);
+            assert_eq!(delivered("/../evil", name, value), value);
+        }
     }
 
     #[tokio::test]

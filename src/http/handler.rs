@@ -15,7 +15,7 @@ use super::operations::Public;
 use super::owners::Owners;
 use super::route::{self, Page, Route};
 use super::{operations, respond};
-use crate::access::{Action, Client, Limits};
+use crate::access::{Action, Client, External, Limits};
 use crate::answer::{BlobWant, Error};
 use crate::metrics::{Kind, Outcome};
 use crate::mirror::Mirror;
@@ -69,7 +69,8 @@ impl Service {
         let id = self.ids.of(&request.headers);
         // What is logged on behalf of a request, by background work too, names the request.
         let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default());
-        let mut exchange = Exchange::begin(self.reports.clone(), id, client, &request, arrival);
+        let external = self.external(&request, arrival);
+        let mut exchange = Exchange::begin(self.reports.clone(), id, client, external, &request, arrival);
         let answered = async {
             let answer = self.answer(&request, arrival, &mut exchange).await;
             answer.inspect_err(|error| error.log(request.uri.path()))
@@ -81,6 +82,14 @@ impl Service {
                 exchange.deliver(error.response(), outcome)
             }
         }
+    }
+
+    /// By which base the client came here.
+    fn external(&self, request: &request::Parts, arrival: &Arrival) -> External {
+        // Over HTTP/2, and where a request line has a host, that is the one that counts.
+        let host = request.uri.authority().map(http::uri::Authority::as_str);
+        let host = host.or_else(|| request.headers.get(http::header::HOST)?.to_str().ok());
+        External::seen(arrival.peer.ip(), &request.headers, host, arrival.tls, &self.trusted_proxies)
     }
 
     async fn answer(&self, request: &request::Parts, arrival: &Arrival, exchange: &mut Exchange) -> Answer {
@@ -122,7 +131,7 @@ impl Service {
                 self.catalog(path, &page).await?
             }
             route @ (Route::Metrics | Route::Healthz | Route::Readyz | Route::Home) => {
-                operations::answer(self, &route, request, arrival)?
+                operations::answer(self, &route, &exchange.external, arrival)?
             }
         };
         Ok((respond::with_namespace(response, routed.namespace), outcome))

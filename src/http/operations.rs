@@ -2,7 +2,7 @@
 
 use http::header::{self, HeaderValue};
 use http::uri::Authority;
-use http::{Response, StatusCode, request};
+use http::{Response, StatusCode};
 
 use super::body::Payload;
 use super::connection::{Arrival, Door};
@@ -10,6 +10,7 @@ use super::error::{ApiError, Code};
 use super::handler::Service;
 use super::page;
 use super::route::Route;
+use crate::access::External;
 use crate::metrics::Outcome;
 
 /// The scheme and port at which images are served, as they were at the start.
@@ -28,7 +29,7 @@ const HTML: &str = "text/html; charset=utf-8";
 pub fn answer(
     service: &Service,
     route: &Route,
-    request: &request::Parts,
+    external: &External,
     arrival: &Arrival,
 ) -> Result<(Response<Payload>, Outcome), ApiError> {
     let elsewhere = arrival.door == Door::Public;
@@ -41,7 +42,7 @@ pub fn answer(
             *response.body_mut() = Payload::Full(rendered.into());
             response
         }
-        Route::Home if !elsewhere => home(service, request, arrival),
+        Route::Home if !elsewhere => home(service, external, arrival),
         _ => return Err(ApiError::new(Code::NoEndpoint, "this is served at the operator's listener only")),
     };
     let outcome = if response.status().is_success() { Outcome::Hit } else { Outcome::Error };
@@ -59,13 +60,11 @@ fn readiness(service: &Service) -> Response<Payload> {
     text(status, TEXT, reason.to_owned())
 }
 
-fn home(service: &Service, request: &request::Parts, arrival: &Arrival) -> Response<Payload> {
-    let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let host = host.or_else(|| request.uri.authority().map(|authority| authority.as_str()));
-    let base = base(host.unwrap_or("localhost:5000"), arrival, service.public);
+fn home(service: &Service, external: &External, arrival: &Arrival) -> Response<Payload> {
+    let images = images(external, arrival, service.public);
     let upstreams = service.content.as_ref().map(|content| page::upstreams(&content.mirror));
     let totals = page::totals(&service.reports.metrics);
-    let body = page::render(&base, &upstreams.unwrap_or_default(), &totals);
+    let body = page::render(&images, &external.prefix, &upstreams.unwrap_or_default(), &totals);
     let mut response = text(StatusCode::OK, HTML, body);
     let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
     response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
@@ -74,17 +73,17 @@ fn home(service: &Service, request: &request::Parts, arrival: &Arrival) -> Respo
 
 /// Where clients find the mirror: at the address that the browser used, or, of the operator's
 /// listener, on the same host at the public port.
-fn base(host: &str, arrival: &Arrival, public: Public) -> String {
-    let scheme = |tls| if tls { "https" } else { "http" };
+fn images(external: &External, arrival: &Arrival, public: Public) -> External {
     if arrival.door != Door::Operations {
-        return format!("{}://{host}", scheme(arrival.tls));
+        return external.clone();
     }
-    let authority = host.parse::<Authority>();
+    let authority = external.authority.parse::<Authority>();
     let name = authority.as_ref().map_or("localhost", Authority::host);
-    match (public.tls, public.port) {
-        (true, 443) | (false, 80) => format!("{}://{name}", scheme(public.tls)),
-        (tls, port) => format!("{}://{name}:{port}", scheme(tls)),
-    }
+    let authority = match (public.tls, public.port) {
+        (true, 443) | (false, 80) => name.to_owned(),
+        (_, port) => format!("{name}:{port}"),
+    };
+    External { tls: public.tls, authority, prefix: String::new() }
 }
 
 fn text(status: StatusCode, content_type: &'static str, body: String) -> Response<Payload> {
@@ -105,7 +104,8 @@ mod tests {
         // The operator's listener speaks plain HTTP whatever the public one does.
         let arrived = tls && door != Door::Operations;
         let arrival = Arrival::new(([127, 0, 0, 1], 1).into(), door, arrived);
-        base(host, &arrival, Public { tls, port })
+        let external = External::seen(arrival.peer.ip(), &http::HeaderMap::new(), Some(host), arrived, &[]);
+        images(&external, &arrival, Public { tls, port }).base()
     }
 
     #[test]

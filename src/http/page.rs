@@ -2,8 +2,10 @@
 
 use std::fmt::Write as _;
 
+use crate::access::External;
 use crate::metrics::{Face, Kind, Label, Metrics, Outcome};
 use crate::mirror::Mirror;
+use crate::telemetry::size;
 use crate::upstream::QuotaState;
 
 /// An upstream's host and quota.
@@ -41,10 +43,19 @@ pub fn totals(metrics: &Metrics) -> Totals {
     }
 }
 
-/// `base` is where the browser found the page; like all text that is not ours, it is escaped.
-pub fn render(base: &str, upstreams: &[Upstream], totals: &Totals) -> String {
-    let base = escape(base);
-    let authority = base.split_once("://").map_or(base.as_str(), |(_, authority)| authority);
+/// `images` is where clients find them, `prefix` what stands before the paths of this listener. Like
+/// all text that is not ours, they are escaped.
+pub fn render(images: &External, prefix: &str, upstreams: &[Upstream], totals: &Totals) -> String {
+    let (base, authority, prefix) = (escape(&images.base()), escape(&images.authority), escape(prefix));
+    // The name of an image has no place for a path in front of /v2/.
+    let by_name = if images.prefix.is_empty() {
+        format!(
+            "<p>By name, from any configured registry:</p>\n<pre>docker pull {authority}/docker.io/library/alpine\n\
+             docker pull {authority}/ghcr.io/owner/image</pre>"
+        )
+    } else {
+        String::new()
+    };
     let mut rows = String::new();
     for (host, quota) in upstreams {
         // Writing to a String does not fail, here and below.
@@ -84,10 +95,8 @@ pre {{ background: #f3f3f3; padding: .7em; overflow: auto; color: #111; }}
 <p>containerd, for images of ghcr.io, in <code>/etc/containerd/certs.d/ghcr.io/hosts.toml</code>:</p>
 <pre>[host."{base}"]
 capabilities = ["pull", "resolve"]</pre>
-<p>By name, from any configured registry:</p>
-<pre>docker pull {authority}/docker.io/library/alpine
-docker pull {authority}/ghcr.io/owner/image</pre>
-<p><a href="/metrics">Metrics</a></p>
+{by_name}
+<p><a href="{prefix}/metrics">Metrics</a></p>
 </body>
 </html>
 "#,
@@ -115,18 +124,6 @@ fn told(quota: &QuotaState) -> String {
     text
 }
 
-/// With a decimal, in the largest unit that fits.
-fn size(bytes: u64) -> String {
-    const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    match UNITS.iter().find(|(_, factor)| bytes >= *factor) {
-        Some((unit, factor)) => {
-            let tenths = u128::from(bytes) * 10 / u128::from(*factor);
-            format!("{}.{} {unit}", tenths / 10, tenths % 10)
-        }
-        None => format!("{bytes} B"),
-    }
-}
-
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -147,19 +144,17 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    #[test]
-    fn nothing_from_outside_is_taken_as_html() {
-        let evil = "http://<script>alert('1')</script>\"&";
-        let upstreams = [("<b>".to_owned(), QuotaState::default())];
-        let page = render(evil, &upstreams, &Totals::default());
-        assert!(!page.contains("<script") && !page.contains("<b>"), "{page}");
-        assert!(page.contains("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&quot;&amp;"));
+    fn external(authority: &str, prefix: &str) -> External {
+        External { tls: true, authority: authority.into(), prefix: prefix.into() }
     }
 
     #[test]
-    fn sizes_have_the_unit_that_fits() {
-        let sizes = [0, 1023, 1024, 4_350_080, 5 << 30, u64::MAX].map(size);
-        assert_eq!(sizes, ["0 B", "1023 B", "1.0 KiB", "4.1 MiB", "5.0 GiB", "16777215.9 TiB"]);
+    fn nothing_from_outside_is_taken_as_html() {
+        let evil = external("<script>alert('1')</script>\"&", "");
+        let upstreams = [("<b>".to_owned(), QuotaState::default())];
+        let page = render(&evil, "", &upstreams, &Totals::default());
+        assert!(!page.contains("<script") && !page.contains("<b>"), "{page}");
+        assert!(page.contains("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&quot;&amp;"));
     }
 
     #[test]
@@ -179,15 +174,21 @@ mod tests {
             window: Some(Duration::from_secs(21600)),
             paused_for: Some(Duration::from_secs(61)),
         };
-        let page = render("https://mirror.test", &[("docker.io".to_owned(), quota)], &totals);
+        let page = render(&external("mirror.test", ""), "", &[("docker.io".to_owned(), quota)], &totals);
         for part in [
             "7 of 100 pulls left in 6h; paused for 61 s",
             "manifests and blobs: miss</td><td>42<",
             "12.0 KiB",
             r#""registry-mirrors": ["https://mirror.test"]"#,
             "docker pull mirror.test/ghcr.io/owner/image",
+            "href=\"/metrics\"",
         ] {
             assert!(page.contains(part), "{part} in\n{page}");
         }
+        let page = render(&external("proxy.test", "/reg"), "/reg", &[], &totals);
+        for part in ["\"https://proxy.test/reg\"", "href=\"/reg/metrics\""] {
+            assert!(page.contains(part), "{part} in\n{page}");
+        }
+        assert!(!page.contains("docker pull"), "{page}");
     }
 }

@@ -7,6 +7,7 @@
 mod access;
 mod escape;
 mod output;
+mod size;
 
 use std::io::IsTerminal;
 
@@ -14,6 +15,7 @@ use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuar
 use tracing_subscriber::EnvFilter;
 
 pub use access::{AccessLine, AccessLog};
+pub use size::size;
 
 /// What is configured of the logs.
 #[derive(Clone, Debug, PartialEq)]
