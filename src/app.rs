@@ -12,6 +12,7 @@ use crate::access::Limits;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
 use crate::disk::RealDisk;
+use crate::events::{self, Events};
 use crate::http::{
     BindError, Content, Draining, InvalidPattern, Listeners, Owners, Reports, RequestIds, Service,
 };
@@ -34,6 +35,8 @@ pub enum Error {
     #[error(transparent)]
     Upstream(#[from] upstream::Error),
     #[error(transparent)]
+    Events(#[from] events::Error),
+    #[error(transparent)]
     Hosted(#[from] InvalidPattern),
     #[error("signals cannot be received: {0}")]
     Signals(std::io::Error),
@@ -52,7 +55,8 @@ pub async fn run(
 ) -> Result<(), Error> {
     let listeners = Listeners::bind(&config.http).await?;
     raise_descriptors(config.http.max_connections);
-    let app = Arc::new(App::open(&config).await?);
+    let port = listeners.addresses().first().map_or(0, std::net::SocketAddr::port);
+    let app = Arc::new(App::open(&config, events::Source::of_process(port)).await?);
     let service = Arc::new(ArcSwap::from_pointee(app.service(&config, None)?));
     let grace = config.http.shutdown_grace;
     let hosts: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.host.as_str()).collect();
@@ -110,12 +114,13 @@ struct App {
     metrics: Arc<Metrics>,
     store: Arc<Store>,
     reports: Reports,
+    source: events::Source,
     draining: Draining,
     started: Config,
 }
 
 impl App {
-    async fn open(config: &Config) -> Result<Self, Error> {
+    async fn open(config: &Config, source: events::Source) -> Result<Self, Error> {
         let (metrics, tasks, clock) = (Arc::new(Metrics::new()), Tasks::default(), Clock::default());
         let (options, counted) = (config.store.clone(), metrics.clone());
         let (timed, tracked) = (clock.clone(), tasks.clone());
@@ -125,7 +130,7 @@ impl App {
         let access_log = log.is_enabled().then(|| Arc::new(log));
         let reports = Reports { metrics: metrics.clone(), access_log };
         let (draining, started) = (Draining::default(), config.clone());
-        Ok(Self { clock, tasks, metrics, store, reports, draining, started })
+        Ok(Self { clock, tasks, metrics, store, reports, source, draining, started })
     }
 
     /// All that a configuration decides. From the `before` one comes what it leaves as it was, so
@@ -155,12 +160,19 @@ impl App {
                 self.tasks.clone(),
             ),
         };
+        let events = match before.filter(|(was, _)| was.events == config.events) {
+            Some((_, service)) => service.events.clone(),
+            None => {
+                Events::new(&config.events, &self.source, &self.metrics, self.clock.clone(), &self.tasks)?
+            }
+        };
         Ok(Service {
             owners: Arc::new(Owners::new(config.owners.clone())?),
             limits: Limits::new(config.access.clone(), self.metrics.clone(), self.clock.clone()),
             trusted_proxies: config.access.trusted_proxies.clone(),
             content: Some(Content { mirror, hosted: Arc::new(Hosted::new(self.store.clone())) }),
             reports: self.reports.clone(),
+            events,
             ids: RequestIds::default(),
             draining: self.draining.clone(),
             public: before.map_or_else(|| config.http.public(), |(_, service)| service.public),

@@ -21,6 +21,7 @@
 //! | [`config`] | file, environment and flags become checked options; `defaults` has every default |
 //! | [`http`] | listeners, TLS, routes, heads and bodies; `error` gives failures their status codes |
 //! | [`access`] | who a client is, seen through trusted proxies, and how much it may ask for |
+//! | [`events`] | webhooks: what happened to images, posted to whoever wants to know |
 //! | [`mirror`] | pull-through: hit, miss, fresh, stale; no HTTP types |
 //! | [`registry`] | hosted repositories: read from disk, never fetched |
 //! | [`answer`] | what mirror and registry both answer, and why there may be no answer |
@@ -105,6 +106,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod disk;
+pub mod events;
 pub mod http;
 pub mod metrics;
 pub mod mirror;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// What each module may import, from the top of the house to its ground floor. A module may be
 /// moved down freely; an edge that is missing here wants a reason before it is added.
-const ALLOWED: [(&str, &[&str]); 17] = [
+const ALLOWED: [(&str, &[&str]); 18] = [
     ("main", &["app", "cli"]),
     ("cli", &["config", "telemetry"]),
     (
@@ -17,6 +17,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
             "clock",
             "config",
             "disk",
+            "events",
             "http",
             "metrics",
             "mirror",
@@ -28,13 +29,14 @@ const ALLOWED: [(&str, &[&str]); 17] = [
             "upstream",
         ],
     ),
-    ("config", &["access", "http", "mirror", "oci", "store", "telemetry", "upstream"]),
+    ("config", &["access", "events", "http", "mirror", "oci", "store", "telemetry", "upstream"]),
     (
         "http",
         &[
             "access",
             "answer",
             "clock",
+            "events",
             "metrics",
             "mirror",
             "oci",
@@ -45,6 +47,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
             "upstream",
         ],
     ),
+    ("events", &["clock", "metrics", "oci", "tasks"]),
     ("access", &["clock", "metrics", "mirror"]),
     ("mirror", &["answer", "clock", "oci", "store", "tasks", "upstream"]),
     ("registry", &["answer", "oci", "store"]),
@@ -60,9 +63,10 @@ const ALLOWED: [(&str, &[&str]); 17] = [
 ];
 
 /// Files outside `disk` that touch the file system. None of them touches held content.
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 6] = [
     ("config/mod.rs", "reads the configuration file, before there is a store"),
     ("config/files.rs", "checks the files that the configuration names"),
+    ("events/endpoint.rs", "reads a secret header when it is needed, so that none stays in memory"),
     ("http/tls.rs", "reads certificate and key, again whenever they change"),
     ("upstream/client.rs", "reads the CA file of an upstream"),
     ("upstream/realm.rs", "reads a password when it is needed, so that none stays in memory"),

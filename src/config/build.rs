@@ -15,7 +15,7 @@ use super::environment::Environment;
 use super::error::ConfigError;
 use super::section::{Found, Section};
 use super::tree::Entries;
-use super::{Choices, Config, defaults, files, names, units, upstreams};
+use super::{Choices, Config, defaults, events, files, names, units, upstreams};
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -38,6 +38,7 @@ pub fn build(entries: Entries, adopt: Option<Found<String>>, environment: &Envir
         mirror: mirror_options(&mut root, &mut cache)?,
         upstreams,
         store: store_options(&mut root, &mut cache, adopt, environment)?,
+        events: events::read(root.section("events")?, &mut warnings)?,
         telemetry,
         choices: Choices { shadow, log_format },
         warnings,

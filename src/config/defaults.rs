@@ -95,6 +95,14 @@ pub const CLIENT_HEADER_TIMEOUT: Duration = seconds(30);
 /// Longer than clients pause between the requests of one pull.
 pub const CLIENT_IDLE_TIMEOUT: Duration = seconds(120);
 
+/// A receiver that does no more than note an event answers far sooner.
+pub const EVENT_TIMEOUT: Duration = seconds(5);
+pub const EVENT_BACKOFF: Duration = seconds(1);
+/// With pauses that double up to a minute, some five minutes: a receiver's restart.
+pub const EVENT_ATTEMPTS: u32 = 10;
+/// About a megabyte.
+pub const EVENT_QUEUE: usize = 1000;
+
 /// A large layer on a slow line gets through before a restart.
 pub const SHUTDOWN_GRACE: Duration = seconds(300);
 

@@ -4,9 +4,11 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::HeaderName;
 use toml::Value;
 
 use crate::access::Override;
+use crate::events::EndpointOptions;
 use crate::telemetry::Format;
 use crate::upstream::{self, PrivatePolicy};
 
@@ -89,6 +91,7 @@ impl Config {
         p.section("tls");
         p.file("certificate_file", tls.map(|tls| &tls.certificate_file), "none: plain HTTP");
         p.file("key_file", tls.map(|tls| &tls.key_file), "none");
+        self.events.endpoints.iter().for_each(|endpoint| explain_endpoint(&mut p, endpoint));
         p.section("shutdown");
         p.time("grace", self.http.shutdown_grace);
         p.section("log");
@@ -160,6 +163,35 @@ impl Config {
                 format_rate(*cold_misses)
             );
         }
+    }
+}
+
+fn explain_endpoint(p: &mut Printer<'_>, options: &EndpointOptions) {
+    p.path = "events".to_owned();
+    p.out += &format!("\n[[events.endpoint]] # {}\n", p.source("endpoint"));
+    // In their order, which a table of the library's would not keep.
+    let table = |pairs: Vec<(&HeaderName, String)>| {
+        let entry = |(name, value): (&HeaderName, String)| {
+            format!("{} = {}", quote_key(name.as_str()), Value::String(value))
+        };
+        format!("{{ {} }}", pairs.into_iter().map(entry).collect::<Vec<_>>().join(", "))
+    };
+    let shown = options.headers.iter().filter(|(_, value)| !value.is_sensitive());
+    let headers = shown.map(|(name, value)| (name, value.to_str().unwrap_or_default().to_owned())).collect();
+    let files = options.header_files.iter().map(|(name, file)| (name, file.display().to_string())).collect();
+    p.out += &format!("headers = {}\nheader_files = {}\n", table(headers), table(files));
+    let mut line = |key, value: Value| p.out += &format!("{key} = {value}\n");
+    line("name", options.name.as_str().into());
+    line("url", options.url.as_str().into());
+    line("timeout", format_time(options.timeout).into());
+    line("backoff", format_time(options.backoff).into());
+    line("attempts", options.attempts.into());
+    line("queue", i64::try_from(options.queue).unwrap_or(i64::MAX).into());
+    let actions: Vec<&str> = options.actions.iter().map(|action| action.text()).collect();
+    line("actions", texts(&actions));
+    line("ignore_media_types", texts(&options.ignore_media_types));
+    for (name, _) in options.headers.iter().filter(|(_, value)| value.is_sensitive()) {
+        p.unset(name.as_str(), "a secret, not shown; write it into a file and name that in header_files");
     }
 }
 

@@ -8,6 +8,7 @@ mod build;
 mod defaults;
 mod environment;
 mod error;
+mod events;
 mod explain;
 mod files;
 mod names;
@@ -24,7 +25,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use crate::{access, http, mirror, store, telemetry, upstream};
+use crate::{access, events as told, http, mirror, store, telemetry, upstream};
 
 use environment::Environment;
 use tree::Entries;
@@ -45,6 +46,7 @@ pub struct Config {
     /// Docker Hub first, then in the order of the file. The same order as in `owners`.
     pub upstreams: Vec<upstream::Options>,
     pub store: store::Options,
+    pub events: told::Options,
     pub telemetry: telemetry::Options,
     pub choices: Choices,
     /// Worth a look, though nothing that stops a start.

@@ -1,6 +1,7 @@
 //! One request and its answer, from the first byte of one to the last of the other: what is counted
 //! of it and what the access log says.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -11,7 +12,8 @@ use super::body::{Body, BodyError, Payload};
 use super::connection::Arrival;
 use super::respond::header_value;
 use super::watch::Busy;
-use crate::access::{Client, External};
+use crate::access::{Caller, Client, External, Identity};
+use crate::events::{self, Event, Events, Target};
 use crate::metrics::{Face, Kind, Label, Metrics, Outcome};
 use crate::oci::{Owner, Reference, Repository};
 use crate::telemetry::{AccessLine, AccessLog};
@@ -60,6 +62,9 @@ pub struct Exchange {
     pub client: Client,
     /// How the client came here, as far as it was seen through proxies.
     pub external: External,
+    peer: SocketAddr,
+    /// Who is logged in.
+    actor: Option<String>,
     method: Method,
     uri: Uri,
     user_agent: Option<HeaderValue>,
@@ -91,6 +96,8 @@ impl Exchange {
             id,
             client,
             external,
+            peer: arrival.peer,
+            actor: None,
             method: request.method.clone(),
             uri: request.uri.clone(),
             user_agent: request.headers.get(header::USER_AGENT).cloned(),
@@ -126,6 +133,27 @@ impl Exchange {
         self.kind = kind;
         self.repository = Some(repository.clone());
         self.reference = reference;
+    }
+
+    /// The request is this caller's.
+    pub fn of_caller(&mut self, caller: &Caller) {
+        self.actor = (caller.identity != Identity::Anonymous).then(|| caller.identity.to_string());
+    }
+
+    /// Tells those who want to know what the request did.
+    pub fn tell(&self, events: &Events, action: events::Action, target: impl FnOnce() -> Target) {
+        if !events.wants(action) {
+            return;
+        }
+        let direct = self.peer.ip().to_canonical() == self.client.address;
+        let origin = events::Origin {
+            id: self.id.to_str().unwrap_or_default().to_owned(),
+            addr: if direct { self.peer.to_string() } else { self.client.address.to_string() },
+            host: self.external.authority.clone(),
+            method: self.method.to_string(),
+            useragent: self.user_agent().to_owned(),
+        };
+        events.emit(Event::new(action, target(), &self.external.base(), self.actor.clone(), origin));
     }
 
     fn user_agent(&self) -> &str {

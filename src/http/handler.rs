@@ -17,6 +17,7 @@ use super::route::{self, Page, Route};
 use super::{operations, respond};
 use crate::access::{Action, Client, External, Limits};
 use crate::answer::{BlobWant, Error};
+use crate::events::Events;
 use crate::metrics::{Kind, Outcome};
 use crate::mirror::Mirror;
 use crate::oci::{Digest, Owner, Reference, Repository};
@@ -31,6 +32,8 @@ pub struct Service {
     /// None while the store cannot be used: only the operator's pages are served then.
     pub content: Option<Content>,
     pub reports: Reports,
+    /// Who is told of what requests do.
+    pub events: Events,
     pub ids: RequestIds,
     pub draining: Draining,
     /// Where clients connect.
@@ -102,6 +105,7 @@ impl Service {
             self.limits.request(exchange.client).await.map_err(ApiError::too_many)?;
         }
         let caller = self.identify(request, arrival, exchange.client).await?;
+        exchange.of_caller(&caller);
         let routed = routed?;
         if !of_operator && arrival.door == Door::Operations {
             let message = "this listener is the operator's: images are served at the other one";

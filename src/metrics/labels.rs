@@ -67,6 +67,11 @@ label!(
     Limited = "action" { Waited = "waited", Refused = "refused" }
 );
 
+label!(
+    /// What became of an event for an endpoint.
+    Delivery = "delivery" { Sent = "sent", Failed = "failed", Dropped = "dropped" }
+);
+
 /// Counters for every combination of two labels, looked up by index.
 pub struct Grid<A, B> {
     cells: Vec<IntCounter>,

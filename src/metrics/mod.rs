@@ -12,7 +12,7 @@ use prometheus::{
 use crate::tasks::lock;
 
 pub use labels::{
-    Face, FillEnd, Grid, Kind, Label, Limit, Limited, Outcome, Row, UpstreamCall, UpstreamStatus,
+    Delivery, Face, FillEnd, Grid, Kind, Label, Limit, Limited, Outcome, Row, UpstreamCall, UpstreamStatus,
 };
 
 /// What is counted of one upstream.
@@ -49,6 +49,14 @@ impl QuotaSource {
     }
 }
 
+/// What is counted of one event endpoint.
+pub struct EndpointMetrics {
+    pub events: Row<Delivery>,
+    /// Attempts that failed.
+    pub failures: IntCounter,
+    pub queued: IntGauge,
+}
+
 /// What is counted, shared by all layers.
 pub struct Metrics {
     registry: Registry,
@@ -72,6 +80,13 @@ pub struct Metrics {
     pub store_errors: IntCounter,
     pub access_lines_dropped: IntCounter,
     upstream: UpstreamVectors,
+    endpoint: EndpointVectors,
+}
+
+struct EndpointVectors {
+    events: IntCounterVec,
+    failures: IntCounterVec,
+    queued: IntGaugeVec,
 }
 
 struct UpstreamVectors {
@@ -175,12 +190,23 @@ impl Metrics {
                 "Access log lines dropped because the log's reader was too slow",
             ),
             upstream: UpstreamVectors::new(&b),
+            endpoint: EndpointVectors::new(&b),
             registry: b.0,
         }
     }
 
     pub fn request(&self, face: Face, kind: Kind, outcome: Outcome) -> &IntCounter {
         self.requests[face.index()].cell(kind, outcome)
+    }
+
+    /// The handles for one event endpoint, by its configured name.
+    pub fn endpoint(&self, name: &str) -> EndpointMetrics {
+        let v = &self.endpoint;
+        EndpointMetrics {
+            events: Row::new(&v.events, &[name]),
+            failures: v.failures.with_label_values(&[name]),
+            queued: v.queued.with_label_values(&[name]),
+        }
     }
 
     /// The handles for one upstream. Called again for the same host, it gives the same counters.
@@ -264,6 +290,25 @@ impl UpstreamVectors {
                 Opts::new("forebay_upstream_quota_source", "1, for the address or account whose quota it is"),
                 &["upstream", "source"],
             )),
+        }
+    }
+}
+
+impl EndpointVectors {
+    fn new(b: &Builder) -> Self {
+        let queued = Opts::new("forebay_events_queued", "Events that wait for their endpoint");
+        Self {
+            events: b.counters(
+                "forebay_events_total",
+                "Events by what became of them",
+                &["endpoint", Delivery::NAME],
+            ),
+            failures: b.counters(
+                "forebay_event_failures_total",
+                "Requests to event endpoints that failed",
+                &["endpoint"],
+            ),
+            queued: b.keep(IntGaugeVec::new(queued, &["endpoint"])),
         }
     }
 }

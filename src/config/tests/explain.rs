@@ -23,6 +23,7 @@ fn the_shipped_example_loads_as_it_is_and_with_every_key_enabled() {
         })
         .map(|line| match line.split_once(" = ").map(|(key, _)| key) {
             Some("password_file") => format!("password_file = {secret:?}"),
+            Some("header_files") => format!("header_files = {{ Authorization = {secret:?} }}"),
             Some(key @ ("ca_file" | "certificate_file" | "key_file")) => format!("{key} = {pem:?}"),
             _ => line.to_owned(),
         });
@@ -41,6 +42,7 @@ fn the_shipped_example_loads_as_it_is_and_with_every_key_enabled() {
         "limits.network",
         "limits.trusted_proxies",
         "limits.idle_timeout",
+        "events.endpoint",
         "tls.key_file",
         "shutdown.grace",
         "log.access",
@@ -81,7 +83,10 @@ fn what_is_explained_loads_as_the_same() {
         "listen = \"0.0.0.0:5000\"\noperations = \"127.0.0.1:9090\"\n[upstream.\"localhost:5001\"]\nusername = \"we \\\"quote\\\"\"\n\
          password_file = {secret:?}\nrequests_per_minute = 7\nheader_timeout = \"1500ms\"\n[hosted]\nshadow = true\n\
          repositories = [\"team/**\"]\n[cache]\nmax_size = \"3GB\"\nmemory = \"7B\"\n[freshness.rules]\n\"b:*\" = \"90s\"\na = \"0s\"\n\
-         [[limits.network]]\ncidr = \"fd00::/8\"\nrequests = \"1/m\"\n"
+         [[limits.network]]\ncidr = \"fd00::/8\"\nrequests = \"1/m\"\n\
+         [[events.endpoint]]\nname = \"a\"\nurl = \"http://localhost/?a=b\"\n\
+         [[events.endpoint]]\nname = \"b\"\nurl = \"https://ci.example/\"\nattempts = 3\nactions = \"push\"\ntimeout = \"1500ms\"\n\
+         headers = {{ X-B = \"we \\\"quote\\\"\", x-a = \"1\" }}\nheader_files = {{ authorization = {secret:?} }}\n"
     ));
     let first = case.load().unwrap();
     let explained = first.explain();

@@ -1,6 +1,7 @@
 use super::*;
 use crate::access::{self, Limits, Rate};
 use crate::clock::Clock;
+use crate::events::Events;
 use crate::http::{Draining, Owners, OwnersOptions, Public, Reports, RequestIds};
 use crate::oci::UpstreamHost;
 use std::num::NonZeroU32;
@@ -39,6 +40,7 @@ fn service(requests: Option<Rate>) -> Service {
         trusted_proxies: Vec::new(),
         content: None,
         reports: Reports { metrics, access_log: None },
+        events: Events::default(),
         ids: RequestIds::default(),
         draining: Draining::default(),
         public: options().public(),
