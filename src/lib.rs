@@ -19,6 +19,7 @@
 //! | [`cli`] | the command line: a file for each subcommand |
 //! | [`app`] | the composition root: checked options in, a running server out; reload and shutdown |
 //! | [`config`] | file, environment and flags become checked options; `defaults` has every default |
+//! | [`control`] | the socket by which commands speak to the running server: both sides of it |
 //! | [`http`] | listeners, TLS, routes, heads and bodies; `error` gives failures their status codes |
 //! | [`access`] | who a client is, seen through trusted proxies, and how much it may ask for |
 //! | [`events`] | webhooks: what happened to images, posted to whoever wants to know |
@@ -105,6 +106,7 @@ pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod disk;
 pub mod events;
 pub mod http;

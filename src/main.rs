@@ -11,6 +11,7 @@ fn main() -> anyhow::Result<ExitCode> {
         match command {
             Command::Serve(args) => cli::serve::run(args, forebay::app::run).await,
             Command::CheckConfig(args) => cli::check_config::run(args),
+            Command::Gc(args) => cli::gc::run(args).await,
         }
     });
     // Blocking reads of a stuck disk or a stalled client must not hold up the exit.

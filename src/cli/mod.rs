@@ -1,6 +1,7 @@
 //! The command line: a file for each subcommand.
 
 pub mod check_config;
+pub mod gc;
 pub mod serve;
 
 use std::process::ExitCode;
@@ -25,6 +26,7 @@ pub struct Cli {
 pub enum Command {
     Serve(serve::ServeArgs),
     CheckConfig(check_config::CheckConfigArgs),
+    Gc(gc::GcArgs),
 }
 
 /// Reads the process's arguments; on bad ones, says so and exits with 2.
@@ -177,6 +179,7 @@ mod tests {
             &["--version"],
             &["serve", "--help"],
             &["check-config", "--help"],
+            &["gc", "--help"],
             &["help"],
             &["help", "serve"],
         ] {
@@ -194,7 +197,7 @@ mod tests {
         {
             assert!(help.contains(part), "{part} in\n{help}");
         }
-        for command in ["serve", "check-config"] {
+        for command in ["serve", "check-config", "gc"] {
             let help = parse(&[command, "--help"]).unwrap_err().to_string();
             assert!(help.contains("Examples:"), "{help}");
         }

@@ -1,0 +1,317 @@
+//! The server's side: few connections, one request each, small heads, no bodies.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::header::{ALLOW, CONTENT_TYPE};
+use http::{Method, Request, Response, StatusCode};
+use http_body::{Body, Frame};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use tokio::net::UnixStream;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::socket::Bound;
+use super::{Line, PROTOCOL, Refusal, Removed, Totals, Version};
+use crate::tasks::Tasks;
+
+const CONNECTIONS_MAX: usize = 8;
+/// hyper's least.
+const HEAD_MAX: usize = 8 * 1024;
+/// Lines on their way to one client.
+const LINES: usize = 64;
+/// Rest after a failure to accept.
+const ACCEPT_REST: Duration = Duration::from_millis(200);
+
+/// Collects garbage, or with `true` only tells what would go. Dropping the future ends it.
+pub type Collect =
+    Arc<dyn Fn(bool, mpsc::Sender<Removed>) -> BoxFuture<'static, Result<Totals, String>> + Send + Sync>;
+
+/// What the server does when it is told to.
+#[derive(Clone)]
+pub struct Commands {
+    pub collect: Collect,
+}
+
+/// How long a client may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For the head of its request.
+    pub head: Duration,
+    /// To take the next line.
+    pub line: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { head: Duration::from_secs(10), line: Duration::from_secs(30) }
+    }
+}
+
+/// Serves until shutdown begins. Then what is under way is ended and the client told so.
+pub async fn serve(bound: Bound, commands: Commands, tasks: Tasks) {
+    serve_with(bound, commands, tasks, Patience::default()).await;
+}
+
+pub async fn serve_with(bound: Bound, commands: Commands, tasks: Tasks, patience: Patience) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let stop = tasks.stopping();
+    let accept = async {
+        loop {
+            // Those for whom there is no place wait in the kernel. The semaphore is never closed.
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            match bound.listener.accept().await {
+                Ok((stream, _)) if is_trusted(&stream) => {
+                    let server = Server {
+                        commands: commands.clone(),
+                        tasks: tasks.clone(),
+                        patience,
+                        cut: CancellationToken::new(),
+                    };
+                    tasks.spawn("control connection", async move {
+                        server.connection(stream).await;
+                        drop(place);
+                    });
+                }
+                Ok(_) => tracing::warn!("a stranger's connection to the control socket was refused"),
+                Err(error) => {
+                    tracing::debug!(%error, "no control connection");
+                    tokio::time::sleep(ACCEPT_REST).await;
+                }
+            }
+        }
+    };
+    tokio::select! { () = accept => {}, () = stop => {} }
+}
+
+/// The socket's mode keeps strangers out already, unless somebody has changed it.
+fn is_trusted(stream: &UnixStream) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| [0, own].contains(&peer.uid()))
+}
+
+/// What serves one connection.
+#[derive(Clone)]
+struct Server {
+    commands: Commands,
+    tasks: Tasks,
+    patience: Patience,
+    /// Ends the connection, whatever it waits for.
+    cut: CancellationToken,
+}
+
+impl Server {
+    async fn connection(self, stream: UnixStream) {
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(self.patience.head)
+            .max_buf_size(HEAD_MAX)
+            .keep_alive(false);
+        let (cut, stop) = (self.cut.clone(), self.tasks.stopping());
+        let answer = service_fn(|request| {
+            let answer = self.answer(&request);
+            async move { Ok::<_, Infallible>(answer) }
+        });
+        let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), answer));
+        let mut stop = std::pin::pin!(stop);
+        let mut stopping = false;
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "control connection ended");
+                    }
+                    return;
+                }
+                () = cut.cancelled() => return,
+                () = &mut stop, if !stopping => {
+                    stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Response<Lines> {
+        if !request.body().is_end_stream() {
+            return refusal(StatusCode::PAYLOAD_TOO_LARGE, "a command has no body");
+        }
+        let (method, path) = (request.method(), request.uri().path());
+        match (path, method) {
+            ("/v1/version", &Method::GET) => {
+                let version = Version { protocol: PROTOCOL, forebay: env!("CARGO_PKG_VERSION").to_owned() };
+                Response::new(Lines::one(&version))
+            }
+            ("/v1/gc", &Method::POST) => match dry_run(request.uri().query()) {
+                Ok(dry_run) => self.collect(dry_run),
+                Err(refused) => refusal(StatusCode::BAD_REQUEST, &refused),
+            },
+            ("/v1/version", _) => allow(Method::GET, method),
+            ("/v1/gc", _) => allow(Method::POST, method),
+            _ => {
+                let version = env!("CARGO_PKG_VERSION");
+                refusal(
+                    StatusCode::NOT_FOUND,
+                    &format!("no such command: this is Forebay {version}, whose protocol is {PROTOCOL}"),
+                )
+            }
+        }
+    }
+
+    fn collect(&self, dry_run: bool) -> Response<Lines> {
+        let (client, lines) = mpsc::channel(LINES);
+        let client = Listener { lines: Some(client), patience: self.patience.line, cut: self.cut.clone() };
+        let stop = self.tasks.stopping();
+        self.tasks.spawn("collect on command", collect(self.commands.collect.clone(), dry_run, client, stop));
+        let mut response = Response::new(Lines(lines));
+        response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/x-ndjson"));
+        response
+    }
+}
+
+/// Runs one pass. Where its client has gone, a real one goes on by itself: half a collection is of
+/// no use to anybody. What would go is for the client alone, so that ends.
+async fn collect(collect: Collect, dry_run: bool, mut client: Listener, stop: impl Future<Output = ()>) {
+    let (report, mut removed) = mpsc::channel(LINES);
+    let mut run = collect(dry_run, report);
+    let mut stop = std::pin::pin!(stop);
+    let ended = loop {
+        tokio::select! {
+            biased;
+            Some(item) = removed.recv() => client.tell(&Line::Removed(item)).await,
+            ended = &mut run => break ended,
+            () = client.gone(), if dry_run => return,
+            () = &mut stop => break Err("the server is shutting down; run it again once it is back".to_owned()),
+        }
+    };
+    drop(run);
+    while let Ok(item) = removed.try_recv() {
+        client.tell(&Line::Removed(item)).await;
+    }
+    match ended {
+        Ok(totals) => {
+            if !dry_run {
+                tracing::info!(?totals, "garbage was collected on command");
+            }
+            client.tell(&Line::Totals(totals)).await;
+        }
+        Err(error) => {
+            tracing::warn!(error, dry_run, "collection on command ended early");
+            client.tell(&Line::Error(error)).await;
+        }
+    }
+    client.end().await;
+}
+
+/// A client that takes lines, as long as it does.
+struct Listener {
+    /// None: it has gone.
+    lines: Option<mpsc::Sender<Option<Bytes>>>,
+    patience: Duration,
+    cut: CancellationToken,
+}
+
+impl Listener {
+    async fn tell(&mut self, line: &Line) {
+        self.send(Some(text(line))).await;
+    }
+
+    async fn send(&mut self, line: Option<Bytes>) {
+        let Some(lines) = &self.lines else { return };
+        match tokio::time::timeout(self.patience, lines.send(line)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(_)) => tracing::debug!("a control client has left"),
+            Err(_) => {
+                tracing::debug!("a control client reads nothing");
+                self.cut.cancel();
+            }
+        }
+        self.lines = None;
+    }
+
+    /// Completes when the client leaves.
+    async fn gone(&self) {
+        match &self.lines {
+            Some(lines) => lines.closed().await,
+            None => {}
+        }
+    }
+
+    /// Lets it read the rest, within its patience.
+    async fn end(mut self) {
+        self.send(None).await;
+        if tokio::time::timeout(self.patience, self.gone()).await.is_err() {
+            self.cut.cancel();
+        }
+    }
+}
+
+/// Lines as a body; its end is said, for a sender that merely vanishes would look like one.
+struct Lines(mpsc::Receiver<Option<Bytes>>);
+
+impl Lines {
+    fn one(value: &impl Serialize) -> Self {
+        let (sender, receiver) = mpsc::channel(2);
+        // There is room for both.
+        let _ = sender.try_send(Some(text(value)));
+        let _ = sender.try_send(None);
+        Self(receiver)
+    }
+}
+
+impl Body for Lines {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.0.poll_recv(context).map(|line| match line {
+            Some(Some(line)) => Some(Ok(Frame::data(line))),
+            Some(None) => None,
+            None => Some(Err(std::io::Error::other("the work behind this answer has ended"))),
+        })
+    }
+}
+
+fn text(value: &impl Serialize) -> Bytes {
+    // Structs of texts and numbers: nothing in them can fail to be written.
+    let mut line = serde_json::to_vec(value).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
+}
+
+/// `dry-run=true`, `dry-run=false` or nothing.
+fn dry_run(query: Option<&str>) -> Result<bool, String> {
+    match query {
+        None | Some("" | "dry-run=false") => Ok(false),
+        Some("dry-run=true") => Ok(true),
+        Some(_) => Err("this command knows `dry-run=true` and `dry-run=false` only".to_owned()),
+    }
+}
+
+fn allow(allowed: Method, method: &Method) -> Response<Lines> {
+    let mut response =
+        refusal(StatusCode::METHOD_NOT_ALLOWED, &format!("{method} is not served here: use {allowed}"));
+    // A method's name is a header value.
+    if let Ok(allowed) = allowed.as_str().parse() {
+        response.headers_mut().insert(ALLOW, allowed);
+    }
+    response
+}
+
+fn refusal(status: StatusCode, error: &str) -> Response<Lines> {
+    let mut response = Response::new(Lines::one(&Refusal { error: error.to_owned() }));
+    *response.status_mut() = status;
+    response
+}
