@@ -1,11 +1,14 @@
 //! What the mirror and the registry both answer; `http` gives it its form.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::oci::{ByteRange, Digest, MediaType, RangeRequest, Tag};
 use crate::store::BlobReader;
+
+pub use crate::oci::Referrer;
 
 /// How an answer came about: for `Cache-Status`, metrics and logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +57,13 @@ pub enum BlobWant {
 pub struct TagsAnswer {
     /// Sorted, without duplicates.
     pub tags: Vec<Tag>,
+    pub served: Served,
+}
+
+/// What refers to a manifest, unfiltered.
+#[derive(Clone, Debug)]
+pub struct ReferrersAnswer {
+    pub referrers: Arc<Vec<Referrer>>,
     pub served: Served,
 }
 

@@ -8,6 +8,7 @@ mod media_type;
 mod name;
 mod range;
 mod reference;
+mod referrer;
 mod repository;
 mod upload;
 
@@ -17,5 +18,6 @@ pub use media_type::{MANIFEST_ACCEPT, MediaType};
 pub use name::{InvalidName, Name};
 pub use range::{ByteRange, RangeRequest, Unsatisfiable};
 pub use reference::{InvalidReference, Reference, Tag};
+pub use referrer::{Referrer, referrers};
 pub use repository::{InvalidHost, Owner, Repository, UpstreamHost};
 pub use upload::{InvalidUploadId, UploadId};

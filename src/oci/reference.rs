@@ -25,6 +25,11 @@ pub enum InvalidReference {
 }
 
 impl Tag {
+    /// For text that is a tag by how it was made.
+    pub(super) fn unchecked(text: String) -> Self {
+        Self(text.into())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
