@@ -19,8 +19,17 @@ pub struct Descriptor {
 /// What a manifest refers to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ManifestKind {
-    Image { config: Descriptor, layers: Vec<Descriptor> },
-    Index { manifests: Vec<Descriptor> },
+    Image {
+        config: Descriptor,
+        layers: Vec<Descriptor>,
+    },
+    Index {
+        manifests: Vec<Descriptor>,
+    },
+    /// Withdrawn before image-spec 1.1 and still found in registries: read, never to be pushed.
+    Artifact {
+        blobs: Vec<Descriptor>,
+    },
 }
 
 /// What Forebay reads of a manifest.
@@ -56,6 +65,7 @@ struct Raw {
     config: Option<RawDescriptor>,
     layers: Option<Vec<RawDescriptor>>,
     manifests: Option<Vec<RawDescriptor>>,
+    blobs: Option<Vec<RawDescriptor>>,
     subject: Option<RawDescriptor>,
     signatures: Option<serde::de::IgnoredAny>,
 }
@@ -91,13 +101,19 @@ impl Manifest {
             (None, None, Some(manifests)) => {
                 (MediaType::OCI_INDEX, ManifestKind::Index { manifests: views(manifests)? })
             }
+            (None, None, None) if field.as_ref().is_some_and(MediaType::is_artifact) => {
+                let blobs = views(raw.blobs.unwrap_or_default())?;
+                (MediaType::OCI_ARTIFACT, ManifestKind::Artifact { blobs })
+            }
             _ => return Err(InvalidManifest::Shape),
         };
         let media_type = match field {
             Some(field) => field,
             None => MediaType::parse(shape).ok_or(InvalidManifest::Shape)?,
         };
-        if media_type.is_index() != matches!(kind, ManifestKind::Index { .. }) {
+        if media_type.is_index() != matches!(kind, ManifestKind::Index { .. })
+            || media_type.is_artifact() != matches!(kind, ManifestKind::Artifact { .. })
+        {
             return Err(InvalidManifest::Shape);
         }
         if let Some(header) = header.filter(|header| **header != media_type && is_manifest_type(header)) {
@@ -147,6 +163,33 @@ mod tests {
     }
 
     #[test]
+    fn artifacts_of_both_kinds_are_read() {
+        let empty = format!(
+            r#"{{"mediaType":"application/vnd.oci.empty.v1+json","digest":"{}","size":2,"data":"e30="}}"#,
+            Digest::sha256(b"{}")
+        );
+        let artifact = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{}","artifactType":"a/b","config":{empty},"layers":[{empty}],
+                "subject":{}}}"#,
+            MediaType::OCI_MANIFEST,
+            descriptor()
+        );
+        let manifest = Manifest::parse(artifact.as_bytes(), None).unwrap();
+        assert_eq!(manifest.subject.unwrap().digest, Digest::sha256(b"abc"));
+        let old = format!(
+            r#"{{"mediaType":"{}","artifactType":"a/b","blobs":[{1}],"subject":{1}}}"#,
+            MediaType::OCI_ARTIFACT,
+            descriptor()
+        );
+        let header = MediaType::parse(MediaType::OCI_ARTIFACT);
+        let manifest = Manifest::parse(old.as_bytes(), header.as_ref()).unwrap();
+        assert!(matches!(manifest.kind, ManifestKind::Artifact { blobs } if blobs.len() == 1));
+        assert_eq!(Some(manifest.media_type), header);
+        let bare = format!(r#"{{"mediaType":"{}"}}"#, MediaType::OCI_ARTIFACT);
+        assert!(Manifest::parse(bare.as_bytes(), None).is_ok());
+    }
+
+    #[test]
     fn refuses_what_is_no_manifest() {
         let both = format!(r#"{{"config":{0},"manifests":[{0}]}}"#, descriptor());
         let lie = format!(r#"{{"mediaType":"{}","config":{}}}"#, MediaType::OCI_INDEX, descriptor());
@@ -155,6 +198,8 @@ mod tests {
         {
             assert!(Manifest::parse(text.as_bytes(), None).is_err(), "{text}");
         }
+        let artifact = format!(r#"{{"mediaType":"{}","config":{}}}"#, MediaType::OCI_ARTIFACT, descriptor());
+        assert_eq!(Manifest::parse(artifact.as_bytes(), None), Err(InvalidManifest::Shape));
         let one = br#"{"schemaVersion":1,"fsLayers":[]}"#;
         assert_eq!(Manifest::parse(one, None), Err(InvalidManifest::Schema1));
         let index = MediaType::parse(MediaType::OCI_INDEX).unwrap();

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// All four kinds of manifest that Forebay takes, for `Accept`: a registry that is asked for fewer
+/// All kinds of manifest that Forebay takes, for `Accept`: a registry that is asked for fewer
 /// may convert or refuse what it holds.
 pub const MANIFEST_ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.oci.image.manifest.v1+json, \
-     application/vnd.docker.distribution.manifest.v2+json";
+     application/vnd.docker.distribution.manifest.v2+json, \
+     application/vnd.oci.artifact.manifest.v1+json";
 
 /// A media type without parameters, in lower case.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -17,6 +18,7 @@ pub struct MediaType(Arc<str>);
 impl MediaType {
     pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
     pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
     pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
     pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
@@ -41,6 +43,10 @@ impl MediaType {
             "application/vnd.docker.distribution.manifest.v1+json"
                 | "application/vnd.docker.distribution.manifest.v1+prettyjws"
         )
+    }
+
+    pub fn is_artifact(&self) -> bool {
+        self.as_str() == Self::OCI_ARTIFACT
     }
 
     pub fn is_index(&self) -> bool {
