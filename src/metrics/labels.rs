@@ -48,7 +48,7 @@ label!(
     /// What was asked of an upstream.
     UpstreamCall = "call" {
         ManifestHead = "manifest_head", ManifestGet = "manifest_get", BlobHead = "blob_head", BlobGet = "blob_get",
-        Tags = "tags", Token = "token",
+        Tags = "tags", Referrers = "referrers", Token = "token",
     }
 );
 label!(

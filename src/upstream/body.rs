@@ -123,6 +123,11 @@ struct ErrorEntry {
     message: Option<String>,
 }
 
+/// The code of the first error in an error body in OCI's form; None where it has another form.
+pub fn code(body: &[u8]) -> Option<String> {
+    serde_json::from_slice::<ErrorBody>(body).ok()?.errors.into_iter().next()?.code
+}
+
 /// What an error body says, for people: `: <message>`, printable and short; empty where it says nothing.
 pub fn message(body: &[u8]) -> String {
     let text = match serde_json::from_slice::<ErrorBody>(body) {

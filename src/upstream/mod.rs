@@ -13,6 +13,7 @@ mod guard;
 mod manifest;
 mod quota;
 mod realm;
+mod referrers;
 mod request;
 mod retry;
 mod tags;
@@ -33,12 +34,15 @@ use self::client::Wire;
 use self::gate::Gate;
 use self::quota::Quota;
 use self::realm::Realms;
+use self::referrers::ReferrersApi;
 use self::request::{Ask, Requests};
 use self::token::Tokens;
 use crate::clock::Clock;
 use crate::metrics::{Metrics, UpstreamCall};
 use crate::oci::{Digest, MediaType, Name, UpstreamHost};
 use crate::tasks::Tasks;
+
+pub use self::referrers::ToldReferrers;
 
 /// What is configured of one upstream. `config` builds it; every field is checked already.
 #[derive(Clone, Debug, PartialEq)]
@@ -164,7 +168,7 @@ pub struct QuotaState {
     pub paused_for: Option<Duration>,
 }
 
-/// Speaks with one registry. Its calls are in `manifest.rs`, `blob.rs` and `tags.rs`.
+/// Speaks with one registry. Its calls are in `manifest.rs`, `blob.rs`, `tags.rs` and `referrers.rs`.
 pub struct Upstream {
     me: Weak<Self>,
     options: Options,
@@ -172,6 +176,7 @@ pub struct Upstream {
     request_gate: Gate,
     fill_gate: Gate,
     quota: Quota,
+    referrers_api: ReferrersApi,
     clock: Clock,
     tasks: Tasks,
 }
@@ -201,6 +206,7 @@ impl Upstream {
             request_gate,
             fill_gate,
             quota,
+            referrers_api: ReferrersApi::default(),
             clock,
             tasks,
         }))

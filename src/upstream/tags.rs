@@ -63,7 +63,7 @@ impl Upstream {
 
 /// The query of the `Link` with `rel="next"` (RFC 8288). Only the query: the rest of the URL is known,
 /// and what differs from it would lead astray.
-fn next_query(headers: &HeaderMap) -> Option<String> {
+pub(super) fn next_query(headers: &HeaderMap) -> Option<String> {
     let lines = headers.get_all(LINK).iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split('<').skip(1)).find_map(|link| {
         let (url, params) = link.split_once('>')?;

@@ -5,6 +5,7 @@ mod content;
 mod hops;
 mod limits;
 mod proxy;
+mod referrers;
 
 use std::convert::Infallible;
 use std::future::Future;
