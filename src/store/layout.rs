@@ -100,6 +100,11 @@ pub fn origin(stored_name: &str) -> String {
     format!("{ORIGINS_DIR}/{stored_name}/_origin")
 }
 
+/// What upstream told of a manifest's referrers. `_sha256` is no component of a name, so it hides none.
+pub fn referrers(repository: &Repository, subject: &Digest) -> String {
+    format!("forebay/referrers/{}/_{}", repository.stored_name(), path(subject))
+}
+
 /// Says that the bytes of this blob were fetched within this trust domain.
 pub fn proof(domain: &str, digest: &Digest) -> String {
     let domain = Digest::sha256(domain.as_bytes()).hex();

@@ -13,6 +13,7 @@ mod links;
 mod manifests;
 mod origins;
 mod reader;
+mod referrers;
 mod tags;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -38,6 +39,7 @@ pub use self::fill::{Fill, FillError, FillOptions, FillReader, Source, SourceErr
 pub use self::manifests::{ManifestCommit, NewManifest, Removal};
 pub use self::origins::{Origin, OriginState, Visibility};
 pub use self::reader::{BlobReader, ReadError};
+pub use self::referrers::HeldReferrers;
 pub use self::tags::HeldTag;
 pub use self::uploads::{Committed, HeldUpload, Upload};
 
