@@ -72,6 +72,15 @@ impl Freshness {
             None if is_version(tag.as_str()) => self.versions,
             None => self.others,
         };
+        self.varied(base)
+    }
+
+    /// Of what is no tag and changes as tags do: lists of referrers.
+    pub fn of_others(&self) -> Duration {
+        self.varied(self.others)
+    }
+
+    fn varied(&self, base: Duration) -> Duration {
         let jitter = self.jitter.clamp(0.0, 1.0);
         base.mul_f64(1.0 + rand::random_range(-jitter..=jitter))
     }

@@ -8,8 +8,9 @@ use bytes::Bytes;
 use moka::sync::Cache;
 
 use super::Options;
+use super::referrers::KnownReferrers;
 use super::standing::Standing;
-use crate::answer::{Error, TagsAnswer};
+use crate::answer::{Error, Referrer, TagsAnswer};
 use crate::oci::{Digest, Manifest, MediaType, Reference, Repository, Tag};
 
 /// Blobs up to this size are served from memory: image configurations, mostly.
@@ -22,6 +23,7 @@ const ENTRY: u32 = 512;
 pub enum Subject {
     Manifest(Reference),
     Blob(Digest),
+    Referrers(Digest),
     Tags,
 }
 
@@ -32,6 +34,7 @@ impl Subject {
             Self::Manifest(Reference::Tag(tag)) => format!("{repository}:{tag}"),
             Self::Manifest(Reference::Digest(digest)) => format!("{repository}@{digest}"),
             Self::Blob(digest) => format!("blob {digest} of {repository}"),
+            Self::Referrers(digest) => format!("the referrers of {repository}@{digest}"),
             Self::Tags => format!("the tag list of {repository}"),
         }
     }
@@ -70,7 +73,16 @@ pub struct Memory {
     pub blobs: Cache<Digest, Bytes>,
     pub standings: Cache<Repository, Arc<Standing>>,
     pub lists: Cache<Repository, (TagsAnswer, Instant)>,
+    pub referrers: Cache<(Repository, Digest), Arc<KnownReferrers>>,
     refusals: Cache<(Repository, Subject), (Error, Instant)>,
+}
+
+/// About how much memory a referrer takes.
+fn text_of(referrer: &Referrer) -> usize {
+    let annotations = referrer.annotations.iter().flatten();
+    let annotations: usize = annotations.map(|(key, value)| key.len() + value.len() + 64).sum();
+    let kind = referrer.artifact_type.as_deref().map_or(0, str::len);
+    size_of::<Referrer>() + referrer.media_type.len() + referrer.digest.len() + kind + annotations
 }
 
 impl Memory {
@@ -98,7 +110,14 @@ impl Memory {
                     u32::try_from(text).unwrap_or(u32::MAX).saturating_add(ENTRY)
                 })
                 .build(),
-            refusals: Cache::new(entries(1)),
+            referrers: Cache::builder()
+                .max_capacity(share(1) / 2)
+                .weigher(|_, known: &Arc<KnownReferrers>| {
+                    let text: usize = known.list.iter().map(text_of).sum();
+                    u32::try_from(text).unwrap_or(u32::MAX).saturating_add(ENTRY)
+                })
+                .build(),
+            refusals: Cache::new(entries(1) / 2),
         }
     }
 

@@ -1,13 +1,14 @@
 //! Pull-through: hit, miss, fresh, stale. Knows no HTTP.
 //!
 //! [`standing`] says whether a repository may be served at all, [`manifest`] and [`tag`] answer
-//! manifests, [`blob`] answers blobs; each looks into [`memory`], then into the store, then upstream.
+//! manifests, [`blob`] answers blobs, [`list`] and [`referrers`] lists; each looks into [`memory`], then into the store, then upstream.
 
 mod blob;
 mod freshness;
 mod list;
 mod manifest;
 mod memory;
+mod referrers;
 mod source;
 mod standing;
 mod tag;
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 use self::memory::{HeldManifest, Memory, Subject};
 use self::tag::Resolved;
 use self::writes::Writes;
-use crate::answer::{Error, TagsAnswer};
+use crate::answer::{Error, ReferrersAnswer, TagsAnswer};
 use crate::clock::Clock;
 use crate::oci::{Digest, Owner, Reference, Repository, Tag, UpstreamHost};
 use crate::store::Store;
@@ -68,6 +69,7 @@ pub struct Mirror {
     proofs: Flights<(Repository, Subject), Result<(), Error>>,
     sizes: Flights<(Repository, Digest), Result<Option<u64>, Error>>,
     lists: Flights<Repository, Result<TagsAnswer, Error>>,
+    referrers: Flights<(Repository, Digest), Result<ReferrersAnswer, Error>>,
     clock: Clock,
 }
 
@@ -88,7 +90,8 @@ impl Mirror {
             resolves: Flights::new(tasks.clone(), "resolve tag"),
             proofs: Flights::new(tasks.clone(), "prove access"),
             sizes: Flights::new(tasks.clone(), "size of blob"),
-            lists: Flights::new(tasks, "list tags"),
+            lists: Flights::new(tasks.clone(), "list tags"),
+            referrers: Flights::new(tasks, "list referrers"),
             options,
             upstreams,
             store,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::memory::Subject;
 use super::{Mirror, lost};
 use crate::answer::Error;
-use crate::oci::{Owner, Repository};
+use crate::oci::{Owner, Reference, Repository};
 use crate::store::{Grant, Origin, OriginState, Visibility};
 use crate::upstream::{Identity, PrivatePolicy};
 
@@ -120,6 +120,11 @@ impl Mirror {
                 }
                 Subject::Blob(digest) => {
                     upstream.blob_head(Identity::Anonymous, name, digest).await.map(drop)
+                }
+                // A list that is empty would prove nothing: not even that there is such a repository.
+                Subject::Referrers(digest) => {
+                    let subject = Reference::Digest(*digest);
+                    upstream.manifest_head(Identity::Anonymous, name, &subject).await.map(drop)
                 }
                 Subject::Tags => upstream.tags(Identity::Anonymous, name).await.map(drop),
             };

@@ -13,10 +13,10 @@ use crate::oci::{Digest, Reference, Repository, Tag};
 use crate::upstream::ManifestHead;
 
 /// A held tag is not kept waiting longer than this for its confirmation, which goes on meanwhile.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 /// After trouble, a held tag is served stale for so long before upstream is asked again.
-const TROUBLE_HOLD: Duration = Duration::from_secs(10);
-const LONGEST_HOLD: Duration = Duration::from_secs(60);
+pub(super) const TROUBLE_HOLD: Duration = Duration::from_secs(10);
+pub(super) const LONGEST_HOLD: Duration = Duration::from_secs(60);
 
 /// What asking upstream for a tag came to.
 #[derive(Clone)]

@@ -1,0 +1,196 @@
+//! Referrers: signatures, attestations and the like, as upstream lists them. Fresh for a time, then
+//! asked for anew, and stale rather than missing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::memory::Subject;
+use super::standing::Standing;
+use super::tag::{LONGEST_HOLD, PATIENCE, TROUBLE_HOLD};
+use super::{Mirror, Toll, lost};
+use crate::answer::{Error, Referrer, ReferrersAnswer, Served};
+use crate::oci::{Digest, Repository};
+use crate::upstream::ToldReferrers;
+
+/// A list as last told.
+pub struct KnownReferrers {
+    pub list: Arc<Vec<Referrer>>,
+    /// The fallback tag's index that it stands in, where upstream has no referrers API.
+    index: Option<Digest>,
+    /// Until then it is answered without asking.
+    fresh_until: Instant,
+    /// Why it is stale, where upstream could not confirm it.
+    stale: Option<String>,
+}
+
+impl KnownReferrers {
+    fn answer(&self, served: Served) -> ReferrersAnswer {
+        let served = self.stale.clone().map_or(served, Served::Stale);
+        ReferrersAnswer { referrers: self.list.clone(), served }
+    }
+}
+
+impl ReferrersAnswer {
+    fn none(served: Served) -> Self {
+        Self { referrers: Arc::default(), served }
+    }
+}
+
+type Key = (Repository, Digest);
+
+impl Mirror {
+    /// All referrers of a manifest that upstream lists; none where upstream knows nothing of it.
+    pub async fn referrers(
+        self: &Arc<Self>,
+        toll: &dyn Toll,
+        repository: &Repository,
+        subject: &Digest,
+    ) -> Result<ReferrersAnswer, Error> {
+        let standing = self.standing(repository).await?;
+        let key = (repository.clone(), *subject);
+        let known = self.known_referrers(&standing, &key).await;
+        if let Some(known) = known.as_ref().filter(|known| self.clock.now() < known.fresh_until) {
+            return Ok(known.answer(Served::Hit));
+        }
+        let wanted = Subject::Referrers(*subject);
+        match self.refused(repository, &wanted) {
+            Err(Error::NotFound(_)) if known.is_none() => return Ok(ReferrersAnswer::none(Served::Hit)),
+            // What somebody may no longer pull is not listed either.
+            Err(error) if known.is_none() || matches!(error, Error::Denied { .. }) => return Err(error),
+            _ => {}
+        }
+        if known.is_none() && !self.referrers.has(&key) {
+            let subject = wanted.of(repository);
+            toll.cold_miss().await.map_err(|retry_after| Error::ClientLimited { subject, retry_after })?;
+        }
+        let (mirror, before) = (self.clone(), known.clone());
+        let flight = self.referrers.join(key.clone(), || {
+            let key = key.clone();
+            async move { mirror.ask_referrers(&standing, key, before).await }
+        });
+        let lost = || Err(lost(wanted.of(repository)));
+        let Some(known) = known else { return flight.await.unwrap_or_else(lost) };
+        match tokio::time::timeout(PATIENCE, flight).await {
+            Ok(answer) => answer.unwrap_or_else(lost),
+            Err(_) => Ok(self.stale_referrers(key, &known, "the upstream is slow to answer", TROUBLE_HOLD)),
+        }
+    }
+
+    /// The list as last told: from memory, else from disk, where its time says when that was.
+    async fn known_referrers(&self, standing: &Standing, key: &Key) -> Option<Arc<KnownReferrers>> {
+        if let Some(known) = self.memory.referrers.get(key) {
+            return Some(known);
+        }
+        if !standing.is_open() {
+            return None;
+        }
+        let (repository, subject) = key.clone();
+        let held = self.store.run(move |store| store.referrers(&repository, &subject)).await;
+        let held = held.inspect_err(|error| {
+            tracing::error!(repository = %key.0, subject = %key.1, %error, "held referrers cannot be read");
+        });
+        let held = held.ok()??;
+        // A time in the future is a clock that jumped: the list is then unconfirmed.
+        let age = self.clock.wall().duration_since(held.seen).unwrap_or(Duration::MAX);
+        let fresh_until = self.clock.now() + self.referrers_fresh_for(&held.referrers).saturating_sub(age);
+        let (list, index) = (Arc::new(held.referrers), held.index);
+        let known = Arc::new(KnownReferrers { list, index, fresh_until, stale: None });
+        self.memory.referrers.insert(key.clone(), known.clone());
+        Some(known)
+    }
+
+    /// As long as a tag that is moved now and then. That there are none is believed no longer than a
+    /// 404: a signature often comes a minute after its image.
+    fn referrers_fresh_for(&self, list: &[Referrer]) -> Duration {
+        let fresh = self.options.freshness.of_others();
+        if list.is_empty() { fresh.min(self.options.negative_not_found) } else { fresh }
+    }
+
+    async fn ask_referrers(
+        self: &Arc<Self>,
+        standing: &Standing,
+        key: Key,
+        known: Option<Arc<KnownReferrers>>,
+    ) -> Result<ReferrersAnswer, Error> {
+        // Whoever was first may have landed since this was found outdated.
+        if let Some(fresh) = self.memory.referrers.get(&key)
+            && self.clock.now() < fresh.fresh_until
+        {
+            return Ok(fresh.answer(Served::Hit));
+        }
+        let (repository, subject) = (&key.0, Subject::Referrers(key.1));
+        let told = match self.access(repository, standing, &subject).await {
+            Ok(access) => {
+                let index = known.as_ref().and_then(|known| known.index);
+                let upstream = self.upstream(repository)?;
+                let told = upstream.referrers(access.identity, &repository.name, &key.1, index).await;
+                told.map_err(|error| self.translate(repository, &subject, error))
+            }
+            // It was proof of access that failed, and it is remembered.
+            Err(error) => Err((error, Duration::ZERO)),
+        };
+        match (told, known) {
+            (Ok(told), known) => self.told_referrers(key, told, known),
+            // Nobody can be shown to have access to what upstream knows nothing of.
+            (Err((Error::NotFound(_), _)), None) => Ok(ReferrersAnswer::none(Served::Miss)),
+            (Err((error @ Error::Denied { .. }, hold)), _) | (Err((error, hold)), None) => {
+                Err(if hold.is_zero() { error } else { self.remember(repository, &subject, error, hold) })
+            }
+            (Err((error, _)), Some(known)) => {
+                let hold = match &error {
+                    Error::UpstreamLimited { retry_after, .. } => (*retry_after).min(LONGEST_HOLD),
+                    _ => TROUBLE_HOLD,
+                };
+                Ok(self.stale_referrers(key, &known, &error.to_string(), hold))
+            }
+        }
+    }
+
+    /// Upstream has answered: that is answered from now on, and kept.
+    fn told_referrers(
+        self: &Arc<Self>,
+        key: Key,
+        told: ToldReferrers,
+        known: Option<Arc<KnownReferrers>>,
+    ) -> Result<ReferrersAnswer, Error> {
+        let (list, index) = match (told, &known) {
+            (ToldReferrers::List { referrers, index }, _) => (Arc::new(referrers), index),
+            (ToldReferrers::Unchanged, Some(known)) => (known.list.clone(), known.index),
+            // An index can be unchanged only for who knows it.
+            (ToldReferrers::Unchanged, None) => return Err(lost(Subject::Referrers(key.1).of(&key.0))),
+        };
+        let served = match &known {
+            Some(known) if known.list == list => Served::Revalidated,
+            _ => Served::Miss,
+        };
+        let fresh_until = self.clock.now() + self.referrers_fresh_for(&list);
+        let known = Arc::new(KnownReferrers { list, index, fresh_until, stale: None });
+        self.memory.referrers.insert(key.clone(), known.clone());
+        self.keep_referrers(&key, known.clone(), self.clock.wall());
+        Ok(known.answer(served))
+    }
+
+    fn keep_referrers(self: &Arc<Self>, key: &Key, known: Arc<KnownReferrers>, seen: SystemTime) {
+        let Ok(grant) = self.grant(&key.0) else { return };
+        let subject = key.1;
+        self.writes.add(&key.0, "a list of referrers", move |store| {
+            store.put_referrers(&grant, &subject, &known.list, known.index, seen)
+        });
+    }
+
+    /// Keeps what is known for a while without asking again, marked.
+    fn stale_referrers(
+        &self,
+        key: Key,
+        known: &KnownReferrers,
+        why: &str,
+        hold: Duration,
+    ) -> ReferrersAnswer {
+        tracing::info!(repository = %key.0, subject = %key.1, why, "referrers are served stale");
+        let fresh_until = self.clock.now() + hold;
+        let (list, stale) = (known.list.clone(), Some(why.to_owned()));
+        let known = Arc::new(KnownReferrers { list, index: known.index, fresh_until, stale });
+        self.memory.referrers.insert(key, known.clone());
+        known.answer(Served::Hit)
+    }
+}
