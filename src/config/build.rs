@@ -24,7 +24,8 @@ pub fn build(entries: Entries, adopt: Option<Found<String>>, environment: &Envir
     let sources = super::tree::origins(&entries);
     let mut warnings = environment.warnings();
     let mut root = Section::new("", entries);
-    let upstreams = upstreams::read(root.section("upstream")?, &mut warnings)?;
+    let default_upstream = upstreams::default(&mut root)?;
+    let upstreams = upstreams::read(root.section("upstream")?, default_upstream, &mut warnings)?;
     let (owners, shadow) = names::owners(&upstreams, root.section("hosted")?, &mut warnings)?;
     let upstreams: Vec<_> = upstreams.into_iter().map(|upstream| upstream.options).collect();
     let adopt = adopt.map(|adopt| adopt.read(|text| owner(text, &upstreams))).transpose()?;
@@ -288,10 +289,11 @@ fn owner(text: &str, upstreams: &[crate::upstream::Options]) -> std::result::Res
         return Ok(Owner::Hosted);
     }
     let host: UpstreamHost = text.parse().map_err(|error| format!("{error}, or `hosted`"))?;
-    if upstreams.iter().any(|upstream| upstream.host == host) {
-        Ok(Owner::Upstream(host))
-    } else {
-        Err(format!("{host} is no configured upstream; add `--upstream {host}` or [upstream.\"{host}\"]"))
+    match upstreams.iter().find(|upstream| upstream.host == host) {
+        Some(upstream) => Ok(Owner::Upstream(upstream.host.clone())),
+        None => {
+            Err(format!("{host} is no configured upstream; add `--upstream {host}` or [upstream.\"{host}\"]"))
+        }
     }
 }
 

@@ -74,6 +74,8 @@ impl Config {
         let mut p = Printer { out: String::new(), path: String::new(), sources: &self.sources };
         p.line("listen", texts(&self.http.listen));
         p.line("data", self.store.data.display().to_string());
+        let default = self.upstreams.first().map(|upstream| &upstream.host).filter(|host| host.is_default());
+        p.line("default_upstream", default.map_or("none", |host| host.as_str()));
         match self.http.operations {
             Some(address) => p.line("operations", address.to_string()),
             None => p.unset("operations", "on the public listeners only"),

@@ -43,7 +43,7 @@ pub struct Config {
     pub owners: http::OwnersOptions,
     pub access: access::Options,
     pub mirror: mirror::Options,
-    /// Docker Hub first, then in the order of the file. The same order as in `owners`.
+    /// The default one first, if there is one, then in the order of the file. The same order as in `owners`.
     pub upstreams: Vec<upstream::Options>,
     pub store: store::Options,
     pub events: told::Options,

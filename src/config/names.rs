@@ -18,6 +18,7 @@ pub fn owners(
     warnings: &mut Vec<String>,
 ) -> Result<(OwnersOptions, bool), ConfigError> {
     let claimed = claimed(upstreams)?;
+    let has_default = upstreams.iter().any(|upstream| upstream.options.host.is_default());
     let shadow = hosted.switch("shadow")?.unwrap_or(false);
     let patterns = hosted.texts("repositories")?;
     hosted.finish()?;
@@ -32,7 +33,7 @@ pub fn owners(
                  first component, such as `corp.internal`"
             )));
         }
-        if !could_be_on_docker_hub(&pattern.value) {
+        if !has_default || !could_be_on_docker_hub(&pattern.value) {
             continue;
         }
         let pattern_text = &pattern.value;

@@ -17,13 +17,18 @@ pub struct Upstream {
     pub aliases: Vec<Found<String>>,
 }
 
-/// Docker Hub is always the first one.
-pub fn read(section: Section, warnings: &mut Vec<String>) -> Result<Vec<Upstream>, ConfigError> {
-    let hub = UpstreamHost::docker_hub();
-    let hub_key = section.key(hub.as_str());
+/// The default one, if any, is first; it is there whether it has a table or not.
+pub fn read(
+    section: Section,
+    default: Option<UpstreamHost>,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Upstream>, ConfigError> {
+    let default_key = default.as_ref().map(|host| section.key(host.as_str())).unwrap_or_default();
     let mut upstreams = Vec::new();
     for (name, table) in section.named()? {
         let host = name.read(|text| host(text))?;
+        let is_default = default.as_ref() == Some(&host);
+        let host = host.with_default(is_default);
         let upstream = upstream(host, table, warnings)?;
         if is_doubtful(&upstream.options) {
             warnings.push(format!(
@@ -33,11 +38,24 @@ pub fn read(section: Section, warnings: &mut Vec<String>) -> Result<Vec<Upstream
         }
         upstreams.push(upstream);
     }
-    match upstreams.iter().position(|upstream| upstream.options.host == hub) {
+    let Some(default) = default else { return Ok(upstreams) };
+    match upstreams.iter().position(|upstream| upstream.options.host == default) {
         Some(index) => upstreams[..=index].rotate_right(1),
-        None => upstreams.insert(0, upstream(hub, Section::new(hub_key, Vec::new()), warnings)?),
+        None => {
+            let table = Section::new(default_key, Vec::new());
+            upstreams.insert(0, upstream(default.with_default(true), table, warnings)?);
+        }
     }
     Ok(upstreams)
+}
+
+/// Whose names are that say no registry.
+pub fn default(root: &mut Section) -> Result<Option<UpstreamHost>, ConfigError> {
+    let Some(found) = root.text("default_upstream")? else { return Ok(Some(UpstreamHost::docker_hub())) };
+    found.read(|text| match text.as_str() {
+        "none" => Ok(None),
+        text => host(text).map(Some).map_err(|error| format!("{error}, or write `none`")),
+    })
 }
 
 /// A lone word that was given no URL: no public registry has such a name.

@@ -65,7 +65,7 @@ pub struct TlsOptions {
 /// Whose which name is (design: "names, owners, trust").
 #[derive(Clone, Debug, PartialEq)]
 pub struct OwnersOptions {
-    /// Every configured upstream with its aliases. docker.io is the default one.
+    /// Every configured upstream with its aliases. One may be the default.
     pub upstreams: Vec<(UpstreamHost, Vec<String>)>,
     /// Glob patterns of hosted names: `*` (one component), `corp.internal/**`.
     pub hosted: Vec<String>,

@@ -12,6 +12,8 @@ pub struct Owners {
     /// By host and by alias, in lower case.
     upstreams: HashMap<String, UpstreamHost>,
     hosted: GlobSet,
+    /// Whose names are that say no registry and are not hosted.
+    default: Option<UpstreamHost>,
     /// The configured hosts, sorted, for messages.
     configured: String,
 }
@@ -37,10 +39,14 @@ pub enum UnknownName {
     )]
     Upstream { asked: String, configured: String },
     #[error(
-        "`{name}` of Docker Hub would be taken for a repository of {host}: \
-         ask for it as {host}'s, without `docker.io`"
+        "`{name}` would be taken for a repository of {host}: \
+         ask for it as {host}'s, without the other registry"
     )]
     Ambiguous { name: Name, host: UpstreamHost },
+    #[error(
+        "`{0}` is no hosted name, and names without a registry have no upstream here: see `hosted.repositories`"
+    )]
+    NoDefault(Name),
 }
 
 impl Owners {
@@ -58,12 +64,14 @@ impl Owners {
                 upstreams.insert(spelling.to_ascii_lowercase(), host.clone());
             }
         }
-        Ok(Self { upstreams, hosted: patterns(&options.hosted)?, configured })
+        let default = options.upstreams.iter().map(|(host, _)| host).find(|host| host.is_default()).cloned();
+        Ok(Self { upstreams, hosted: patterns(&options.hosted)?, default, configured })
     }
 
     /// `host`: what `?ns=` or the path's prefix named. `name`: as it stands in the path, decoded.
     pub fn resolve(&self, host: Option<&str>, name: &str) -> Result<Repository, UnknownName> {
-        if let Some(host) = host {
+        // Without upstreams, a client that is sent here for another registry means what is hosted.
+        if let Some(host) = host.filter(|_| !self.upstreams.is_empty()) {
             return self.of_upstream(self.upstream(host)?, name);
         }
         if let Some((first, rest)) = name.split_once('/')
@@ -75,12 +83,14 @@ impl Owners {
         if self.hosted.is_match(name) {
             return Ok(Repository { owner: Owner::Hosted, name: parsed });
         }
+        let Some(host) = &self.default else { return Err(UnknownName::NoDefault(parsed)) };
         // No namespace of Docker Hub has a dot: this is the host of a registry that is not mirrored.
-        if let Some((first, _)) = name.split_once('/').filter(|(first, _)| first.contains('.')) {
+        if let Some((first, _)) = name.split_once('/').filter(|(first, _)| first.contains('.'))
+            && host.is_docker_hub()
+        {
             return Err(self.unknown(first));
         }
-        let host = self.upstream("docker.io")?.clone();
-        Ok(Repository { owner: Owner::Upstream(host), name: parsed })
+        Ok(Repository { owner: Owner::Upstream(host.clone()), name: parsed })
     }
 
     /// The configured upstream of this host or alias.
@@ -96,17 +106,18 @@ impl Owners {
     /// For an upstream named by the client: only then a bare `nginx` means Docker Hub's.
     fn of_upstream(&self, host: &UpstreamHost, name: &str) -> Result<Repository, UnknownName> {
         let name: Name = name.parse()?;
-        let name = if host.is_docker_hub() { self.of_docker_hub(name)? } else { name };
+        let name = if host.is_default() { self.of_default(name)? } else { name };
+        let name = if host.is_docker_hub() { name.with_library() } else { name };
         Ok(Repository { owner: Owner::Upstream(host.clone()), name })
     }
 
-    /// Docker Hub's repositories are stored without their host, so a first component that is
-    /// another upstream's host would name that upstream's folder. The Hub itself has none such.
-    fn of_docker_hub(&self, name: Name) -> Result<Name, UnknownName> {
+    /// The default upstream's repositories are stored without their host, so a first component that
+    /// is another upstream's host would name that upstream's folder.
+    fn of_default(&self, name: Name) -> Result<Name, UnknownName> {
         let first = name.as_str().split_once('/').map(|(first, _)| first);
         match first.and_then(|first| self.upstreams.get(first).filter(|host| host.as_str() == first)) {
-            Some(host) if !host.is_docker_hub() => Err(UnknownName::Ambiguous { host: host.clone(), name }),
-            _ => Ok(name.with_library()),
+            Some(host) if !host.is_default() => Err(UnknownName::Ambiguous { host: host.clone(), name }),
+            _ => Ok(name),
         }
     }
 }
@@ -183,6 +194,41 @@ mod tests {
         }
         let none = Owners::new(OwnersOptions { upstreams: vec![], hosted: vec![] }).unwrap();
         assert!(none.resolve(None, "library/nginx").is_err());
+    }
+
+    #[test]
+    fn another_upstream_may_be_the_default_or_none() {
+        let host = |host: &str| host.parse::<UpstreamHost>().unwrap();
+        let with = |upstreams: Vec<UpstreamHost>, hosted: &str| {
+            let upstreams = upstreams.into_iter().map(|host| (host, vec![])).collect();
+            Owners::new(OwnersOptions { upstreams, hosted: vec![hosted.to_owned()] }).unwrap()
+        };
+        let stored = |owners: &Owners, host: Option<&str>, name: &str| {
+            let repository = owners.resolve(host, name).unwrap();
+            (repository.to_string(), repository.stored_name())
+        };
+        let text = |canonical: &str, stored: &str| (canonical.to_owned(), stored.to_owned());
+        let corp = with(
+            vec![host("corp.example:5000").with_default(true), host("docker.io").with_default(false)],
+            "mine",
+        );
+        assert_eq!(stored(&corp, None, "app"), text("corp.example:5000/app", "app"));
+        assert_eq!(stored(&corp, None, "ghcr.io/app"), text("corp.example:5000/ghcr.io/app", "ghcr.io/app"));
+        assert_eq!(stored(&corp, Some("corp.example:5000"), "app"), text("corp.example:5000/app", "app"));
+        assert_eq!(
+            stored(&corp, Some("docker.io"), "nginx"),
+            text("docker.io/library/nginx", "docker.io/library/nginx")
+        );
+        assert!(matches!(
+            corp.resolve(Some("corp.example:5000"), "docker.io/x"),
+            Err(UnknownName::Ambiguous { .. })
+        ));
+        let none = with(vec![], "**");
+        for ns in [None, Some("corp.example")] {
+            assert_eq!(stored(&none, ns, "ghcr.io/a/b"), text("ghcr.io/a/b", "ghcr.io/a/b"));
+        }
+        let some = with(vec![host("docker.io").with_default(false)], "mine");
+        assert!(matches!(some.resolve(None, "library/nginx"), Err(UnknownName::NoDefault(_))));
     }
 
     #[test]

@@ -1,15 +1,20 @@
 //! Whose a repository is, and its canonical identity.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
 use super::Name;
 
 /// The name that an upstream registry goes by in image references: `docker.io`, `ghcr.io`,
-/// `localhost:5001`.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct UpstreamHost(Arc<str>);
+/// `localhost:5001`. The name alone is what two of them are compared by.
+#[derive(Clone)]
+pub struct UpstreamHost {
+    name: Arc<str>,
+    is_default: bool,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no registry host: write it as in an image reference, `ghcr.io` or `localhost:5001`")]
@@ -17,15 +22,24 @@ pub struct InvalidHost(String);
 
 impl UpstreamHost {
     pub fn docker_hub() -> Self {
-        Self("docker.io".into())
+        Self { name: "docker.io".into(), is_default: true }
     }
 
     pub fn is_docker_hub(&self) -> bool {
-        &*self.0 == "docker.io"
+        &*self.name == "docker.io"
+    }
+
+    /// Whether names without a registry are this one's. Docker Hub is it unless configured otherwise.
+    pub fn is_default(&self) -> bool {
+        self.is_default
+    }
+
+    pub fn with_default(self, is_default: bool) -> Self {
+        Self { is_default, ..self }
     }
 
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.name
     }
 }
 
@@ -51,7 +65,7 @@ impl FromStr for UpstreamHost {
         };
         let port_fits = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
         if lower.len() <= 253 && port_fits && host.split('.').all(label) {
-            Ok(Self(lower.into()))
+            Ok(Self { name: lower.into(), is_default: false })
         } else {
             Err(invalid())
         }
@@ -75,11 +89,11 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// Where it stands in the tree on disk: Docker Hub's and hosted ones bare, others under their
+    /// Where it stands in the tree on disk: hosted ones and the default upstream's bare, others under their
     /// host, where a port's `:` (no character of a name) becomes `_port_`, which no host holds.
     pub fn stored_name(&self) -> String {
         match &self.owner {
-            Owner::Upstream(host) if !host.is_docker_hub() => {
+            Owner::Upstream(host) if !host.is_default() => {
                 format!("{}/{}", host.as_str().replace(':', "_port_"), self.name)
             }
             _ => self.name.to_string(),
@@ -87,15 +101,41 @@ impl Repository {
     }
 }
 
+impl PartialEq for UpstreamHost {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for UpstreamHost {}
+
+impl Hash for UpstreamHost {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
+impl Ord for UpstreamHost {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.name.cmp(&other.name)
+    }
+}
+
+impl PartialOrd for UpstreamHost {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 impl fmt::Display for UpstreamHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.name)
     }
 }
 
 impl fmt::Debug for UpstreamHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.name)
     }
 }
 
@@ -139,9 +179,14 @@ mod tests {
     }
 
     #[test]
-    fn stored_names_are_bare_for_docker_hub_and_prefixed_for_others() {
+    fn stored_names_are_bare_for_the_default_upstream_and_prefixed_for_others() {
         assert_eq!(repository("docker.io", "library/nginx").stored_name(), "library/nginx");
         assert_eq!(repository("ghcr.io", "org/app").stored_name(), "ghcr.io/org/app");
         assert_eq!(repository("localhost:5001", "a").stored_name(), "localhost_port_5001/a");
+        let of = |host: UpstreamHost| Repository { owner: Owner::Upstream(host), name: "a".parse().unwrap() };
+        let host: UpstreamHost = "ghcr.io".parse().unwrap();
+        assert_eq!(of(host.clone().with_default(true)).stored_name(), "a");
+        assert_eq!(of(UpstreamHost::docker_hub().with_default(false)).stored_name(), "docker.io/a");
+        assert_eq!(host.clone().with_default(true), host);
     }
 }

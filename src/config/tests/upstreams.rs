@@ -163,3 +163,25 @@ fn a_name_has_one_owner() {
         &["upstream ghcr.io"],
     );
 }
+
+#[test]
+fn another_upstream_may_be_the_default_or_none() {
+    let hosts = |config: &Config| -> Vec<(String, bool)> {
+        config.upstreams.iter().map(|up| (up.host.to_string(), up.host.is_default())).collect()
+    };
+    let case =
+        Case::new("default_upstream = \"ghcr.io\"\n[upstream.\"docker.io\"]\n[upstream.\"ghcr.io\"]\n");
+    let config = case.load().unwrap();
+    assert_eq!(hosts(&config), [("ghcr.io".to_owned(), true), ("docker.io".to_owned(), false)]);
+    assert_eq!(config.owners.upstreams[0].0.is_default(), config.upstreams[0].host.is_default());
+    let config = loaded("default_upstream = \"corp.example:5000\"");
+    assert_eq!(hosts(&config), [("corp.example:5000".to_owned(), true)]);
+
+    // Where nobody has names to hide, any pattern may be hosted.
+    let config = loaded("default_upstream = \"none\"\n[hosted]\nrepositories = [\"**\"]\n");
+    assert_eq!((hosts(&config), config.owners.hosted.clone()), (vec![], vec!["**".to_owned()]));
+    let again = loaded(&config.explain());
+    assert_eq!(hosts(&again), []);
+
+    refused("default_upstream = \"a/b\"", 1, &["default_upstream: ", "`none`"]);
+}
