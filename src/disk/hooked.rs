@@ -49,8 +49,8 @@ impl Disk for Hooked {
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         RealDisk.remove_dir(path)
     }
-    fn create_dirs(&self, path: &Path) -> io::Result<()> {
-        RealDisk.create_dirs(path)
+    fn create_dir(&self, path: &Path) -> io::Result<bool> {
+        RealDisk.create_dir(path)
     }
     fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
         RealDisk.list(dir)

@@ -29,8 +29,8 @@ pub trait Disk: Send + Sync + 'static {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Removes a directory that is empty.
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
-    /// Makes a directory and what is missing above it, each synced into its parent.
-    fn create_dirs(&self, path: &Path) -> io::Result<()>;
+    /// Makes one directory. False: it is there already.
+    fn create_dir(&self, path: &Path) -> io::Result<bool>;
     fn list(&self, dir: &Path) -> io::Result<Vec<Entry>>;
     /// Makes names that were made, changed or removed in `dir` survive a power loss.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;

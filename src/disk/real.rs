@@ -22,20 +22,6 @@ fn no_follow() -> i32 {
     OFlags::NOFOLLOW.bits() as i32
 }
 
-/// The directory that holds `path`; that of a bare name is the working directory.
-fn parent_of(path: &Path) -> Option<&Path> {
-    path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
-}
-
-/// Makes one directory and syncs it into its parent. That it is there already is fine.
-fn create_dir(path: &Path) -> io::Result<()> {
-    match fs::create_dir(path) {
-        Ok(()) => parent_of(path).map_or(Ok(()), |parent| RealDisk.sync_dir(parent)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
 impl Disk for RealDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(path)?;
@@ -69,14 +55,11 @@ impl Disk for RealDisk {
         fs::remove_dir(path)
     }
 
-    fn create_dirs(&self, path: &Path) -> io::Result<()> {
-        match create_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // One level up for each call, so this ends at the root.
-                self.create_dirs(parent_of(path).ok_or(error)?)?;
-                create_dir(path)
-            }
-            made => made,
+    fn create_dir(&self, path: &Path) -> io::Result<bool> {
+        match fs::create_dir(path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -217,15 +200,14 @@ mod tests {
     }
 
     #[test]
-    fn directories_are_made_once_and_again() {
+    fn directories_are_made_one_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
-        let deep = dir.path().join("a/b/c");
-        RealDisk.create_dirs(&deep).unwrap();
-        RealDisk.create_dirs(&deep).unwrap();
-        fs::write(deep.join("f"), "").unwrap();
-        assert!(RealDisk.create_dirs(&deep.join("f")).is_err(), "a file is in the way");
-        // Where the file system itself refuses, whatever is above.
-        assert!(RealDisk.create_dirs(Path::new("/proc/none/of/this")).is_err());
-        assert_eq!(parent_of(Path::new("bare")), Some(Path::new(".")));
+        let path = dir.path().join("a");
+        assert!(RealDisk.create_dir(&path).unwrap());
+        assert!(!RealDisk.create_dir(&path).unwrap(), "it is there already");
+        fs::write(path.join("f"), "").unwrap();
+        assert!(RealDisk.create_dir(&path.join("f")).is_err(), "a file is in the way");
+        let error = RealDisk.create_dir(&dir.path().join("b/c")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

@@ -3,6 +3,8 @@
 //! This one is a directory, and alone knows of rename and sync: what it has acknowledged survives
 //! kill -9 and power loss. Calls block.
 
+mod settled;
+
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
+use self::settled::Settled;
 use super::{Error, layout};
 use crate::disk::{Disk, Entry, File, Space, Stat};
 
@@ -19,6 +22,7 @@ pub struct Home {
     root: Arc<Path>,
     disk: Arc<dyn Disk>,
     staged: Arc<AtomicU64>,
+    settled: Arc<Settled>,
 }
 
 /// Data on its way into a Home. Dropped without a commit, it is removed.
@@ -34,6 +38,11 @@ fn failed<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Error)
     move |source| Error { operation, path: path.to_owned(), source: Arc::new(source) }
 }
 
+/// The directory that holds `path`; that of a bare name is the working directory.
+fn dir_of(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Missing is an answer, not an error.
 fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
@@ -47,16 +56,11 @@ fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 
 impl Home {
     pub fn new(root: PathBuf, disk: Arc<dyn Disk>) -> Self {
-        Self { root: root.into(), disk, staged: Arc::default() }
+        Self { root: root.into(), disk, staged: Arc::default(), settled: Arc::default() }
     }
 
     fn path(&self, key: &str) -> PathBuf {
         self.root.join(key)
-    }
-
-    pub fn make_dir(&self, key: &str) -> Result<(), Error> {
-        let path = self.path(key);
-        self.disk.create_dirs(&path).map_err(failed("make directory", &path))
     }
 
     pub fn lock(&self, key: &str) -> Result<Option<Box<dyn Send + Sync>>, Error> {
@@ -100,8 +104,8 @@ impl Home {
         let number = self.staged.fetch_add(1, Ordering::Relaxed);
         let path = self.path(&format!("{}/{number}", layout::STAGING_DIR));
         let file = match self.disk.create(&path) {
-            // Somebody emptied the data directory under us: go on in it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.settled.forget_all();
                 self.make_dir(layout::STAGING_DIR)?;
                 self.disk.create(&path)
             }
@@ -120,9 +124,20 @@ impl Home {
     /// A new file for reading and writing, which nobody relies on before it is published.
     pub fn create(&self, key: &str) -> Result<Arc<dyn File>, Error> {
         let path = self.path(key);
-        let dir = path.parent().unwrap_or(&self.root);
-        self.disk.create_dirs(dir).map_err(failed("make directory", dir))?;
+        self.make_unsettled(dir_of(&path))?;
         self.disk.create(&path).map_err(failed("create", &path))
+    }
+
+    /// Makes a directory and what is missing above it, for what is not relied on.
+    fn make_unsettled(&self, dir: &Path) -> Result<(), Error> {
+        let mut made = self.disk.create_dir(dir);
+        if made.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+            && dir.starts_with(&self.root)
+        {
+            self.make_unsettled(dir_of(dir))?;
+            made = self.disk.create_dir(dir);
+        }
+        made.map(drop).map_err(failed("make directory", dir))
     }
 
     /// A file that is there, for reading and writing.
@@ -134,7 +149,11 @@ impl Home {
     /// Makes what was written to the file of a key durable, before it is published. After an error
     /// the file is of no use any more.
     pub fn sync(&self, key: &str, file: &dyn File) -> Result<(), Error> {
-        file.sync().map_err(failed("sync", &self.path(key)))
+        let path = self.path(key);
+        if self.settled.is_doubtful(&path) {
+            return Err(self.in_doubt(&path));
+        }
+        file.sync().inspect_err(|_| self.settled.doubt(&path)).map_err(failed("sync", &path))
     }
 
     /// Moves a synced file to another key, durably. What was there is replaced in one step.
@@ -144,11 +163,24 @@ impl Home {
 
     fn place(&self, from: &Path, key: &str, moved: impl FnOnce()) -> Result<(), Error> {
         let path = self.path(key);
-        let dir = path.parent().unwrap_or(&self.root);
-        self.disk.create_dirs(dir).map_err(failed("make directory", dir))?;
-        self.disk.rename(from, &path).map_err(failed("rename to", &path))?;
+        let dir = dir_of(&path);
+        let _within = self.settled.within(dir);
+        self.settle_path(dir)?;
+        let before = self.settled.doubts(dir);
+        self.settled.forget(&path);
+        let renamed = match self.disk.rename(from, &path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.settled.forget_all();
+                self.settle_path(dir)?;
+                self.disk.rename(from, &path)
+            }
+            renamed => renamed,
+        };
+        renamed.map_err(failed("rename to", &path))?;
         moved();
-        self.disk.sync_dir(dir).map_err(failed("sync directory", dir))
+        self.sync_names(dir, before)?;
+        self.settled.add_anew(&path);
+        Ok(())
     }
 
     /// Writes `bytes` under `key`, durably and in one step.
@@ -158,21 +190,16 @@ impl Home {
         self.commit(staged, key)
     }
 
-    /// The same where nothing is there yet; for keys that determine their content.
+    /// The same where it is not there yet; for keys that determine their content.
     pub fn put_if_absent(&self, key: &str, bytes: &[u8]) -> Result<(), Error> {
-        match self.stat(key)? {
-            Some(stat) if stat.is_file && stat.len == bytes.len() as u64 => Ok(()),
-            _ => self.put(key, bytes),
-        }
-    }
-
-    /// Makes sure that what is under a key survives a power loss, whoever wrote it.
-    pub fn settle(&self, key: &str) -> Result<(), Error> {
-        let path = self.path(key);
-        let dir = path.parent().unwrap_or(&self.root);
-        let file = self.disk.open(&path).map_err(failed("open", &path))?;
-        file.sync().map_err(failed("sync", &path))?;
-        self.disk.sync_dir(dir).map_err(failed("sync directory", dir))
+        let is_there = match self.stat(key)? {
+            Some(stat) if stat.is_file && stat.len == bytes.len() as u64 => {
+                self.read(key, bytes.len())?.is_some_and(|there| there == bytes)
+            }
+            _ => false,
+        };
+        // What cannot be made durable is written anew.
+        if is_there && self.settle(key).is_ok() { Ok(()) } else { self.put(key, bytes) }
     }
 
     pub fn touch(&self, key: &str, time: SystemTime) -> Result<(), Error> {
@@ -180,17 +207,40 @@ impl Home {
         self.disk.set_modified(&path, time).map_err(failed("set time of", &path))
     }
 
-    /// Removes a key. That it is missing is fine.
+    /// Removes a key, durably. That it is missing is fine.
     pub fn delete(&self, key: &str) -> Result<(), Error> {
         let path = self.path(key);
+        self.settled.forget(&path);
         if found(self.disk.remove(&path)).map_err(failed("remove", &path))?.is_some() {
-            let dir = path.parent().unwrap_or(&self.root);
-            self.disk.sync_dir(dir).map_err(failed("sync directory", dir))?;
+            let dir = dir_of(&path);
+            self.sync_names(dir, self.settled.doubts(dir))?;
         }
         Ok(())
     }
 
-    /// Removes a directory and all that is in it. Links are removed, never followed.
+    /// The same, and the directory that held it where nothing else is in it.
+    pub fn delete_with_dir(&self, key: &str) -> Result<(), Error> {
+        self.delete(key)?;
+        let path = self.path(key);
+        let dir = dir_of(&path);
+        let _removing = self.settled.removing(dir);
+        self.settled.forget(dir);
+        match found(self.disk.remove_dir(dir)) {
+            // File systems say either.
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+                ) =>
+            {
+                Err(failed("remove", dir)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes a directory and all that is in it. Links are removed, never followed. Nobody may add
+    /// to directories within it meanwhile.
     pub fn delete_tree(&self, key: &str) -> Result<(), Error> {
         self.delete_dir(&self.path(key))
     }
@@ -201,9 +251,12 @@ impl Home {
             if entry.is_dir {
                 self.delete_dir(&path)?;
             } else {
+                self.settled.forget(&path);
                 found(self.disk.remove(&path)).map_err(failed("remove", &path))?;
             }
         }
+        let _removing = self.settled.removing(dir);
+        self.settled.forget(dir);
         found(self.disk.remove_dir(dir)).map_err(failed("remove", dir)).map(drop)
     }
 

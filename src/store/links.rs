@@ -141,7 +141,7 @@ impl Store {
         if self.home.stat(key)?.is_none() {
             return Ok(false);
         }
-        self.home.delete(key)?;
+        self.home.delete_with_dir(key)?;
         Ok(true)
     }
 }

@@ -84,7 +84,10 @@ impl Store {
     /// Before a repository's first content, and again when its visibility has changed.
     pub(super) fn ensure_claimed(&self, grant: &Grant) -> Result<(), Error> {
         match self.ensure_own(grant)? {
-            OriginState::Known(origin) if origin.visibility == grant.visibility => Ok(()),
+            OriginState::Known(origin) if origin.visibility == grant.visibility => {
+                // Another thread may have written the record just now.
+                self.home.settle(&layout::origin(&grant.repository.stored_name()))
+            }
             _ => self.claim(&grant.repository, grant.visibility),
         }
     }

@@ -142,21 +142,27 @@ impl Store {
     }
 
     /// Makes the file of a finished upload the repository's blob. `data`: the sha256 of its bytes.
-    fn keep_upload(
-        &self,
-        grant: &Grant,
-        digest: &Digest,
-        data: &Digest,
-        from: &str,
-        size: u64,
-    ) -> Result<(), Error> {
+    fn keep_upload(&self, upload: &Upload, digest: &Digest, data: &Digest) -> Result<(), Error> {
+        let (grant, size, from, key) = (&upload.grant, upload.received, upload.key(), layout::data(data));
+        // May take long, so before there is a lock. The same bytes may be there already; only those
+        // that this process has made durable itself are as good as the ones just hashed.
+        let mut synced = false;
+        if !self.home.is_settled(&key, size)? {
+            self.home.sync(&from, &*upload.file)?;
+            synced = true;
+        }
         let repository = &grant.repository;
         let _links = self.leases.repository(repository);
         let _kept = self.leases.keep_data();
         self.leases.renew(repository, digest);
         self.leases.renew(repository, data);
         self.ensure_claimed(grant)?;
-        self.counted(data, size, |key| self.home.publish(from, key))?;
+        if !self.home.is_settled(&key, size)? {
+            if !synced {
+                self.home.sync(&from, &*upload.file)?;
+            }
+            self.counted(data, size, |key| self.home.publish(&from, key))?;
+        }
         self.link_pushed(repository, digest, data)
     }
 
@@ -248,13 +254,8 @@ impl Upload {
             Algorithm::Sha256 => data,
             Algorithm::Sha512 => self.hash(Algorithm::Sha512).map_err(|e| store.failed("read", &key, e))?,
         };
-        let kept = if actual == *digest {
-            let synced = store.home.sync(&key, &*self.file);
-            synced.and_then(|()| store.keep_upload(&self.grant, digest, &data, &key, self.received))
-        } else {
-            Ok(())
-        };
-        // After a failure too: a file that could not be synced once may never be trusted again.
+        let kept = if actual == *digest { store.keep_upload(self, digest, &data) } else { Ok(()) };
+        // After a failure too: a file that could not be synced once is never to be trusted.
         if let Err(error) = store.drop_upload(&self.grant.repository.stored_name(), self.id) {
             tracing::warn!(upload = %self.id, %error, "a finished upload is left behind");
         }
