@@ -6,6 +6,8 @@
 #[cfg(test)]
 pub mod hooked;
 mod real;
+#[cfg(test)]
+pub mod simulated;
 
 use std::ffi::OsString;
 use std::io::{self, IoSlice};
