@@ -1,5 +1,7 @@
 //! Fresh, stale, gone, moved: the mirror over a scripted upstream, with a clock that tests move.
 
+#[path = "mirror/referrers.rs"]
+mod referrers;
 mod support;
 
 use std::collections::HashMap;

@@ -19,11 +19,17 @@ pub struct KnownReferrers {
     index: Option<Digest>,
     /// Until then it is answered without asking.
     fresh_until: Instant,
+    /// Since when upstream has no list any more.
+    gone_since: Option<Instant>,
     /// Why it is stale, where upstream could not confirm it.
     stale: Option<String>,
 }
 
 impl KnownReferrers {
+    fn new(list: Arc<Vec<Referrer>>, index: Option<Digest>, fresh_until: Instant) -> Self {
+        Self { list, index, fresh_until, gone_since: None, stale: None }
+    }
+
     fn answer(&self, served: Served) -> ReferrersAnswer {
         let served = self.stale.clone().map_or(served, Served::Stale);
         ReferrersAnswer { referrers: self.list.clone(), served }
@@ -93,8 +99,7 @@ impl Mirror {
         // A time in the future is a clock that jumped: the list is then unconfirmed.
         let age = self.clock.wall().duration_since(held.seen).unwrap_or(Duration::MAX);
         let fresh_until = self.clock.now() + self.referrers_fresh_for(&held.referrers).saturating_sub(age);
-        let (list, index) = (Arc::new(held.referrers), held.index);
-        let known = Arc::new(KnownReferrers { list, index, fresh_until, stale: None });
+        let known = Arc::new(KnownReferrers::new(Arc::new(held.referrers), held.index, fresh_until));
         self.memory.referrers.insert(key.clone(), known.clone());
         Some(known)
     }
@@ -130,6 +135,15 @@ impl Mirror {
             Err(error) => Err((error, Duration::ZERO)),
         };
         match (told, known) {
+            (Ok(ToldReferrers::Missing), Some(known)) if self.outlives_its_end(&known) => {
+                let since = known.gone_since.unwrap_or_else(|| self.clock.now());
+                let (list, hold) = (known.list.clone(), self.options.freshness.of_others());
+                let known = KnownReferrers {
+                    gone_since: Some(since),
+                    ..KnownReferrers::new(list, known.index, since)
+                };
+                Ok(self.stale_referrers(key, &known, "the upstream has no list any more", hold))
+            }
             (Ok(told), known) => self.told_referrers(key, told, known),
             // Nobody can be shown to have access to what upstream knows nothing of.
             (Err((Error::NotFound(_), _)), None) => Ok(ReferrersAnswer::none(Served::Miss)),
@@ -146,6 +160,13 @@ impl Mirror {
         }
     }
 
+    /// Whether what upstream listed is still listed though it has no list any more, as a tag is still
+    /// served for a while that upstream has dropped. (A list that is empty there is empty here at once.)
+    fn outlives_its_end(&self, known: &KnownReferrers) -> bool {
+        let gone_for = known.gone_since.map(|since| self.clock.now().saturating_duration_since(since));
+        !known.list.is_empty() && gone_for.unwrap_or_default() < self.options.stale_after_not_found
+    }
+
     /// Upstream has answered: that is answered from now on, and kept.
     fn told_referrers(
         self: &Arc<Self>,
@@ -155,6 +176,7 @@ impl Mirror {
     ) -> Result<ReferrersAnswer, Error> {
         let (list, index) = match (told, &known) {
             (ToldReferrers::List { referrers, index }, _) => (Arc::new(referrers), index),
+            (ToldReferrers::Missing, _) => (Arc::default(), None),
             (ToldReferrers::Unchanged, Some(known)) => (known.list.clone(), known.index),
             // An index can be unchanged only for who knows it.
             (ToldReferrers::Unchanged, None) => return Err(lost(Subject::Referrers(key.1).of(&key.0))),
@@ -164,7 +186,7 @@ impl Mirror {
             _ => Served::Miss,
         };
         let fresh_until = self.clock.now() + self.referrers_fresh_for(&list);
-        let known = Arc::new(KnownReferrers { list, index, fresh_until, stale: None });
+        let known = Arc::new(KnownReferrers::new(list, index, fresh_until));
         self.memory.referrers.insert(key.clone(), known.clone());
         self.keep_referrers(&key, known.clone(), self.clock.wall());
         Ok(known.answer(served))
@@ -189,7 +211,7 @@ impl Mirror {
         tracing::info!(repository = %key.0, subject = %key.1, why, "referrers are served stale");
         let fresh_until = self.clock.now() + hold;
         let (list, stale) = (known.list.clone(), Some(why.to_owned()));
-        let known = Arc::new(KnownReferrers { list, index: known.index, fresh_until, stale });
+        let known = Arc::new(KnownReferrers { list, stale, fresh_until, ..*known });
         self.memory.referrers.insert(key, known.clone());
         known.answer(Served::Hit)
     }

@@ -32,6 +32,8 @@ pub enum ToldReferrers {
     List { referrers: Vec<Referrer>, index: Option<Digest> },
     /// The fallback tag's index is still the one that the caller knows.
     Unchanged,
+    /// There is no list: no API, or not for this repository, and no fallback tag.
+    Missing,
 }
 
 /// Whether the upstream has the referrers API, as far as is known.
@@ -50,8 +52,7 @@ impl ReferrersApi {
 }
 
 impl Upstream {
-    /// The referrers of `subject`, each once, in the upstream's order. An upstream that knows of none, or
-    /// knows no such repository, gives an empty list. Beyond the limits (50 pages, 10,000 entries, 8 MiB)
+    /// The referrers of `subject`, each once, in the upstream's order. Beyond the limits (50 pages, 10,000 entries, 8 MiB)
     /// the list is cut. `known`: the digest of the fallback index that the caller has read already, so
     /// that a GET, which spends quota, is spared.
     pub async fn referrers(
@@ -176,18 +177,17 @@ impl Upstream {
         subject: &Digest,
         known: Option<Digest>,
     ) -> Result<ToldReferrers, Error> {
-        let none = ToldReferrers::List { referrers: Vec::new(), index: None };
         let is_missing = |error: &Error| matches!(error.cause, Cause::NotFound);
         let tag = Reference::Tag(Tag::of_referrers(subject));
         match self.manifest_head(identity, name, &tag).await {
             Ok(head) if head.digest.is_some() && head.digest == known => return Ok(ToldReferrers::Unchanged),
             Ok(_) => {}
-            Err(error) if is_missing(&error) => return Ok(none),
+            Err(error) if is_missing(&error) => return Ok(ToldReferrers::Missing),
             Err(error) => return Err(error),
         }
         // By the tag: tools remove the old index once the tag points to a new one.
         let got = match self.manifest_get(identity, name, &tag).await {
-            Err(error) if is_missing(&error) => return Ok(none),
+            Err(error) if is_missing(&error) => return Ok(ToldReferrers::Missing),
             got => got?,
         };
         // What else may stand under that tag lists no referrers.

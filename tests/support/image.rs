@@ -16,6 +16,8 @@ use super::sha256;
 pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub const ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
+pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// Statically linked, so that a container needs nothing beside it (Debian's `busybox-static`).
@@ -35,7 +37,7 @@ impl Content {
         Self { media_type, digest: sha256(&bytes), bytes }
     }
 
-    fn descriptor(&self) -> Value {
+    pub fn descriptor(&self) -> Value {
         json!({ "mediaType": self.media_type, "digest": self.digest, "size": self.bytes.len() })
     }
 }

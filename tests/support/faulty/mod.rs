@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use serde_json::{Value, json};
 
 use super::http1::{Headers, Server};
-use super::image::{Content, Image};
+use super::image::{Content, INDEX, Image};
 use super::token::{SERVICE, TokenServer};
 use content::Library;
 
@@ -265,6 +266,20 @@ impl Upstream {
             self.put(repository, "manifests", None, manifest.clone());
         }
         self.put(repository, "manifests", Some(tag), image.index.clone());
+    }
+
+    /// From now on the referrers API lists these descriptors for `subject`.
+    pub fn put_referrers(&self, repository: &str, subject: &str, referrers: &[Value]) {
+        let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": referrers });
+        let path = format!("/v2/{repository}/referrers/{subject}");
+        self.state.library.lock().unwrap().insert(path, Content::new(INDEX, index.to_string()));
+    }
+
+    /// From now on there is no referrers API, as CNCF distribution 2.8 has none.
+    pub fn without_referrers(&self) {
+        let headers = vec![("Content-Type", "text/plain; charset=utf-8".to_owned())];
+        let body = Bytes::from_static(b"404 page not found\n");
+        self.on("GET", "/referrers/").then(Fault::Answer { status: 404, headers, body });
     }
 
     /// Forgets what is under `reference` (a digest or a tag), manifest or blob.

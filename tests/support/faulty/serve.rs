@@ -91,7 +91,8 @@ impl Guard {
             None => {}
         }
         if let Some((_, rest)) = request.path.split_once("/v2/")
-            && let Some((name, _)) = rest.split_once("/manifests/").or(rest.split_once("/blobs/"))
+            && let Some((name, _)) =
+                ["/manifests/", "/blobs/", "/referrers/"].iter().find_map(|kind| rest.split_once(kind))
         {
             challenge += &format!(",scope=\"repository:{name}:pull\"");
         }
