@@ -71,6 +71,7 @@ pub async fn run(
         "serving"
     );
     app.survey(&config);
+    app.tend_uploads(service.clone());
     app.follow_hangups(service.clone(), config, reload)?;
     let asked = stop_signals()?;
     let begun = OnceLock::new();
@@ -166,15 +167,27 @@ impl App {
                 Events::new(&config.events, &self.source, &self.metrics, self.clock.clone(), &self.tasks)?
             }
         };
+        let hosted = before.and_then(|(_, service)| service.content.as_ref()).map(|content| &content.hosted);
+        let hosted = Arc::new(match hosted {
+            Some(hosted) => hosted.with(config.registry.clone()),
+            None => Hosted::new(
+                config.registry.clone(),
+                self.store.clone(),
+                self.metrics.clone(),
+                self.clock.clone(),
+                self.tasks.clone(),
+            ),
+        });
         Ok(Service {
             owners: Arc::new(Owners::new(config.owners.clone())?),
             limits: Limits::new(config.access.clone(), self.metrics.clone(), self.clock.clone()),
             trusted_proxies: config.access.trusted_proxies.clone(),
-            content: Some(Content { mirror, hosted: Arc::new(Hosted::new(self.store.clone())) }),
+            content: Some(Content { mirror, hosted }),
             reports: self.reports.clone(),
             events,
             ids: RequestIds::default(),
             draining: self.draining.clone(),
+            tasks: self.tasks.clone(),
             public: before.map_or_else(|| config.http.public(), |(_, service)| service.public),
         })
     }
@@ -214,6 +227,28 @@ impl App {
             tracing::info!(repositories = repositories.len(), "held");
             if let Err(error) = store.run(move |store| store.count_held(start)).await {
                 tracing::warn!(%error, "what is held cannot be counted");
+            }
+        });
+    }
+
+    /// Removes unfinished uploads when they are old enough, now and then.
+    fn tend_uploads(&self, service: Arc<ArcSwap<Service>>) {
+        let stopping = self.tasks.stopping();
+        self.tasks.spawn("upload purge", async move {
+            tokio::pin!(stopping);
+            loop {
+                let Some(hosted) = service.load().content.as_ref().map(|content| content.hosted.clone())
+                else {
+                    return;
+                };
+                let (tended, pause) = hosted.tend_uploads().await;
+                if let Err(error) = tended {
+                    tracing::warn!(%error, "unfinished uploads cannot be looked through");
+                }
+                tokio::select! {
+                    () = &mut stopping => return,
+                    () = tokio::time::sleep(pause) => {}
+                }
             }
         });
     }

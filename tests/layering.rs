@@ -30,7 +30,7 @@ const ALLOWED: [(&str, &[&str]); 19] = [
             "upstream",
         ],
     ),
-    ("config", &["access", "events", "http", "mirror", "oci", "store", "telemetry", "upstream"]),
+    ("config", &["access", "events", "http", "mirror", "oci", "registry", "store", "telemetry", "upstream"]),
     (
         "http",
         &[
@@ -52,7 +52,7 @@ const ALLOWED: [(&str, &[&str]); 19] = [
     ("control", &["tasks"]),
     ("access", &["clock", "metrics", "mirror"]),
     ("mirror", &["answer", "clock", "oci", "store", "tasks", "upstream"]),
-    ("registry", &["answer", "oci", "store"]),
+    ("registry", &["answer", "clock", "metrics", "oci", "store", "tasks"]),
     ("answer", &["oci", "store"]),
     ("store", &["clock", "disk", "metrics", "oci", "tasks"]),
     ("upstream", &["clock", "metrics", "oci", "tasks"]),

@@ -15,7 +15,7 @@ use super::environment::Environment;
 use super::error::ConfigError;
 use super::section::{Found, Section};
 use super::tree::Entries;
-use super::{Choices, Config, defaults, events, files, names, units, upstreams};
+use super::{Choices, Config, defaults, events, files, hosted, names, units, upstreams};
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -26,7 +26,8 @@ pub fn build(entries: Entries, adopt: Option<Found<String>>, environment: &Envir
     let mut root = Section::new("", entries);
     let default_upstream = upstreams::default(&mut root)?;
     let upstreams = upstreams::read(root.section("upstream")?, default_upstream, &mut warnings)?;
-    let (owners, shadow) = names::owners(&upstreams, root.section("hosted")?, &mut warnings)?;
+    let mut hosted = root.section("hosted")?;
+    let (owners, shadow) = names::owners(&upstreams, &mut hosted, &mut warnings)?;
     let upstreams: Vec<_> = upstreams.into_iter().map(|upstream| upstream.options).collect();
     let adopt = adopt.map(|adopt| adopt.read(|text| owner(text, &upstreams))).transpose()?;
     let mut limits = root.section("limits")?;
@@ -36,6 +37,7 @@ pub fn build(entries: Entries, adopt: Option<Found<String>>, environment: &Envir
         http: listeners(&mut root, &mut limits, &mut warnings)?,
         owners,
         access: client_limits(&mut limits, &mut warnings)?,
+        registry: hosted::read(&mut hosted)?,
         mirror: mirror_options(&mut root, &mut cache)?,
         upstreams,
         store: store_options(&mut root, &mut cache, adopt, environment)?,
@@ -45,6 +47,7 @@ pub fn build(entries: Entries, adopt: Option<Found<String>>, environment: &Envir
         warnings,
         sources,
     };
+    hosted.finish()?;
     limits.finish()?;
     cache.finish()?;
     root.finish()?;
@@ -239,7 +242,7 @@ fn freshness(mut section: Section) -> Result<mirror::Freshness> {
 }
 
 /// A colon parts repository and tag; before that, there is one only with a registry's port.
-fn check_rule(pattern: &str) -> std::result::Result<(), String> {
+pub(super) fn check_rule(pattern: &str) -> std::result::Result<(), String> {
     let Some((repository, _)) = pattern.rsplit_once(':') else { return Ok(()) };
     match repository.split_once(':') {
         Some((_, rest)) if !rest.contains('/') || rest.contains(':') => Err(format!(

@@ -34,6 +34,13 @@ pub const ROOT_DATA: &str = "/var/lib/forebay";
 /// One-component names: no client asks a Docker Hub mirror for one.
 pub const HOSTED: &str = "*";
 
+/// Pushing is a bigger right than deleting what was pushed; `registry:2` has it off, and full disks.
+pub const DELETE: bool = true;
+/// A week, as `registry:2` has it: a broken push is tried again within days or never.
+pub const UPLOAD_AGE: Duration = hours(168);
+/// Each has a file open while it is used.
+pub const MAX_UPLOADS: usize = 1000;
+
 /// Docker Hub's API is not where its name points.
 pub const DOCKER_HUB_URL: &str = "https://registry-1.docker.io/";
 

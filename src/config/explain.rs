@@ -9,6 +9,7 @@ use toml::Value;
 
 use crate::access::Override;
 use crate::events::EndpointOptions;
+use crate::oci::TagPattern;
 use crate::telemetry::Format;
 use crate::upstream::{self, PrivatePolicy};
 
@@ -114,6 +115,12 @@ impl Config {
         p.section("hosted");
         p.line("repositories", texts(&self.owners.hosted));
         p.line("shadow", self.choices.shadow);
+        p.line("delete", self.registry.delete);
+        let immutable: Vec<&str> = self.registry.immutable.iter().map(TagPattern::as_str).collect();
+        p.line("immutable_tags", texts(&immutable));
+        p.time("upload_age", self.registry.upload_age);
+        p.number("max_uploads", self.registry.max_uploads);
+        p.line("max_manifest", format_size(self.registry.max_manifest as u64));
         p.section("cache");
         match self.store.max_size {
             Some(size) => p.line("max_size", format_size(size)),

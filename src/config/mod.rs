@@ -11,6 +11,7 @@ mod error;
 mod events;
 mod explain;
 mod files;
+mod hosted;
 mod names;
 mod section;
 mod tree;
@@ -25,7 +26,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use crate::{access, events as told, http, mirror, store, telemetry, upstream};
+use crate::{access, events as told, http, mirror, registry, store, telemetry, upstream};
 
 use environment::Environment;
 use tree::Entries;
@@ -43,6 +44,7 @@ pub struct Config {
     pub owners: http::OwnersOptions,
     pub access: access::Options,
     pub mirror: mirror::Options,
+    pub registry: registry::Options,
     /// The default one first, if there is one, then in the order of the file. The same order as in `owners`.
     pub upstreams: Vec<upstream::Options>,
     pub store: store::Options,

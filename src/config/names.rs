@@ -14,14 +14,13 @@ use super::upstreams::Upstream;
 /// Checks that no name has two owners. Also tells of `shadow`.
 pub fn owners(
     upstreams: &[Upstream],
-    mut hosted: Section,
+    hosted: &mut Section,
     warnings: &mut Vec<String>,
 ) -> Result<(OwnersOptions, bool), ConfigError> {
     let claimed = claimed(upstreams)?;
     let has_default = upstreams.iter().any(|upstream| upstream.options.host.is_default());
     let shadow = hosted.switch("shadow")?.unwrap_or(false);
     let patterns = hosted.texts("repositories")?;
-    hosted.finish()?;
     for pattern in patterns.iter().flatten() {
         pattern.read(|text| check_pattern(text))?;
         let first = pattern.value.split('/').next().unwrap_or_default();

@@ -42,7 +42,7 @@ impl Service {
         if let Owner::Upstream(host) = &repository.owner {
             let message =
                 format!("{repository} is mirrored from {host}, and can only be read here: push there");
-            return Err(ApiError::method(message));
+            return Err(ApiError::method(message, "GET, HEAD"));
         }
         if caller.is_local {
             return Ok(());

@@ -9,23 +9,39 @@ use serde_json::json;
 
 use super::body::Payload;
 use super::owners::UnknownName;
-use super::respond::header_value;
+use super::respond::{self, header_value};
 use crate::answer;
 use crate::metrics::{Kind, Outcome};
 use crate::oci::{InvalidDigest, InvalidReference, Owner, Repository};
+use crate::registry::{Interrupted, PushError};
+
+/// When a push is tried again that there was no room for.
+const PUSH_AGAIN: Duration = Duration::from_secs(30);
 
 /// Error codes (OCI distribution-spec, "Error Codes", and those of CNCF distribution beyond it).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
     BlobUnknown,
+    BlobUploadInvalid,
+    BlobUploadUnknown,
+    /// The same of an upload that another request works on.
+    UploadBusy,
+    /// The same of a body that does not come.
+    UploadStalled,
     Denied,
     DigestInvalid,
+    ManifestBlobUnknown,
+    ManifestInvalid,
+    ManifestTooLarge,
     ManifestUnknown,
     NameInvalid,
     NameUnknown,
     PaginationNumberInvalid,
     RangeInvalid,
+    SizeInvalid,
+    TagInvalid,
     TooManyRequests,
+    TooManyTags,
     Unavailable,
     Unknown,
     /// A method that is not served at this path.
@@ -38,13 +54,19 @@ impl Code {
     fn text(self) -> &'static str {
         match self {
             Self::BlobUnknown => "BLOB_UNKNOWN",
+            Self::BlobUploadInvalid | Self::UploadBusy | Self::UploadStalled => "BLOB_UPLOAD_INVALID",
+            Self::BlobUploadUnknown => "BLOB_UPLOAD_UNKNOWN",
             Self::Denied => "DENIED",
             Self::DigestInvalid => "DIGEST_INVALID",
+            Self::ManifestBlobUnknown => "MANIFEST_BLOB_UNKNOWN",
+            Self::ManifestInvalid | Self::ManifestTooLarge => "MANIFEST_INVALID",
             Self::ManifestUnknown => "MANIFEST_UNKNOWN",
             Self::NameInvalid => "NAME_INVALID",
             Self::NameUnknown => "NAME_UNKNOWN",
             Self::PaginationNumberInvalid => "PAGINATION_NUMBER_INVALID",
             Self::RangeInvalid => "RANGE_INVALID",
+            Self::SizeInvalid => "SIZE_INVALID",
+            Self::TagInvalid | Self::TooManyTags => "TAG_INVALID",
             Self::TooManyRequests => "TOOMANYREQUESTS",
             Self::Unavailable => "UNAVAILABLE",
             Self::Unknown => "UNKNOWN",
@@ -54,13 +76,24 @@ impl Code {
 
     fn status(self) -> StatusCode {
         match self {
-            Self::NameInvalid | Self::DigestInvalid | Self::PaginationNumberInvalid => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::NameInvalid
+            | Self::DigestInvalid
+            | Self::BlobUploadInvalid
+            | Self::ManifestBlobUnknown
+            | Self::ManifestInvalid
+            | Self::SizeInvalid
+            | Self::TagInvalid
+            | Self::PaginationNumberInvalid => StatusCode::BAD_REQUEST,
+            Self::UploadBusy => StatusCode::CONFLICT,
+            Self::UploadStalled => StatusCode::REQUEST_TIMEOUT,
+            Self::ManifestTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooManyTags => StatusCode::URI_TOO_LONG,
             Self::Denied => StatusCode::FORBIDDEN,
-            Self::BlobUnknown | Self::ManifestUnknown | Self::NameUnknown | Self::NoEndpoint => {
-                StatusCode::NOT_FOUND
-            }
+            Self::BlobUnknown
+            | Self::BlobUploadUnknown
+            | Self::ManifestUnknown
+            | Self::NameUnknown
+            | Self::NoEndpoint => StatusCode::NOT_FOUND,
             Self::Unsupported => StatusCode::METHOD_NOT_ALLOWED,
             Self::RangeInvalid => StatusCode::RANGE_NOT_SATISFIABLE,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
@@ -75,8 +108,8 @@ impl Code {
 pub struct ApiError {
     code: Code,
     message: Cow<'static, str>,
-    /// What a client may do instead, or when: at most one further header.
-    header: Option<(header::HeaderName, HeaderValue)>,
+    /// What a client may do instead, or when.
+    headers: Vec<(header::HeaderName, HeaderValue)>,
     /// Whether something is wrong, or the request as it is cannot be served.
     pub outcome: Outcome,
 }
@@ -87,13 +120,17 @@ impl ApiError {
             Code::Unavailable | Code::Unknown => Outcome::Error,
             _ => Outcome::Refused,
         };
-        Self { code, message: message.into(), header: None, outcome }
+        Self { code, message: message.into(), headers: Vec::new(), outcome }
     }
 
-    /// A method that is not served here.
-    pub fn method(message: String) -> Self {
-        let allow = Some((header::ALLOW, HeaderValue::from_static("GET, HEAD")));
-        Self { header: allow, ..Self::new(Code::Unsupported, message) }
+    /// A method that is not served here, where `allowed` are.
+    pub fn method(message: String, allowed: &'static str) -> Self {
+        Self::new(Code::Unsupported, message).with(header::ALLOW, HeaderValue::from_static(allowed))
+    }
+
+    fn with(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
     }
 
     /// The client has used up its share.
@@ -110,7 +147,7 @@ impl ApiError {
     }
 
     fn retry_after(self, after: Duration) -> Self {
-        Self { header: Some((header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)))), ..self }
+        self.with(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)))
     }
 
     fn fault(self) -> Self {
@@ -145,9 +182,21 @@ impl ApiError {
             Error::Origin { .. } => Self::new(Code::NameUnknown, message).fault(),
             Error::Range { size } => {
                 let outside = header_value(format!("bytes */{size}"));
-                let header = Some((header::CONTENT_RANGE, outside));
-                Self { header, ..Self::new(Code::RangeInvalid, message) }
+                Self::new(Code::RangeInvalid, message).with(header::CONTENT_RANGE, outside)
             }
+        }
+    }
+
+    /// Why an upload does not take what was sent: the answer says where it stands.
+    pub fn of_upload(error: &PushError, location: &str) -> Self {
+        let refused = Self::from(error);
+        match error {
+            PushError::OutOfOrder { received, .. }
+            | PushError::Length { received, .. }
+            | PushError::Interrupted { received, .. } => refused
+                .with(header::LOCATION, header_value(location.to_owned()))
+                .with(header::RANGE, respond::received_range(*received)),
+            _ => refused,
         }
     }
 
@@ -170,7 +219,7 @@ impl ApiError {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some((name, value)) = self.header {
+        for (name, value) in self.headers {
             headers.insert(name, value);
         }
         response
@@ -185,7 +234,8 @@ fn unknown(kind: Kind) -> Code {
     match kind {
         Kind::Manifest => Code::ManifestUnknown,
         Kind::Blob => Code::BlobUnknown,
-        Kind::Tags | Kind::Catalog | Kind::Other => Code::NameUnknown,
+        Kind::Upload => Code::BlobUploadUnknown,
+        Kind::Tags | Kind::Catalog | Kind::Referrers | Kind::Search | Kind::Other => Code::NameUnknown,
     }
 }
 
@@ -212,6 +262,44 @@ fn not_hosted(subject: &str, repository: &Repository) -> String {
 /// For `Retry-After`: rounded up, never 0, which clients take for "at once".
 fn whole_seconds(duration: Duration) -> u64 {
     (duration.as_secs() + u64::from(duration.subsec_nanos() > 0)).max(1)
+}
+
+impl From<&PushError> for ApiError {
+    fn from(error: &PushError) -> Self {
+        let code = match error {
+            PushError::UploadUnknown { .. } => Code::BlobUploadUnknown,
+            PushError::UploadBusy(_) => Code::UploadBusy,
+            PushError::OutOfOrder { .. } => Code::RangeInvalid,
+            PushError::Length { .. } => Code::SizeInvalid,
+            PushError::Interrupted { why, .. } | PushError::ManifestInterrupted(why) => match why {
+                Interrupted::Broken(_) => Code::SizeInvalid,
+                Interrupted::Stalled(_) => Code::UploadStalled,
+            },
+            PushError::BlobDigest { .. } | PushError::ManifestDigest { .. } => Code::DigestInvalid,
+            PushError::TooManyUploads(_) => Code::TooManyRequests,
+            PushError::ManifestTooLarge(_) => Code::ManifestTooLarge,
+            PushError::Manifest(_) => Code::ManifestInvalid,
+            PushError::Missing { .. } => Code::ManifestBlobUnknown,
+            PushError::Immutable { .. } | PushError::Origin { .. } => Code::Denied,
+            PushError::DeleteOff => Code::Unsupported,
+            PushError::NoManifest(_) => Code::ManifestUnknown,
+            PushError::NoBlob(_) => Code::BlobUnknown,
+            PushError::DiskFull => Code::Unavailable,
+            PushError::Disk(_) => Code::Unknown,
+        };
+        let refused = Self::new(code, error.to_string());
+        match error {
+            PushError::TooManyUploads(_) | PushError::DiskFull => refused.retry_after(PUSH_AGAIN),
+            PushError::DeleteOff => refused.with(header::ALLOW, HeaderValue::from_static("GET, HEAD, PUT")),
+            _ => refused,
+        }
+    }
+}
+
+impl From<PushError> for ApiError {
+    fn from(error: PushError) -> Self {
+        Self::from(&error)
+    }
 }
 
 impl From<UnknownName> for ApiError {
@@ -315,7 +403,10 @@ mod tests {
         assert_eq!(retry(Duration::ZERO), "1");
         let outside = ApiError::of_content(&Error::Range { size: 7 }, Kind::Blob, &hub()).response();
         assert_eq!(outside.headers()[header::CONTENT_RANGE], "bytes */7");
-        assert_eq!(ApiError::method("no".to_owned()).response().headers()[header::ALLOW], "GET, HEAD");
+        assert_eq!(
+            ApiError::method("no".to_owned(), "GET, HEAD").response().headers()[header::ALLOW],
+            "GET, HEAD"
+        );
     }
 
     #[test]

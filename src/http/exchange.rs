@@ -120,8 +120,8 @@ impl Exchange {
     }
 
     /// The request concerns a list of repositories.
-    pub fn of_catalog(&mut self) {
-        self.kind = Kind::Catalog;
+    pub fn of_list(&mut self, kind: Kind) {
+        self.kind = kind;
     }
 
     /// The request concerns this repository.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
 use http::{Method, Request, Response, Version, request};
 use ipnet::IpNet;
 use tracing::Instrument;
@@ -13,16 +14,18 @@ use super::error::{ApiError, Code};
 use super::exchange::{Exchange, Reports, RequestIds};
 use super::operations::Public;
 use super::owners::Owners;
-use super::route::{self, Page, Route};
+use super::push::Place;
+use super::receive::RequestBody;
+use super::route::{self, Route};
 use super::{operations, respond};
-use crate::access::{Action, Client, External, Limits};
+use crate::access::{Action, Caller, Client, External, Limits};
 use crate::answer::{BlobWant, Error};
 use crate::events::Events;
 use crate::metrics::{Kind, Outcome};
 use crate::mirror::Mirror;
 use crate::oci::{Digest, Owner, Reference, Repository};
 use crate::registry::Hosted;
-use crate::store::{Origin, OriginState};
+use crate::tasks::Tasks;
 
 /// What answers requests. Replaced as a whole when the configuration changes.
 pub struct Service {
@@ -36,6 +39,7 @@ pub struct Service {
     pub events: Events,
     pub ids: RequestIds,
     pub draining: Draining,
+    pub tasks: Tasks,
     /// Where clients connect.
     pub public: Public,
 }
@@ -62,12 +66,17 @@ impl Draining {
 }
 
 /// An answer, and how the metrics count it.
-type Answer = Result<(Response<Payload>, Outcome), ApiError>;
+pub(super) type Answer = Result<(Response<Payload>, Outcome), ApiError>;
 
 impl Service {
-    /// Answers a request. Its body, which no served method has, is not read.
-    pub async fn handle<B>(&self, request: Request<B>, arrival: &Arrival) -> Response<Body> {
-        let (request, _) = request.into_parts();
+    /// Answers a request. Its body is read only where the answer depends on it.
+    pub async fn handle<B>(&self, request: Request<B>, arrival: &Arrival) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: std::fmt::Display,
+    {
+        let (request, body) = request.into_parts();
+        let mut body = RequestBody::new(body, &request, &arrival.activity);
         let client = Client::seen(arrival.peer.ip(), &request.headers, &self.trusted_proxies);
         let id = self.ids.of(&request.headers);
         // What is logged on behalf of a request, by background work too, names the request.
@@ -75,10 +84,12 @@ impl Service {
         let external = self.external(&request, arrival);
         let mut exchange = Exchange::begin(self.reports.clone(), id, client, external, &request, arrival);
         let answered = async {
-            let answer = self.answer(&request, arrival, &mut exchange).await;
+            let answer = self.answer(&request, arrival, &mut exchange, &mut body).await;
             answer.inspect_err(|error| error.log(request.uri.path()))
         };
-        match answered.instrument(span).await {
+        let answer = answered.instrument(span).await;
+        body.discard(&self.tasks);
+        match answer {
             Ok((response, outcome)) => exchange.deliver(response, outcome),
             Err(error) => {
                 let outcome = error.outcome;
@@ -95,7 +106,13 @@ impl Service {
         External::seen(arrival.peer.ip(), &request.headers, host, arrival.tls, &self.trusted_proxies)
     }
 
-    async fn answer(&self, request: &request::Parts, arrival: &Arrival, exchange: &mut Exchange) -> Answer {
+    async fn answer(
+        &self,
+        request: &request::Parts,
+        arrival: &Arrival,
+        exchange: &mut Exchange,
+        body: &mut RequestBody,
+    ) -> Answer {
         let (path, query) = (request.uri.path(), request.uri.query());
         let routed = route::parse(&self.owners, &request.method, path, query);
         let of_operator = routed.as_ref().is_ok_and(|routed| routed.route.is_operations());
@@ -118,11 +135,15 @@ impl Service {
             Route::Manifest(repository, reference) => {
                 exchange.of_repository(Kind::Manifest, &repository, Some(reference.clone()));
                 self.authorise(&caller, Action::Pull, &repository)?;
+                if let Reference::Digest(digest) = &reference {
+                    self.lease(request, &caller, &repository, digest).await;
+                }
                 self.manifest(request, exchange.client, &repository, &reference).await?
             }
             Route::Blob(repository, digest) => {
                 exchange.of_repository(Kind::Blob, &repository, Some(Reference::Digest(digest)));
                 self.authorise(&caller, Action::Pull, &repository)?;
+                self.lease(request, &caller, &repository, &digest).await;
                 self.blob(request, &repository, &digest).await?
             }
             Route::Tags(repository, name, page) => {
@@ -130,9 +151,26 @@ impl Service {
                 self.authorise(&caller, Action::Pull, &repository)?;
                 self.tags(path, exchange.client, &repository, &name, &page, namespace).await?
             }
+            Route::Referrers(repository, digest, artifact_type, page) => {
+                exchange.of_repository(Kind::Referrers, &repository, Some(Reference::Digest(digest)));
+                self.authorise(&caller, Action::Pull, &repository)?;
+                let artifact_type = artifact_type.as_deref();
+                self.referrers(request, &repository, &digest, artifact_type, &page, namespace).await?
+            }
             Route::Catalog(page) => {
-                exchange.of_catalog();
-                self.catalog(path, &page).await?
+                exchange.of_list(Kind::Catalog);
+                self.catalog(path, &caller, &page).await?
+            }
+            Route::SearchPing => (respond::search_ping(), Outcome::Hit),
+            Route::Search(search) => {
+                exchange.of_list(Kind::Search);
+                self.search(&caller, &search).await?
+            }
+            Route::Write(repository, write) => {
+                let (action, kind, reference) = write.nature();
+                exchange.of_repository(kind, &repository, reference);
+                self.authorise(&caller, action, &repository)?;
+                self.write(request, &caller, &repository, write, Place(&routed.place), body).await?
             }
             route @ (Route::Metrics | Route::Healthz | Route::Readyz | Route::Home) => {
                 operations::answer(self, &route, &exchange.external, arrival)?
@@ -141,7 +179,7 @@ impl Service {
         Ok((respond::with_namespace(response, routed.namespace), outcome))
     }
 
-    fn content(&self, kind: Kind, repository: Option<&Repository>) -> Result<&Content, ApiError> {
+    pub(super) fn content(&self, kind: Kind, repository: Option<&Repository>) -> Result<&Content, ApiError> {
         self.content.as_ref().ok_or_else(|| ApiError::not_ready(kind, repository))
     }
 
@@ -192,39 +230,22 @@ impl Service {
         Ok((respond::blob(answer, digest, &request.headers), outcome))
     }
 
-    async fn tags(
+    /// A pusher that learns from a HEAD that something is here does not send it: it stays for a while.
+    async fn lease(
         &self,
-        path: &str,
-        client: Client,
+        request: &request::Parts,
+        caller: &Caller,
         repository: &Repository,
-        name: &str,
-        page: &Page,
-        namespace: Option<&str>,
-    ) -> Answer {
-        let content = self.content(Kind::Tags, Some(repository))?;
-        let answer = match repository.owner {
-            Owner::Upstream(_) => content.mirror.tags(&self.limits.toll(client), repository).await,
-            Owner::Hosted => content.hosted.tags(repository).await,
-        };
-        let answer = answer.map_err(|error| ApiError::of_content(&error, Kind::Tags, repository))?;
-        Ok((respond::tags(&answer, name, page, path, namespace), respond::outcome(&answer.served)))
-    }
-
-    async fn catalog(&self, path: &str, page: &Page) -> Answer {
-        let content = self.content(Kind::Catalog, None)?;
-        let (owners, mirror) = (self.owners.clone(), content.mirror.clone());
-        let is_served = move |name: &str, origin: &OriginState| match origin {
-            OriginState::Known(Origin { owner: Owner::Upstream(host), .. }) => {
-                mirror.upstreams().contains_key(host)
-            }
-            OriginState::Known(Origin { owner: Owner::Hosted, .. }) | OriginState::Unknown => {
-                owners.resolve(None, name).is_ok_and(|repository| repository.owner == Owner::Hosted)
-            }
-            OriginState::Absent => false,
-        };
-        let found = content.hosted.catalog(page.last.clone(), page.count, is_served).await;
-        let (names, more) = found.map_err(|error| ApiError::new(Code::Unknown, error.to_string()))?;
-        Ok((respond::catalog(&names, more, page, path), Outcome::Hit))
+        digest: &Digest,
+    ) {
+        let is_pusher = request.method == Method::HEAD
+            && repository.owner == Owner::Hosted
+            && self.authorise(caller, Action::Push, repository).is_ok();
+        if let Some(content) = self.content.as_ref().filter(|_| is_pusher)
+            && let Err(error) = content.hosted.lease_blob(repository, digest).await
+        {
+            tracing::debug!(%repository, %digest, %error, "no lease");
+        }
     }
 }
 

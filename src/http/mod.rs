@@ -1,7 +1,7 @@
 //! Listeners, TLS, routes, responses.
 //!
 //! A connection (`listen`, `tls`, `connection`, `watch`) brings requests; `handler` leads each through
-//! `route`, the layers below and `respond` or `error`; `exchange` follows it to its body's end.
+//! `route`, the layers below (`push` for writes, `lists` for lists) and `respond` or `error`; `exchange` follows it to its body's end.
 
 mod auth;
 mod body;
@@ -10,9 +10,12 @@ mod error;
 mod exchange;
 mod handler;
 mod listen;
+mod lists;
 mod operations;
 mod owners;
 mod page;
+mod push;
+mod receive;
 mod respond;
 mod route;
 mod tls;

@@ -9,13 +9,23 @@ use serde_json::json;
 
 use super::body::Payload;
 use super::route::Page;
-use crate::answer::{BlobAnswer, BlobWant, ManifestAnswer, Served, TagsAnswer};
+use crate::answer::{BlobAnswer, BlobWant, ManifestAnswer, Referrer, ReferrersAnswer, Served, TagsAnswer};
 use crate::metrics::Outcome;
-use crate::oci::{Digest, RangeRequest};
+use crate::oci::{Digest, MediaType, RangeRequest, UploadId};
+use crate::registry::Pushed;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+
+const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
+const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
+const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+const STANDALONE: HeaderName = HeaderName::from_static("x-docker-registry-standalone");
+
+/// Bytes of one page of referrers, roughly: clients read as much as of a manifest, 4 MiB.
+const REFERRERS_BYTES: usize = 3 << 20;
 
 /// Longest reason in a `Warning`; the specification allows 4096 bytes of them.
 const REASON_MAX: usize = 200;
@@ -115,7 +125,7 @@ pub fn tags(
     let names: Vec<&str> = shown.iter().map(|tag| tag.as_str()).collect();
     let mut response = json_body(json!({"name": name, "tags": names}).to_string());
     if let Some(last) = names.last().filter(|_| shown.len() < rest.len()) {
-        next_page(response.headers_mut(), path, page.count, last, namespace);
+        next_page(response.headers_mut(), path, page.count, last, namespace, None);
     }
     served(response.headers_mut(), &answer.served, false);
     response
@@ -125,7 +135,133 @@ pub fn tags(
 pub fn catalog(names: &[String], more: bool, page: &Page, path: &str) -> Response<Payload> {
     let mut response = json_body(json!({"repositories": names}).to_string());
     if let Some(last) = names.last().filter(|_| more) {
-        next_page(response.headers_mut(), path, page.count, last, None);
+        next_page(response.headers_mut(), path, page.count, last, None, None);
+    }
+    response
+}
+
+/// A page of what refers to a manifest, as an index, filtered where that was asked for.
+pub fn referrers(
+    answer: &ReferrersAnswer,
+    artifact_type: Option<&str>,
+    page: &Page,
+    path: &str,
+    namespace: Option<&str>,
+) -> Response<Payload> {
+    let after = page.last.as_deref().unwrap_or_default();
+    let wanted = |entry: &&Referrer| {
+        entry.digest.as_str() > after
+            && artifact_type.is_none_or(|kind| entry.artifact_type.as_deref() == Some(kind))
+    };
+    let mut rest: Vec<&Referrer> = answer.referrers.iter().filter(wanted).collect();
+    rest.sort_by(|one, other| one.digest.cmp(&other.digest));
+    let (mut shown, mut bytes, mut last) = (Vec::new(), 0, None);
+    for entry in rest.iter().take(page.count) {
+        let entry_json = json!(entry);
+        bytes += entry_json.to_string().len();
+        if bytes > REFERRERS_BYTES && !shown.is_empty() {
+            break;
+        }
+        shown.push(entry_json);
+        last = Some(entry.digest.as_str());
+    }
+    let more = shown.len() < rest.len();
+    let index = json!({"schemaVersion": 2, "mediaType": MediaType::OCI_INDEX, "manifests": shown});
+    let mut response = json_body(index.to_string());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MediaType::OCI_INDEX));
+    if artifact_type.is_some() {
+        headers.insert(FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
+    }
+    if let Some(last) = last.filter(|_| more) {
+        next_page(headers, path, page.count, last, namespace, artifact_type);
+    }
+    served(headers, &answer.served, false);
+    response
+}
+
+/// The answer to who asks whether there is a search.
+pub fn search_ping() -> Response<Payload> {
+    let mut response = json_body(json!({"standalone": true}).to_string());
+    response.headers_mut().insert(STANDALONE, HeaderValue::from_static("true"));
+    response
+}
+
+/// What was found: names and descriptions.
+pub fn search(term: &str, found: &[(String, String)]) -> Response<Payload> {
+    let results: Vec<_> = found
+        .iter()
+        .map(|(name, description)| {
+            json!({
+                "name": name, "description": description, "star_count": 0, "is_official": false,
+                "is_automated": false,
+            })
+        })
+        .collect();
+    json_body(json!({"query": term, "num_results": results.len(), "results": results}).to_string())
+}
+
+fn empty(status: StatusCode, body: Payload) -> Response<Payload> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response
+}
+
+/// `0-<last byte>` of an upload; `0-0` where there is none yet, too.
+pub fn received_range(received: u64) -> HeaderValue {
+    header_value(format!("0-{}", received.saturating_sub(1)))
+}
+
+fn of_upload(
+    mut response: Response<Payload>,
+    location: String,
+    id: UploadId,
+    received: u64,
+) -> Response<Payload> {
+    let headers = response.headers_mut();
+    headers.insert(header::LOCATION, header_value(location));
+    headers.insert(header::RANGE, received_range(received));
+    headers.insert(UPLOAD_UUID, header_value(id.to_string()));
+    response
+}
+
+/// An upload goes on at `location`.
+pub fn upload(location: String, id: UploadId, received: u64) -> Response<Payload> {
+    of_upload(empty(StatusCode::ACCEPTED, Payload::EMPTY), location, id, received)
+}
+
+pub fn upload_status(location: String, id: UploadId, received: u64) -> Response<Payload> {
+    of_upload(no_content(), location, id, received)
+}
+
+pub fn no_content() -> Response<Payload> {
+    empty(StatusCode::NO_CONTENT, Payload::Absent(None))
+}
+
+/// It will be, and is, gone.
+pub fn accepted() -> Response<Payload> {
+    empty(StatusCode::ACCEPTED, Payload::EMPTY)
+}
+
+/// What was sent is kept, and found at `location`.
+pub fn created(location: String, digest: &Digest) -> Response<Payload> {
+    let mut response = empty(StatusCode::CREATED, Payload::EMPTY);
+    let headers = response.headers_mut();
+    headers.insert(header::LOCATION, header_value(location));
+    named_by(headers, digest);
+    response
+}
+
+/// A manifest is kept. Each of its tags is confirmed; a subject, so that clients keep no list of
+/// referrers themselves.
+pub fn manifest_created(location: String, pushed: &Pushed) -> Response<Payload> {
+    let mut response = created(location, &pushed.digest);
+    let headers = response.headers_mut();
+    if let Some(subject) = &pushed.subject {
+        headers.insert(OCI_SUBJECT, header_value(subject.to_string()));
+    }
+    for tag in &pushed.tags {
+        headers.append(OCI_TAG, header_value(tag.to_string()));
     }
     response
 }
@@ -195,11 +331,20 @@ fn served(headers: &mut HeaderMap, served: &Served, fetched: bool) {
     }
 }
 
-fn next_page(headers: &mut HeaderMap, path: &str, count: usize, last: &str, namespace: Option<&str>) {
+fn next_page(
+    headers: &mut HeaderMap,
+    path: &str,
+    count: usize,
+    last: &str,
+    namespace: Option<&str>,
+    artifact_type: Option<&str>,
+) {
     let mut link = format!("<{path}?n={count}&last={last}");
-    if let Some(namespace) = namespace {
+    let further = [("ns", namespace), ("artifactType", artifact_type)];
+    for (key, value) in further.into_iter().filter_map(|(key, value)| Some((key, value?))) {
+        let value: String = url::form_urlencoded::byte_serialize(value.as_bytes()).collect();
         // Writing to a String does not fail.
-        let _ = write!(link, "&ns={namespace}");
+        let _ = write!(link, "&{key}={value}");
     }
     link.push_str(">; rel=\"next\"");
     headers.insert(header::LINK, header_value(link));

@@ -7,14 +7,23 @@ use percent_encoding::percent_decode_str;
 
 use super::error::{ApiError, Code};
 use super::owners::Owners;
-use crate::oci::{Digest, Reference, Repository};
+use crate::oci::{Algorithm, Digest, InvalidReference, Owner, Reference, Repository, Tag, UploadId};
+use crate::registry::PushError;
 
 /// Names in one answer of `_catalog`, at most.
 pub const CATALOG_MAX: usize = 1000;
 /// Tags in one answer of `tags/list`, at most.
 pub const TAGS_MAX: usize = 10_000;
+/// Referrers in one answer, at most.
+pub const REFERRERS_MAX: usize = 1000;
+/// What a search finds, unless asked for more or fewer, and at most.
+const SEARCH: (usize, usize) = (25, 100);
+/// `?tag=` parameters of one manifest, at most.
+const TAG_PARAMETERS_MAX: usize = 100;
 
-/// What is asked for, its method already checked: GET or HEAD.
+const READ: &str = "GET, HEAD";
+
+/// What is asked for, its method already checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// `/v2/`: is there a registry?
@@ -26,10 +35,44 @@ pub enum Route {
     /// The name is as the client wrote it.
     Tags(Repository, String, Page),
     Catalog(Page),
+    /// With the artifact type that is asked for.
+    Referrers(Repository, Digest, Option<String>, Page),
+    /// `/v1/_ping` and `/v1/search`, for `docker search`.
+    SearchPing,
+    Search(Search),
+    /// What changes a hosted repository, or is part of that.
+    Write(Repository, Write),
     Metrics,
     Healthz,
     Readyz,
     Home,
+}
+
+/// A step of a push, or a delete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    Begin(Begin),
+    Status(UploadId),
+    Append(UploadId),
+    Finish(UploadId, Digest),
+    Cancel(UploadId),
+    PutManifest(Reference, Vec<Tag>),
+    DeleteManifest(Reference),
+    DeleteBlob(Digest),
+}
+
+/// How an upload is begun: with the whole blob, by a mount from somewhere or anywhere, or plainly.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Begin {
+    pub digest: Option<Digest>,
+    pub mount: Option<Digest>,
+    pub from: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Search {
+    pub term: String,
+    pub count: usize,
 }
 
 /// A part of a list: `count` at most, from behind `last`.
@@ -44,6 +87,14 @@ pub struct Page {
 pub struct Routed {
     pub route: Route,
     pub namespace: Option<String>,
+    /// Where the repository is in the path, as the client wrote it: `/v2/<name>`.
+    pub place: String,
+}
+
+impl Routed {
+    fn plain(route: Route) -> Self {
+        Self { route, namespace: None, place: String::new() }
+    }
 }
 
 impl Route {
@@ -60,28 +111,31 @@ pub fn parse(owners: &Owners, method: &Method, path: &str, query: Option<&str>) 
         .decode_utf8()
         .map_err(|_| ApiError::new(Code::NameInvalid, "the path is not UTF-8".to_owned()))?;
     let read = matches!(*method, Method::GET | Method::HEAD);
-    if let Some(route) = operations(&path) {
+    let fixed = operations(&path).map(Ok).or_else(|| search(&path, query));
+    if let Some(route) = fixed {
         return if read {
-            Ok(Routed { route, namespace: None })
+            route.map(Routed::plain)
         } else {
-            Err(ApiError::method(format!("{method} {path} is not served: use GET")))
+            Err(ApiError::method(format!("{method} {path} is not served: use GET"), READ))
         };
     }
     let Some((prefix, rest)) = api(&path) else { return Err(no_endpoint(method, &path)) };
     let query = Query::parse(query);
     let prefix = prefix.map(|host| owners.upstream(host).map(|_| host)).transpose()?;
     let endpoint = Endpoint::parse(rest).ok_or_else(|| no_endpoint(method, &path))?;
-    if !read {
-        return Err(ApiError::method(match endpoint {
-            Endpoint::Upload(name) | Endpoint::Manifest(name, _) | Endpoint::Blob(name, _) => {
-                format!("{method} is not supported: {} can only be read here", short(name))
-            }
-            _ => format!("{method} {} is not supported: use GET", short(&path)),
-        }));
+    let methods = endpoint.methods();
+    if !methods.split(", ").any(|known| known == method.as_str()) {
+        let path = short(&path);
+        return Err(ApiError::method(format!("{method} {path} is not supported: use {methods}"), methods));
     }
-    let named = query.namespace.as_deref().or(prefix);
-    let route = endpoint.route(owners, named, &path, &query)?;
-    Ok(Routed { route, namespace: query.namespace.map(Cow::into_owned) })
+    let namespace = query.first("ns");
+    let named = namespace.or(prefix);
+    let place = path[..path.len() - rest.map_or(0, str::len) + endpoint.name().len()].to_owned();
+    let route = match endpoint.write(method) {
+        Some(write) => write.route(owners, named, &query)?,
+        None => endpoint.read(owners, named, &path, &query)?,
+    };
+    Ok(Routed { route, namespace: namespace.map(str::to_owned), place })
 }
 
 fn operations(path: &str) -> Option<Route> {
@@ -92,6 +146,20 @@ fn operations(path: &str) -> Option<Route> {
         "/readyz" => Route::Readyz,
         _ => return None,
     })
+}
+
+/// `None`: another path. The API that `docker search` speaks is older than `/v2/`.
+fn search(path: &str, query: Option<&str>) -> Option<Result<Route, ApiError>> {
+    match path {
+        "/v1/_ping" => Some(Ok(Route::SearchPing)),
+        "/v1/search" => {
+            let query = Query::parse(query);
+            let count = query.number("n", SEARCH.1).map(|count| count.unwrap_or(SEARCH.0));
+            let term = query.first("q").unwrap_or_default().chars().take(255).collect();
+            Some(count.map(|count| Route::Search(Search { term, count })))
+        }
+        _ => None,
+    }
 }
 
 /// The host in front of `/v2`, and what follows it: None where the slash is missing.
@@ -119,7 +187,22 @@ enum Endpoint<'a> {
     Blob(&'a str, &'a str),
     Referrers(&'a str, &'a str),
     Tags(&'a str),
-    Upload(&'a str),
+    Uploads(&'a str),
+    Upload(&'a str, &'a str),
+}
+
+/// An endpoint that is asked to change something.
+struct Change<'a> {
+    name: &'a str,
+    what: What<'a>,
+}
+
+enum What<'a> {
+    Begin,
+    Upload(&'a str, Method),
+    PutManifest(&'a str),
+    DeleteManifest(&'a str),
+    DeleteBlob(&'a str),
 }
 
 impl<'a> Endpoint<'a> {
@@ -135,16 +218,53 @@ impl<'a> Endpoint<'a> {
         let (name, what) = front.rsplit_once('/').unwrap_or(("", front));
         match (what, last) {
             ("manifests", _) => Some(Self::Manifest(name, last)),
-            ("blobs", "uploads") => Some(Self::Upload(name)),
+            ("blobs", "uploads") => Some(Self::Uploads(name)),
             ("blobs", _) => Some(Self::Blob(name, last)),
             ("referrers", _) => Some(Self::Referrers(name, last)),
             ("tags", "list") => Some(Self::Tags(name)),
-            ("uploads", _) => Some(Self::Upload(name.strip_suffix("/blobs")?)),
+            ("uploads", "") => Some(Self::Uploads(name.strip_suffix("/blobs")?)),
+            ("uploads", _) => Some(Self::Upload(name.strip_suffix("/blobs")?, last)),
             _ => None,
         }
     }
 
-    fn route(
+    /// The repository's name as it stands in the path.
+    fn name(self) -> &'a str {
+        match self {
+            Self::Base | Self::ToBase | Self::Catalog => "",
+            Self::Manifest(name, _)
+            | Self::Blob(name, _)
+            | Self::Referrers(name, _)
+            | Self::Tags(name)
+            | Self::Uploads(name)
+            | Self::Upload(name, _) => name,
+        }
+    }
+
+    fn methods(self) -> &'static str {
+        match self {
+            Self::Base | Self::ToBase | Self::Catalog | Self::Referrers(..) | Self::Tags(_) => READ,
+            Self::Manifest(..) => "GET, HEAD, PUT, DELETE",
+            Self::Blob(..) => "GET, HEAD, DELETE",
+            Self::Uploads(_) => "POST",
+            Self::Upload(..) => "GET, HEAD, PATCH, PUT, DELETE",
+        }
+    }
+
+    /// What is to be changed by this method, which is one of the endpoint's.
+    fn write(self, method: &Method) -> Option<Change<'a>> {
+        let what = match (self, method) {
+            (Self::Uploads(_), _) => What::Begin,
+            (Self::Upload(_, id), method) => What::Upload(id, method.clone()),
+            (Self::Manifest(_, reference), &Method::PUT) => What::PutManifest(reference),
+            (Self::Manifest(_, reference), &Method::DELETE) => What::DeleteManifest(reference),
+            (Self::Blob(_, digest), &Method::DELETE) => What::DeleteBlob(digest),
+            _ => return None,
+        };
+        Some(Change { name: self.name(), what })
+    }
+
+    fn read(
         self,
         owners: &Owners,
         named: Option<&str>,
@@ -164,18 +284,62 @@ impl<'a> Endpoint<'a> {
             Self::Tags(name) => Route::Tags(of(name)?, name.to_owned(), query.page(TAGS_MAX)?),
             Self::Referrers(name, digest) => {
                 let (repository, digest) = (of(name)?, digest.parse::<Digest>()?);
-                let message = format!(
-                    "no referrers API for {repository}@{digest}: use the tag `{}`",
-                    digest.to_string().replace(':', "-")
-                );
-                return Err(ApiError::new(Code::NoEndpoint, message));
+                let artifact_type = query.first("artifactType").filter(|kind| !kind.is_empty());
+                let page = query.page(REFERRERS_MAX)?;
+                Route::Referrers(repository, digest, artifact_type.map(str::to_owned), page)
             }
-            Self::Upload(name) => {
-                of(name)?;
-                return Err(ApiError::method(format!("there are no uploads to {}", short(name))));
+            // These are for writing alone: `write` has them.
+            Self::Uploads(_) | Self::Upload(..) => {
+                return Err(ApiError::method("uploads are written to".to_owned(), self.methods()));
             }
         })
     }
+}
+
+impl Change<'_> {
+    fn route(self, owners: &Owners, named: Option<&str>, query: &Query) -> Result<Route, ApiError> {
+        let repository = owners.resolve(named, self.name)?;
+        if let Owner::Upstream(host) = &repository.owner {
+            let message =
+                format!("{repository} is mirrored from {host}, and can only be read here: push there");
+            return Err(ApiError::method(message, READ));
+        }
+        let write = match self.what {
+            What::Begin => Write::Begin(query.begin()?),
+            What::Upload(id, method) => upload(&repository, id, &method, query)?,
+            What::PutManifest(reference) => Write::PutManifest(to_write(reference)?, query.tags()?),
+            What::DeleteManifest(reference) => Write::DeleteManifest(reference.parse()?),
+            What::DeleteBlob(digest) => Write::DeleteBlob(digest.parse()?),
+        };
+        Ok(Route::Write(repository, write))
+    }
+}
+
+fn upload(repository: &Repository, id: &str, method: &Method, query: &Query) -> Result<Write, ApiError> {
+    let id = id.parse::<UploadId>().map_err(|_| {
+        let error = PushError::UploadUnknown { repository: repository.clone(), id: short(id) };
+        ApiError::from(error)
+    })?;
+    Ok(match *method {
+        Method::PATCH => Write::Append(id),
+        Method::DELETE => Write::Cancel(id),
+        Method::PUT => {
+            let digest = query.first("digest").ok_or_else(|| {
+                let message = "an upload ends with its digest: PUT <location>?digest=sha256:<hex>";
+                ApiError::new(Code::DigestInvalid, message)
+            })?;
+            Write::Finish(id, digest.parse()?)
+        }
+        _ => Write::Status(id),
+    })
+}
+
+/// A reference under which something is to be put: what is no tag is the client's mistake.
+fn to_write(reference: &str) -> Result<Reference, ApiError> {
+    reference.parse().map_err(|error| match error {
+        InvalidReference::Tag(_) => ApiError::new(Code::TagInvalid, error.to_string()),
+        InvalidReference::Digest(error) => error.into(),
+    })
 }
 
 fn no_endpoint(method: &Method, path: &str) -> ApiError {
@@ -187,41 +351,65 @@ fn short(text: &str) -> String {
     text.chars().take(120).collect()
 }
 
-/// The parameters that are known; the first of each counts.
-#[derive(Default)]
-struct Query<'a> {
-    namespace: Option<Cow<'a, str>>,
-    count: Option<Cow<'a, str>>,
-    last: Option<Cow<'a, str>>,
-}
+/// The parameters, decoded.
+struct Query<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 
 impl<'a> Query<'a> {
     fn parse(query: Option<&'a str>) -> Self {
-        let mut known = Self::default();
-        for (key, value) in url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
-            let place = match &*key {
-                "ns" => &mut known.namespace,
-                "n" => &mut known.count,
-                "last" => &mut known.last,
-                _ => continue,
-            };
-            place.get_or_insert(value);
+        // No request is answered at all whose head is larger than 64 KiB.
+        Self(url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).collect())
+    }
+
+    fn all(&self, key: &str) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(move |(name, _)| name == key).map(|(_, value)| &**value)
+    }
+
+    fn first(&self, key: &str) -> Option<&str> {
+        self.all(key).next()
+    }
+
+    fn digest(&self, key: &str) -> Result<Option<Digest>, ApiError> {
+        Ok(self.first(key).map(str::parse).transpose()?)
+    }
+
+    fn begin(&self) -> Result<Begin, ApiError> {
+        if let Some(algorithm) = self.first("digest-algorithm")
+            && ![Algorithm::Sha256, Algorithm::Sha512].iter().any(|known| known.as_str() == algorithm)
+        {
+            let message =
+                format!("digest algorithm `{}` is not supported: use sha256 or sha512", short(algorithm));
+            return Err(ApiError::new(Code::DigestInvalid, message));
         }
-        known
+        let from = self.first("from").filter(|from| !from.is_empty()).map(str::to_owned);
+        Ok(Begin { digest: self.digest("digest")?, mount: self.digest("mount")?, from })
+    }
+
+    fn tags(&self) -> Result<Vec<Tag>, ApiError> {
+        if self.all("tag").count() > TAG_PARAMETERS_MAX {
+            let message =
+                format!("more than {TAG_PARAMETERS_MAX} tags at once: put the others in a further request");
+            return Err(ApiError::new(Code::TooManyTags, message));
+        }
+        let tags = self.all("tag").map(str::parse::<Tag>);
+        tags.collect::<Result<_, _>>().map_err(|error| ApiError::new(Code::TagInvalid, error.to_string()))
+    }
+
+    fn number(&self, key: &str, max: usize) -> Result<Option<usize>, ApiError> {
+        match self.first(key) {
+            None => Ok(None),
+            Some(count) if !count.is_empty() && count.bytes().all(|b| b.is_ascii_digit()) => {
+                Ok(Some(count.parse().unwrap_or(max).min(max)))
+            }
+            Some(count) => {
+                let message = format!("`{key}={}` is no number of entries: use 0 to {max}", short(count));
+                Err(ApiError::new(Code::PaginationNumberInvalid, message))
+            }
+        }
     }
 
     fn page(&self, max: usize) -> Result<Page, ApiError> {
-        let count = match self.count.as_deref() {
-            None => max,
-            Some(count) if !count.is_empty() && count.bytes().all(|b| b.is_ascii_digit()) => {
-                count.parse().unwrap_or(max).min(max)
-            }
-            Some(count) => {
-                let message = format!("`n={}` is no number of entries: use 0 to {max}", short(count));
-                return Err(ApiError::new(Code::PaginationNumberInvalid, message));
-            }
-        };
-        let last = self.last.as_deref().filter(|last| !last.is_empty()).map(str::to_owned);
+        let count = self.number("n", max)?.unwrap_or(max);
+        let last = self.first("last").filter(|last| !last.is_empty()).map(str::to_owned);
         Ok(Page { count, last })
     }
 }

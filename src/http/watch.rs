@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::Version;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How long an answer may stand still, for a client that has stopped reading.
+/// How long a request or its answer may stand still, for a client that has stopped.
 const STALL_MAX: Duration = Duration::from_secs(300);
 
 /// How long a connection may do nothing.
@@ -24,7 +24,7 @@ pub struct Patience {
 #[derive(Default)]
 pub struct Activity {
     in_flight: AtomicUsize,
-    /// Requests begun and pieces of bodies taken.
+    /// Requests begun and pieces of bodies taken, either way.
     fed: AtomicU64,
     /// Reads and writes that moved bytes.
     moved: AtomicU64,
@@ -47,6 +47,11 @@ impl Activity {
         busy
     }
 
+    /// A piece of an answer or of a request's body was taken.
+    pub fn fed(&self) {
+        self.fed.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn moved(&self) {
         self.moved.fetch_add(1, Ordering::Relaxed);
     }
@@ -58,7 +63,7 @@ pub struct Busy(Arc<Activity>);
 impl Busy {
     /// A piece of the answer was taken.
     pub fn fed(&self) {
-        self.0.fed.fetch_add(1, Ordering::Relaxed);
+        self.0.fed();
     }
 }
 

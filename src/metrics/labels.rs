@@ -32,7 +32,10 @@ label!(
 );
 label!(
     /// What a client asked for.
-    Kind = "kind" { Manifest = "manifest", Blob = "blob", Tags = "tags", Catalog = "catalog", Other = "other" }
+    Kind = "kind" {
+        Manifest = "manifest", Blob = "blob", Tags = "tags", Catalog = "catalog", Referrers = "referrers",
+        Search = "search", Upload = "upload", Other = "other",
+    }
 );
 label!(
     /// How a request ended.
@@ -42,6 +45,12 @@ label!(
     /// How a fill ended.
     FillEnd = "result" {
         Committed = "committed", Relayed = "relayed", Failed = "failed", Corrupt = "corrupt", Abandoned = "abandoned",
+    }
+);
+label!(
+    /// How an upload ended.
+    UploadEnd = "result" {
+        Completed = "completed", Mismatched = "mismatched", Cancelled = "cancelled", Purged = "purged",
     }
 );
 label!(

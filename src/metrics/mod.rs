@@ -12,7 +12,8 @@ use prometheus::{
 use crate::tasks::lock;
 
 pub use labels::{
-    Delivery, Face, FillEnd, Grid, Kind, Label, Limit, Limited, Outcome, Row, UpstreamCall, UpstreamStatus,
+    Delivery, Face, FillEnd, Grid, Kind, Label, Limit, Limited, Outcome, Row, UploadEnd, UpstreamCall,
+    UpstreamStatus,
 };
 
 /// What is counted of one upstream.
@@ -73,6 +74,9 @@ pub struct Metrics {
     pub fill_relays: IntCounter,
     pub fill_extents: IntCounter,
     pub unverified_ranges: IntCounter,
+    pub uploads_open: IntGauge,
+    pub uploads: Row<UploadEnd>,
+    pub received_bytes: IntCounter,
     pub limited: Grid<Limit, Limited>,
     pub store_entries: IntGauge,
     pub store_bytes: IntGauge,
@@ -172,6 +176,12 @@ impl Metrics {
                 "forebay_unverified_ranges_total",
                 "Ranges answered in full before their blob's digest was known",
             ),
+            uploads_open: b.gauge("forebay_uploads_open", "Uploads begun and not ended"),
+            uploads: Row::new(
+                &b.counters("forebay_uploads_total", "Uploads that ended", &[UploadEnd::NAME]),
+                &[],
+            ),
+            received_bytes: b.counter("forebay_received_bytes_total", "Body bytes received from clients"),
             limited: Grid::new(
                 &b.counters(
                     "forebay_client_limited_total",

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use globset::{GlobBuilder, GlobMatcher};
-
-use crate::oci::{Repository, Tag};
+use crate::oci::{Repository, Tag, TagPattern as Pattern};
 
 /// Rules in order: the first pattern that matches decides.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,53 +13,6 @@ pub struct Freshness {
     pub others: Duration,
     /// Share by which each time is lengthened or shortened at random: 0.1 for +-10 %.
     pub jitter: f64,
-}
-
-/// `latest`, `nightly*`; or with the repository in front, `library/*:1.*`.
-#[derive(Clone, Debug)]
-pub struct Pattern {
-    text: String,
-    repository: Option<GlobMatcher>,
-    tag: GlobMatcher,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{pattern}` is no pattern of tags: {why}; write `latest`, `nightly*` or `library/*:1.*`")]
-pub struct InvalidPattern {
-    pattern: String,
-    why: String,
-}
-
-impl Pattern {
-    pub fn parse(text: &str) -> Result<Self, InvalidPattern> {
-        let glob = |part: &str| {
-            let glob = GlobBuilder::new(part).literal_separator(true).build();
-            glob.map(|glob| glob.compile_matcher())
-                .map_err(|error| InvalidPattern { pattern: text.to_owned(), why: error.kind().to_string() })
-        };
-        let (repository, tag) = match text.rsplit_once(':') {
-            Some((repository, tag)) => (Some(glob(repository)?), glob(tag)?),
-            None => (None, glob(text)?),
-        };
-        Ok(Self { text: text.to_owned(), repository, tag })
-    }
-
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-
-    fn matches(&self, repository: &Repository, tag: &Tag) -> bool {
-        let name = |glob: &GlobMatcher| {
-            glob.is_match(repository.name.as_str()) || glob.is_match(repository.to_string())
-        };
-        self.repository.as_ref().is_none_or(name) && self.tag.is_match(tag.as_str())
-    }
-}
-
-impl PartialEq for Pattern {
-    fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
-    }
 }
 
 impl Freshness {

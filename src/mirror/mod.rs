@@ -30,7 +30,8 @@ use crate::store::Store;
 use crate::tasks::{Flights, Tasks};
 use crate::upstream::{self, Upstream};
 
-pub use self::freshness::{Freshness, InvalidPattern, Pattern};
+pub use self::freshness::Freshness;
+pub use crate::oci::{InvalidTagPattern as InvalidPattern, TagPattern as Pattern};
 
 /// What is configured of the mirror.
 #[derive(Clone, Debug, PartialEq)]

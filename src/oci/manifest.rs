@@ -1,15 +1,23 @@
 //! A view of a manifest's bytes. The bytes themselves are kept verbatim, always.
 
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+
 use serde::Deserialize;
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::{Digest, MediaType};
 
 /// Largest manifest taken: what containerd reads at most (4 * 1048 * 1048 bytes).
 pub const MANIFEST_MAX: usize = 4 * 1048 * 1048;
 
+/// What `hosted.max_manifest` may be raised to: a manifest is read into memory whole.
+pub const MANIFEST_CEILING: usize = 64 << 20;
+
 /// A reference from a manifest to other content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Descriptor {
+    pub media_type: String,
     pub digest: Digest,
     pub size: u64,
     /// Its bytes may live elsewhere by design (`urls`, non-distributable layers).
@@ -38,6 +46,8 @@ pub struct Manifest {
     pub media_type: MediaType,
     pub kind: ManifestKind,
     pub subject: Option<Descriptor>,
+    pub artifact_type: Option<String>,
+    pub annotations: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +65,13 @@ pub enum InvalidManifest {
     MediaType { field: MediaType, header: MediaType },
     #[error("a descriptor in it has a bad digest: {0}")]
     Descriptor(#[from] super::InvalidDigest),
+    #[error(
+        "`{0}` is no manifest's media type: send an OCI image manifest or index, or a Docker manifest or \
+         manifest list of schema 2"
+    )]
+    Unknown(MediaType),
+    #[error("the Content-Type header is `{header}`, the manifest is `{field}`: send it as what it is")]
+    ContentType { field: MediaType, header: String },
 }
 
 #[derive(Deserialize)]
@@ -67,6 +84,8 @@ struct Raw {
     manifests: Option<Vec<RawDescriptor>>,
     blobs: Option<Vec<RawDescriptor>>,
     subject: Option<RawDescriptor>,
+    artifact_type: Option<String>,
+    annotations: Option<BTreeMap<String, String>>,
     signatures: Option<serde::de::IgnoredAny>,
 }
 
@@ -119,7 +138,102 @@ impl Manifest {
         if let Some(header) = header.filter(|header| **header != media_type && is_manifest_type(header)) {
             return Err(InvalidManifest::MediaType { field: media_type, header: header.clone() });
         }
-        Ok(Self { media_type, kind, subject: raw.subject.map(RawDescriptor::view).transpose()? })
+        Ok(Self {
+            media_type,
+            kind,
+            subject: raw.subject.map(RawDescriptor::view).transpose()?,
+            artifact_type: raw.artifact_type.filter(|kind| !kind.is_empty()),
+            annotations: raw.annotations,
+        })
+    }
+
+    /// Reads a manifest that is pushed here: what other registries and clients may refuse, or read
+    /// in another way, is refused before it is kept. `content_type` is the header's text.
+    pub fn pushed(bytes: &[u8], content_type: Option<&str>) -> Result<Self, InvalidManifest> {
+        let json = |error: serde_json::Error| InvalidManifest::Json(error.to_string());
+        let mut reader = serde_json::Deserializer::from_slice(bytes);
+        OneKeyEach.deserialize(&mut reader).and_then(|()| reader.end()).map_err(json)?;
+        let manifest = Self::parse(bytes, None)?;
+        let field = manifest.media_type.clone();
+        if !field.is_manifest() {
+            return Err(InvalidManifest::Unknown(field));
+        }
+        match content_type {
+            Some(header) if MediaType::parse(header).as_ref() != Some(&field) => {
+                Err(InvalidManifest::ContentType { field, header: header.chars().take(120).collect() })
+            }
+            _ => Ok(manifest),
+        }
+    }
+
+    /// What it is to those who look for referrers (OCI distribution-spec, "Listing Referrers").
+    pub fn referrer_type(&self) -> Option<&str> {
+        match (&self.artifact_type, &self.kind) {
+            (Some(kind), _) => Some(kind),
+            (None, ManifestKind::Image { config, .. }) => Some(&config.media_type),
+            (None, ManifestKind::Index { .. } | ManifestKind::Artifact { .. }) => None,
+        }
+    }
+}
+
+/// Reads any JSON and keeps nothing of it: no object may have a key twice, for readers differ in
+/// which of the two they take. Nesting is bounded by serde_json itself.
+struct OneKeyEach;
+
+impl<'de> DeserializeSeed<'de> for OneKeyEach {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for OneKeyEach {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut keys = HashSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            map.next_value_seed(OneKeyEach)?;
+            if let Some(twice) = keys.replace(key) {
+                let twice: String = twice.chars().take(80).collect();
+                return Err(de::Error::custom(format_args!("the key `{twice}` is there twice")));
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while seq.next_element_seed(OneKeyEach)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
     }
 }
 
@@ -137,7 +251,7 @@ impl RawDescriptor {
         let foreign = self.urls.is_some_and(|urls| !urls.is_empty())
             || self.media_type.contains("nondistributable")
             || self.media_type.contains(".foreign.");
-        Ok(Descriptor { digest: self.digest.parse()?, size: self.size, foreign })
+        Ok(Descriptor { media_type: self.media_type, digest: self.digest.parse()?, size: self.size, foreign })
     }
 }
 
@@ -216,10 +330,54 @@ mod tests {
         assert!(Manifest::parse(deep.as_bytes(), None).is_err());
     }
 
+    #[test]
+    fn what_is_pushed_is_held_to_more() {
+        let image =
+            format!(r#"{{"mediaType":"{}","config":{},"layers":[]}}"#, MediaType::OCI_MANIFEST, descriptor());
+        let pushed = |text: &str, header| Manifest::pushed(text.as_bytes(), header);
+        for header in
+            [None, Some(MediaType::OCI_MANIFEST), Some("application/vnd.OCI.image.manifest.v1+json; x=y")]
+        {
+            assert!(pushed(&image, header).is_ok(), "{header:?}");
+        }
+        for header in [MediaType::OCI_INDEX, MediaType::DOCKER_MANIFEST, "text/plain", "application/json", ""]
+        {
+            assert!(
+                matches!(pushed(&image, Some(header)), Err(InvalidManifest::ContentType { .. })),
+                "{header}"
+            );
+        }
+        let unknown = image.replace(MediaType::OCI_MANIFEST, "application/x");
+        assert!(matches!(pushed(&unknown, None), Err(InvalidManifest::Unknown(_))));
+        let with = |extra: &str| image.replacen('{', &format!("{{{extra},"), 1);
+        for twice in
+            [r#""layers":[]"#, r#""x":{"a":1,"b":[{"c":1,"c":2}]}"#, r#""annotations":{"a":"","a":""}"#]
+        {
+            let error = pushed(&with(twice), None).unwrap_err().to_string();
+            assert!(error.contains("twice"), "{twice}: {error}");
+        }
+        let deep = with(&format!(r#""x":{}{}"#, "[".repeat(200), "]".repeat(200)));
+        assert!(Manifest::parse(deep.as_bytes(), None).is_ok() && pushed(&deep, None).is_err());
+        assert!(pushed(&format!("{image} x"), None).is_err(), "something behind it");
+        assert!(pushed(&with(r#""x":{"a":1,"b":-1.5e3,"c":null,"d":true,"e":"f"}"#), None).is_ok());
+    }
+
+    #[test]
+    fn a_referrer_is_of_its_artifact_type_or_its_configs() {
+        let image = format!(r#"{{"config":{},"annotations":{{"a":"b"}}}}"#, descriptor());
+        let manifest = Manifest::parse(image.as_bytes(), None).unwrap();
+        assert_eq!(manifest.referrer_type(), Some("application/x"));
+        assert_eq!(manifest.annotations.unwrap()["a"], "b");
+        let typed = image.replacen('{', r#"{"artifactType":"application/y","#, 1);
+        assert_eq!(Manifest::parse(typed.as_bytes(), None).unwrap().referrer_type(), Some("application/y"));
+        assert_eq!(Manifest::parse(br#"{"manifests":[]}"#, None).unwrap().referrer_type(), None);
+    }
+
     proptest! {
         #[test]
         fn no_bytes_panic(bytes: Vec<u8>) {
             let _ = Manifest::parse(&bytes, None);
+            let _ = Manifest::pushed(&bytes, None);
         }
     }
 }

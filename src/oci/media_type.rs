@@ -52,6 +52,11 @@ impl MediaType {
     pub fn is_index(&self) -> bool {
         matches!(self.as_str(), Self::OCI_INDEX | Self::DOCKER_LIST)
     }
+
+    /// One of the four kinds that are pushed and pulled today.
+    pub fn is_manifest(&self) -> bool {
+        self.is_index() || matches!(self.as_str(), Self::OCI_MANIFEST | Self::DOCKER_MANIFEST)
+    }
 }
 
 impl fmt::Display for MediaType {

@@ -1,18 +1,107 @@
-//! Hosted repositories, read from the tree; nothing is fetched for them.
+//! Hosted repositories: read from the tree, where nothing is fetched for them, and written to.
+//!
+//! [`uploads`] brings blobs in, [`push`] manifests, and takes both away; [`referrers`] says what
+//! refers to what.
+
+mod error;
+mod push;
+mod referrers;
+mod uploads;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::answer::{BlobAnswer, BlobWant, Error, ManifestAnswer, Served, TagsAnswer};
-use crate::oci::{Digest, Manifest, Owner, Reference, Repository};
-use crate::store::{self, OriginState, Store};
+use self::referrers::Referrers;
+use self::uploads::Uploads;
+use crate::answer::{
+    BlobAnswer, BlobWant, Error, ManifestAnswer, ReferrersAnswer, Served, TagsAnswer, subject as named,
+};
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+use crate::oci::{Digest, Manifest, Owner, Reference, Repository, Tag, TagPattern};
+use crate::store::{self, Grant, OriginState, Store, Visibility};
+use crate::tasks::Tasks;
+
+pub use self::error::{Interrupted, PushError};
+pub use self::push::{Naming, Pushed};
+pub use self::uploads::{Chunks, Turn};
+
+/// What is configured of hosted repositories.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// Whether tags, manifests and blobs may be deleted.
+    pub delete: bool,
+    /// Tags that, once there, are neither moved nor deleted.
+    pub immutable: Vec<TagPattern>,
+    /// How long an unfinished upload is kept that nobody adds to.
+    pub upload_age: Duration,
+    /// Unfinished uploads at once.
+    pub max_uploads: usize,
+    /// Bytes of one manifest.
+    pub max_manifest: usize,
+}
+
+impl Options {
+    /// The pattern that keeps a tag from being changed.
+    pub fn immutability(&self, repository: &Repository, tag: &Tag) -> Option<&str> {
+        let pattern = self.immutable.iter().find(|pattern| pattern.matches(repository, tag));
+        pattern.map(TagPattern::as_str)
+    }
+}
+
+/// How often uploads are looked after, at most and at least.
+const TEND_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(3600));
 
 pub struct Hosted {
+    options: Options,
     store: Arc<Store>,
+    metrics: Arc<Metrics>,
+    uploads: Arc<Uploads>,
+    referrers: Referrers,
+}
+
+/// What is pushed here is of one trust domain, and public within the policy.
+fn grant(repository: &Repository) -> Grant {
+    Grant { repository: repository.clone(), domain: "hosted".into(), visibility: Visibility::Public }
 }
 
 impl Hosted {
-    pub fn new(store: Arc<Store>) -> Self {
-        Self { store }
+    pub fn new(
+        options: Options,
+        store: Arc<Store>,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+        tasks: Tasks,
+    ) -> Self {
+        let uploads = Uploads::new(store.clone(), metrics.clone(), clock, tasks.clone());
+        Self { options, store, metrics, uploads, referrers: Referrers::new(tasks) }
+    }
+
+    /// The same under other options: what is under way goes on.
+    pub fn with(&self, options: Options) -> Self {
+        Self {
+            options,
+            store: self.store.clone(),
+            metrics: self.metrics.clone(),
+            uploads: self.uploads.clone(),
+            referrers: self.referrers.clone(),
+        }
+    }
+
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Removes uploads that are older than configured, counts what a former process left, and says how
+    /// long to wait until the next time.
+    pub async fn tend_uploads(&self) -> (Result<(), store::Error>, Duration) {
+        let tended = self.uploads.tend(self.options.upload_age).await;
+        (tended, (self.options.upload_age / 4).clamp(TEND_EVERY.0, TEND_EVERY.1))
+    }
+
+    /// A manifest was removed by somebody else than a client: what referred by it does no more. Blocks.
+    pub fn manifest_removed(&self, repository: &Repository, digest: &Digest) -> Result<(), store::Error> {
+        self.referrers.changed(&self.store, repository, digest)
     }
 
     /// Runs disk work for a repository, after the check that it is a hosted one.
@@ -58,10 +147,7 @@ impl Hosted {
             let Some(digest) = digest else { return Ok(None) };
             Ok(store.manifest(repository, &digest)?.map(|bytes| (digest, bytes)))
         });
-        let subject = match reference {
-            Reference::Tag(tag) => format!("{repository}:{tag}"),
-            Reference::Digest(digest) => format!("{repository}@{digest}"),
-        };
+        let subject = named(repository, reference);
         let (digest, bytes) = found.await?.ok_or_else(|| Error::NotFound(subject.clone()))?;
         let manifest = Manifest::parse(&bytes, None)
             .map_err(|error| Error::Unfit { subject, why: format!("what is stored is {error}") })?;
@@ -76,9 +162,11 @@ impl Hosted {
         want: BlobWant,
     ) -> Result<BlobAnswer, Error> {
         let wanted = *digest;
-        let found = self.read(repository, move |store, repository| {
-            if store.has_layer(repository, &wanted)? { store.blob(&wanted) } else { Ok(None) }
-        });
+        let found =
+            self.read(repository, move |store, repository| match store.layer(repository, &wanted)? {
+                Some(stored) => store.blob(&stored),
+                None => Ok(None),
+            });
         let held = found.await?.ok_or_else(|| Error::NotFound(format!("blob {digest} of {repository}")))?;
         let size = held.len;
         let range = match want {
@@ -95,25 +183,38 @@ impl Hosted {
         Ok(TagsAnswer { tags, served: Served::Hit })
     }
 
-    /// Held repositories after `last`, sorted, `count` at most, by their names in the tree; and
-    /// whether there are more. `is_served` says of a name and its origin whether it is served.
-    pub async fn catalog(
+    /// What refers to a manifest, whether that is here or not, sorted by digest.
+    pub async fn referrers(
         &self,
-        last: Option<String>,
-        count: usize,
-        is_served: impl Fn(&str, &OriginState) -> bool + Send + 'static,
-    ) -> Result<(Vec<String>, bool), Error> {
-        let names = self.store.run(move |store| {
-            let held = store.repositories()?.into_iter();
-            let all = held.filter(|(name, origin)| is_served(name, origin)).map(|(name, _)| name);
-            let after = all.skip_while(|name| last.as_ref().is_some_and(|last| name <= last));
-            Ok(after.take(count.saturating_add(1)).collect::<Vec<_>>())
-        });
+        repository: &Repository,
+        subject: &Digest,
+    ) -> Result<ReferrersAnswer, Error> {
+        let known = self.read(repository, |_, _| Ok(Some(()))).await?;
+        let mut all = Vec::new();
+        if known.is_some() {
+            let failed = |error| referrers::failed(repository, &error);
+            let found = self.referrers.of(&self.store, repository, subject).await.map_err(failed)?;
+            let (of, subject) = (repository.clone(), *subject);
+            let merged = self.store.run(move |store| referrers::merged(store, &of, &subject, found));
+            all = merged.await.map_err(failed)?;
+        }
+        Ok(ReferrersAnswer { referrers: Arc::new(all), served: Served::Hit })
+    }
+
+    /// All repositories that are held, by their names in the tree, sorted.
+    pub async fn held(&self) -> Result<Vec<(String, OriginState)>, Error> {
         let failed =
             |error: store::Error| Error::Disk { subject: "the catalog".to_owned(), why: error.to_string() };
-        let mut names = names.await.map_err(failed)?;
-        let more = names.len() > count;
-        names.truncate(count);
-        Ok((names, more))
+        self.store.run(Store::repositories).await.map_err(failed)
+    }
+
+    /// Whether any repository may have this blob.
+    pub async fn is_stored(&self, digest: &Digest) -> Result<bool, PushError> {
+        // Bytes with a sha512 name stand under their sha256.
+        let digest = *digest;
+        let known = self
+            .store
+            .run(move |store| Ok(matches!(digest, Digest::Sha512(_)) || store.blob(&digest)?.is_some()));
+        Ok(known.await?)
     }
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{Error, Grant, Store, layout};
-use crate::oci::{Digest, MANIFEST_MAX, Repository, Tag};
+use crate::oci::{Digest, MANIFEST_CEILING, Repository, Tag};
 
 /// A manifest that was pushed.
 #[derive(Clone, Debug)]
@@ -55,7 +55,7 @@ impl Store {
     /// A manifest's bytes, where the repository has it. Bytes that rotted count as missing.
     pub fn manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Bytes>, Error> {
         let Some(data) = self.revision(repository, digest)? else { return Ok(None) };
-        let Some(bytes) = self.home.read(&layout::data(&data), MANIFEST_MAX)? else { return Ok(None) };
+        let Some(bytes) = self.home.read(&layout::data(&data), MANIFEST_CEILING)? else { return Ok(None) };
         if Digest::of(digest.algorithm(), &bytes) != *digest {
             self.metrics.store_errors.inc();
             tracing::error!(%digest, "a manifest on disk has other bytes than its digest says, and is ignored");

@@ -43,6 +43,7 @@ fn service(requests: Option<Rate>) -> Service {
         events: Events::default(),
         ids: RequestIds::default(),
         draining: Draining::default(),
+        tasks: Tasks::default(),
         public: options().public(),
     }
 }

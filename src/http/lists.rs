@@ -1,0 +1,115 @@
+//! Lists: tags, repositories, referrers, what is found by a search.
+
+use http::request;
+
+use super::error::{ApiError, Code};
+use super::handler::{Answer, Service};
+use super::respond;
+use super::route::{Page, Search};
+use crate::access::{Action, Caller, Client};
+use crate::metrics::{Kind, Outcome};
+use crate::oci::{Digest, Owner, Repository};
+use crate::store::{Origin, OriginState};
+
+impl Service {
+    pub(super) async fn tags(
+        &self,
+        path: &str,
+        client: Client,
+        repository: &Repository,
+        name: &str,
+        page: &Page,
+        namespace: Option<&str>,
+    ) -> Answer {
+        let content = self.content(Kind::Tags, Some(repository))?;
+        let answer = match repository.owner {
+            Owner::Upstream(_) => content.mirror.tags(&self.limits.toll(client), repository).await,
+            Owner::Hosted => content.hosted.tags(repository).await,
+        };
+        let answer = answer.map_err(|error| ApiError::of_content(&error, Kind::Tags, repository))?;
+        Ok((respond::tags(&answer, name, page, path, namespace), respond::outcome(&answer.served)))
+    }
+
+    pub(super) async fn referrers(
+        &self,
+        request: &request::Parts,
+        repository: &Repository,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+        page: &Page,
+        namespace: Option<&str>,
+    ) -> Answer {
+        let content = self.content(Kind::Referrers, Some(repository))?;
+        let answer = match repository.owner {
+            Owner::Upstream(_) => {
+                let message = format!(
+                    "no referrers API for {repository}@{subject}: use the tag `{}`",
+                    subject.to_string().replace(':', "-")
+                );
+                return Err(ApiError::new(Code::NoEndpoint, message));
+            }
+            Owner::Hosted => content.hosted.referrers(repository, subject).await,
+        };
+        let answer = answer.map_err(|error| ApiError::of_content(&error, Kind::Referrers, repository))?;
+        let response = respond::referrers(&answer, artifact_type, page, request.uri.path(), namespace);
+        Ok((response, respond::outcome(&answer.served)))
+    }
+
+    pub(super) async fn catalog(&self, path: &str, caller: &Caller, page: &Page) -> Answer {
+        let held = self.held(Kind::Catalog).await?;
+        let last = page.last.as_deref().unwrap_or_default();
+        let mut names: Vec<String> = held
+            .into_iter()
+            .filter(|(name, origin)| name.as_str() > last && self.shows(caller, name, origin).is_some())
+            .map(|(name, _)| name)
+            .take(page.count.saturating_add(1))
+            .collect();
+        let more = names.len() > page.count;
+        names.truncate(page.count);
+        Ok((respond::catalog(&names, more, page, path), Outcome::Hit))
+    }
+
+    /// Repositories whose name has the term in it, for `docker search`.
+    pub(super) async fn search(&self, caller: &Caller, search: &Search) -> Answer {
+        let held = self.held(Kind::Search).await?;
+        let term = search.term.to_lowercase();
+        let found = held.iter().filter_map(|(name, origin)| self.shows(caller, name, origin));
+        // Docker Hub's are asked for here without their host, all others with it.
+        let named = found.map(|repository| match &repository.owner {
+            Owner::Upstream(host) if host.is_docker_hub() => {
+                (repository.name.to_string(), format!("mirrored from {host}"))
+            }
+            Owner::Upstream(host) => (repository.to_string(), format!("mirrored from {host}")),
+            Owner::Hosted => (repository.to_string(), "hosted here".to_owned()),
+        });
+        let found: Vec<_> = named.filter(|(name, _)| name.contains(&term)).take(search.count).collect();
+        Ok((respond::search(&search.term, &found), Outcome::Hit))
+    }
+
+    async fn held(&self, kind: Kind) -> Result<Vec<(String, OriginState)>, ApiError> {
+        let held = self.content(kind, None)?.hosted.held().await;
+        held.map_err(|error| ApiError::new(Code::Unknown, error.to_string()))
+    }
+
+    /// The repository that is held under this name, where it is served and the caller may pull it.
+    fn shows(&self, caller: &Caller, name: &str, origin: &OriginState) -> Option<Repository> {
+        self.served(name, origin)
+            .filter(|repository| self.authorise(caller, Action::Pull, repository).is_ok())
+    }
+
+    /// The repository that is held under this name, where configuration and origin agree.
+    pub(super) fn served(&self, name: &str, origin: &OriginState) -> Option<Repository> {
+        match origin {
+            OriginState::Known(Origin { owner: owner @ Owner::Upstream(host), .. }) => {
+                self.content.as_ref()?.mirror.upstreams().get(host)?;
+                let bare = if host.is_docker_hub() { name } else { name.split_once('/')?.1 };
+                let repository = Repository { owner: owner.clone(), name: bare.parse().ok()? };
+                (repository.stored_name() == name).then_some(repository)
+            }
+            OriginState::Known(Origin { owner: Owner::Hosted, .. }) | OriginState::Unknown => {
+                self.owners.resolve(None, name).ok().filter(|repository| repository.owner == Owner::Hosted)
+            }
+            OriginState::Absent => None,
+        }
+    }
+}

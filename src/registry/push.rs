@@ -1,0 +1,300 @@
+//! Writes: blobs that are there already, manifests, deletes.
+
+use bytes::Bytes;
+
+use super::error::PushError;
+use super::uploads::{Chunks, Turn};
+use super::{Hosted, grant};
+use crate::oci::{
+    Descriptor, Digest, Manifest, ManifestKind, MediaType, Owner, Reference, Repository, Tag, UploadId,
+};
+use crate::store::{ManifestCommit, NewManifest, OriginState, Removal, Store};
+
+use futures_util::StreamExt;
+
+/// What a manifest is to be called.
+pub struct Naming {
+    /// What the client says its digest is.
+    pub digest: Option<Digest>,
+    pub tags: Vec<Tag>,
+}
+
+/// A manifest that was kept.
+pub struct Pushed {
+    pub digest: Digest,
+    pub subject: Option<Digest>,
+    pub tags: Vec<Tag>,
+}
+
+impl Hosted {
+    /// Runs disk work that changes a repository, after the check that it is a hosted one.
+    async fn write<T: Send + 'static>(
+        &self,
+        repository: &Repository,
+        work: impl FnOnce(&Store, &Repository) -> Result<T, PushError> + Send + 'static,
+    ) -> Result<T, PushError> {
+        let of = repository.clone();
+        let done = self.store.run(move |store| {
+            if let Some(why) = refusal(&store.origin(&of)?) {
+                return Ok(Err(PushError::Origin { repository: of, why }));
+            }
+            Ok(work(store, &of))
+        });
+        done.await?
+    }
+
+    /// A new upload to this repository.
+    pub async fn begin(&self, repository: &Repository) -> Result<Turn, PushError> {
+        self.write(repository, |_, _| Ok(())).await?;
+        self.uploads.begin(repository, self.options.max_uploads).await
+    }
+
+    /// The turn on an upload under way.
+    pub async fn upload(&self, repository: &Repository, id: UploadId) -> Result<Turn, PushError> {
+        self.uploads.resume(repository, id).await
+    }
+
+    /// The size of a blob that a pusher asks for, which is relied on from now on.
+    pub async fn lease_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<u64>, PushError> {
+        let digest = *digest;
+        Ok(self
+            .store
+            .run({
+                let of = repository.clone();
+                move |store| store.lease_blob(&of, &digest)
+            })
+            .await?)
+    }
+
+    /// Gives the repository a blob that one of `sources` has; false where none has it.
+    pub async fn mount(
+        &self,
+        repository: &Repository,
+        sources: Vec<Repository>,
+        digest: &Digest,
+    ) -> Result<bool, PushError> {
+        let digest = *digest;
+        self.write(repository, move |store, repository| {
+            if store.lease_blob(repository, &digest)?.is_some() {
+                return Ok(true);
+            }
+            for source in sources {
+                if store.layer(&source, &digest)?.is_some()
+                    && store.mount(&grant(repository), &source, &digest)?
+                {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+        .await
+    }
+
+    /// A manifest's bytes, `max_manifest` at most.
+    pub async fn collect_manifest(&self, mut chunks: Chunks) -> Result<Bytes, PushError> {
+        let max = self.options.max_manifest;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(PushError::ManifestInterrupted)?;
+            if bytes.len() + chunk.len() > max {
+                return Err(PushError::ManifestTooLarge(max));
+            }
+            self.metrics.received_bytes.inc_by(chunk.len() as u64);
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes.into())
+    }
+
+    /// Keeps a manifest, with all that it names there already.
+    pub async fn put_manifest(
+        &self,
+        repository: &Repository,
+        naming: Naming,
+        content_type: Option<String>,
+        bytes: Bytes,
+    ) -> Result<Pushed, PushError> {
+        let (immutable, referrers) = (self.immutable_of(repository, &naming.tags), self.referrers.clone());
+        self.write(repository, move |store, repository| {
+            let manifest = Manifest::pushed(&bytes, content_type.as_deref())?;
+            let digest = match naming.digest {
+                Some(wanted) => match Digest::of(wanted.algorithm(), &bytes) {
+                    actual if actual == wanted => wanted,
+                    actual => return Err(PushError::ManifestDigest { wanted, actual }),
+                },
+                None => Digest::sha256(&bytes),
+            };
+            let (blobs, manifests) = needs(&manifest);
+            let tags = naming.tags;
+            let may_not_move = immutable.iter().map(|(tag, _)| tag.clone()).collect();
+            let new =
+                NewManifest { digest, bytes, blobs, manifests, tags: tags.clone(), immutable: may_not_move };
+            match store.commit_manifest(&grant(repository), &new)? {
+                ManifestCommit::Done => {}
+                ManifestCommit::Missing(missing) => {
+                    return Err(PushError::Missing { repository: repository.clone(), missing });
+                }
+                ManifestCommit::Immutable(tag) => {
+                    let pattern =
+                        immutable.into_iter().find(|(of, _)| *of == tag).map(|(_, pattern)| pattern);
+                    let (repository, pattern) = (repository.clone(), pattern.unwrap_or_default());
+                    return Err(PushError::Immutable { repository, tag, pattern });
+                }
+            }
+            if manifest.subject.is_some() {
+                referrers.changed(store, repository, &digest)?;
+            }
+            Ok(Pushed { digest, subject: manifest.subject.map(|subject| subject.digest), tags })
+        })
+        .await
+    }
+
+    /// Which of the tags may not be changed, and the pattern that says so.
+    fn immutable_of(&self, repository: &Repository, tags: &[Tag]) -> Vec<(Tag, String)> {
+        let of = |tag: &Tag| Some((tag.clone(), self.options.immutability(repository, tag)?.to_owned()));
+        tags.iter().filter_map(of).collect()
+    }
+
+    /// Removes a tag; or a manifest, with all tags that point to it.
+    pub async fn delete_manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<(), PushError> {
+        self.may_delete()?;
+        let (options, referrers, reference) =
+            (self.options.clone(), self.referrers.clone(), reference.clone());
+        self.write(repository, move |store, repository| {
+            let missing = || PushError::NoManifest(crate::answer::subject(repository, &reference));
+            let immutable = |tag: &Tag| {
+                let pattern = options.immutability(repository, tag)?.to_owned();
+                Some(PushError::Immutable { repository: repository.clone(), tag: tag.clone(), pattern })
+            };
+            match &reference {
+                Reference::Tag(tag) => {
+                    if store.tag(repository, tag)?.is_none() {
+                        return Err(missing());
+                    }
+                    if let Some(refusal) = immutable(tag) {
+                        return Err(refusal);
+                    }
+                    if store.remove_tag(repository, tag)? { Ok(()) } else { Err(missing()) }
+                }
+                Reference::Digest(digest) => {
+                    let names = names(store, repository, digest)?;
+                    for tag in store.tags(repository)?.iter().filter(|tag| immutable(tag).is_some()) {
+                        if store.tag(repository, tag)?.is_some_and(|held| names.contains(&held.digest)) {
+                            return Err(immutable(tag).unwrap_or_else(missing));
+                        }
+                    }
+                    let mut removed = false;
+                    for name in &names {
+                        let removal =
+                            store.remove_manifest(repository, name, &|tag| immutable(tag).is_some())?;
+                        referrers.changed(store, repository, name)?;
+                        match removal {
+                            Removal::Removed { .. } => removed = true,
+                            Removal::Absent => {}
+                            Removal::Immutable(tag) => return Err(immutable(&tag).unwrap_or_else(missing)),
+                        }
+                    }
+                    if removed { Ok(()) } else { Err(missing()) }
+                }
+            }
+        })
+        .await
+    }
+
+    /// Takes a blob from the repository. Its bytes stay until they are collected.
+    pub async fn delete_blob(&self, repository: &Repository, digest: &Digest) -> Result<(), PushError> {
+        self.may_delete()?;
+        let digest = *digest;
+        self.write(repository, move |store, repository| match store.remove_layer(repository, &digest)? {
+            true => Ok(()),
+            false => Err(PushError::NoBlob(format!("blob {digest} of {repository}"))),
+        })
+        .await
+    }
+
+    fn may_delete(&self) -> Result<(), PushError> {
+        if self.options.delete { Ok(()) } else { Err(PushError::DeleteOff) }
+    }
+}
+
+/// All names that a manifest has in its repository: what was pushed by its sha512 has its sha256 too.
+fn names(store: &Store, repository: &Repository, digest: &Digest) -> Result<Vec<Digest>, PushError> {
+    let Some(data) = store.revision(repository, digest)? else { return Ok(Vec::new()) };
+    let mut names = Vec::new();
+    for name in store.revisions(repository)? {
+        if name == data
+            || (name.algorithm() != data.algorithm() && store.revision(repository, &name)? == Some(data))
+        {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// Why a repository of this origin is not written to.
+fn refusal(origin: &OriginState) -> Option<String> {
+    match origin {
+        OriginState::Known(origin) if origin.owner != Owner::Hosted => Some(format!(
+            "the data directory holds a repository of this name that was mirrored from {}; push under another name",
+            origin.owner
+        )),
+        // Of unknown origin, it counts as hosted; the first write says so for good.
+        OriginState::Known(_) | OriginState::Absent | OriginState::Unknown => None,
+    }
+}
+
+/// The blobs and manifests that have to be there. A layer that lives elsewhere by design does not,
+/// nor does a subject. In an index, what is no manifest is a blob: build caches are kept that way.
+fn needs(manifest: &Manifest) -> (Vec<Digest>, Vec<Digest>) {
+    let here = |descriptor: &&Descriptor| !descriptor.foreign;
+    match &manifest.kind {
+        ManifestKind::Image { config, layers } => {
+            (std::iter::once(config).chain(layers).filter(here).map(|of| of.digest).collect(), Vec::new())
+        }
+        ManifestKind::Artifact { blobs } => (blobs.iter().map(|of| of.digest).collect(), Vec::new()),
+        ManifestKind::Index { manifests } => {
+            let is_manifest = |of: &&Descriptor| {
+                of.media_type.is_empty()
+                    || MediaType::parse(&of.media_type).is_some_and(|kind| kind.is_manifest())
+            };
+            let (manifests, blobs): (Vec<_>, Vec<_>) = manifests.iter().filter(here).partition(is_manifest);
+            let digests = |of: Vec<&Descriptor>| of.into_iter().map(|of| of.digest).collect();
+            (digests(blobs), digests(manifests))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_manifest_needs() {
+        let digest = |n: u8| Digest::sha256(&[n]);
+        let descriptor =
+            |kind: &str, n| format!(r#"{{"mediaType":"{kind}","digest":"{}","size":1}}"#, digest(n));
+        let image = format!(
+            r#"{{"config":{},"layers":[{},{}],"subject":{}}}"#,
+            descriptor("application/x", 1),
+            descriptor("application/vnd.oci.image.layer.v1.tar", 2),
+            descriptor("application/vnd.oci.image.layer.nondistributable.v1.tar", 3),
+            descriptor(MediaType::OCI_MANIFEST, 4),
+        );
+        let of = |text: &str| needs(&Manifest::parse(text.as_bytes(), None).unwrap());
+        assert_eq!(of(&image), (vec![digest(1), digest(2)], vec![]));
+        let index = format!(
+            r#"{{"manifests":[{},{},{}]}}"#,
+            descriptor(MediaType::OCI_MANIFEST, 1),
+            descriptor(MediaType::DOCKER_LIST, 2),
+            descriptor("application/vnd.buildkit.cacheconfig.v0", 3),
+        );
+        assert_eq!(of(&index), (vec![digest(3)], vec![digest(1), digest(2)]));
+    }
+}
