@@ -71,15 +71,18 @@ impl Courier {
                     tokio::time::sleep(LAST_WORDS).await;
                 }
             };
-            tokio::select! {
-                delivery = self.deliver(&batch) => queue.ended(delivery, batch.len()),
+            let delivery = tokio::select! {
+                delivery = self.deliver(&batch) => delivery,
                 () = given_up => {
-                    queue.close();
-                    queue.ended(Delivery::Dropped, batch.len());
-                    let lost = batch.len() + queue.clear();
-                    let endpoint = &queue.options.name;
-                    return tracing::warn!(endpoint, lost, "events could not be sent before the end");
+                    self.stop();
+                    Delivery::Dropped
                 }
+            };
+            queue.ended(delivery, batch.len());
+            if self.stopping && delivery != Delivery::Sent {
+                let lost = batch.len() + queue.clear();
+                let endpoint = &queue.options.name;
+                return tracing::warn!(endpoint, lost, "events could not be sent before the end");
             }
         }
     }

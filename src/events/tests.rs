@@ -286,3 +286,17 @@ fn without_endpoints_nothing_is_wanted() {
     assert!(Action::ALL.iter().all(|action| !events.wants(*action)));
     events.emit(event(Action::Push, Target::removed(&repository("app"), &Digest::sha256(b"x"))));
 }
+
+#[tokio::test]
+async fn nor_does_one_that_refuses() {
+    let receiver = Receiver::start(&[500; 999]).await;
+    let bench = Bench::new(EndpointOptions { backoff: Duration::from_secs(3600), ..receiver.options() });
+    (0..20 * queue::BATCH - 1).for_each(|_| bench.push("app"));
+    bench.until(|bench| bench.metrics.endpoint("ci").failures.get() == 1).await;
+    bench.push("app");
+    assert!(bench.tasks.drain(Duration::from_secs(60)).await);
+    let (sent, failed, dropped, queued) = bench.counts();
+    assert_eq!((sent, failed + dropped, queued), (0, 20 * queue::BATCH as u64, 0));
+    // One request's worth was tried, the rest went without.
+    assert!(receiver.got().len() <= 6, "{}", receiver.got().len());
+}
