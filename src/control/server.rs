@@ -240,9 +240,8 @@ impl Listener {
 
     /// Completes when the client leaves.
     async fn gone(&self) {
-        match &self.lines {
-            Some(lines) => lines.closed().await,
-            None => {}
+        if let Some(lines) = &self.lines {
+            lines.closed().await;
         }
     }
 
