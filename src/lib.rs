@@ -24,7 +24,7 @@
 //! | [`access`] | who a client is, seen through trusted proxies, and how much it may ask for |
 //! | [`events`] | webhooks: what happened to images, posted to whoever wants to know |
 //! | [`mirror`] | pull-through: hit, miss, fresh, stale; no HTTP types |
-//! | [`registry`] | hosted repositories: read from disk, never fetched |
+//! | [`registry`] | hosted repositories: uploads, manifests, deletes, referrers; never fetched |
 //! | [`answer`] | what mirror and registry both answer, and why there may be no answer |
 //! | [`upstream`] | one remote registry: requests, tokens, redirects, quota, limits, retries |
 //! | [`store`] | verified content at rest: blobs, fills, manifests, tags, origins |
@@ -72,6 +72,7 @@
 //! | what we hold, we serve, and say that it is stale | `tests/mirror.rs`, `tests/crash.rs`, `tests/clients.rs` |
 //! | no manifest is given whose blobs cannot be had | `tests/mirror.rs` |
 //! | a disk that is full, read-only or gone breaks no pull | `tests/fill/disk.rs` |
+//! | the registry's API is that of the specification | `tests/conformance/`; `http::push`, `http::lists`, `registry` |
 //! | quota is spent once, read and obeyed | `tests/limits/quota.rs`, `upstream/tests/limits.rs` |
 //! | what is private stays so; credentials go where they belong | `tests/limits/private.rs`, `upstream/tests/auth.rs`, `hops.rs` |
 //! | a name has one owner, by configuration alone | `http::owners`, `config/tests/upstreams.rs`, `tests/mirror.rs` |

@@ -15,6 +15,7 @@ mod operations;
 mod owners;
 mod page;
 mod push;
+mod query;
 mod receive;
 mod respond;
 mod route;

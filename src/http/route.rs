@@ -1,13 +1,12 @@
 //! What a request asks for: method, path and query read into a [`Route`], purely.
 
-use std::borrow::Cow;
-
 use http::Method;
 use percent_encoding::percent_decode_str;
 
 use super::error::{ApiError, Code};
 use super::owners::Owners;
-use crate::oci::{Algorithm, Digest, InvalidReference, Owner, Reference, Repository, Tag, UploadId};
+use super::query::{Query, short};
+use crate::oci::{Digest, InvalidReference, Owner, Reference, Repository, Tag, UploadId};
 use crate::registry::PushError;
 
 /// Names in one answer of `_catalog`, at most.
@@ -18,8 +17,6 @@ pub const TAGS_MAX: usize = 10_000;
 pub const REFERRERS_MAX: usize = 1000;
 /// What a search finds, unless asked for more or fewer, and at most.
 const SEARCH: (usize, usize) = (25, 100);
-/// `?tag=` parameters of one manifest, at most.
-const TAG_PARAMETERS_MAX: usize = 100;
 
 const READ: &str = "GET, HEAD";
 
@@ -123,19 +120,33 @@ pub fn parse(owners: &Owners, method: &Method, path: &str, query: Option<&str>) 
     let query = Query::parse(query);
     let prefix = prefix.map(|host| owners.upstream(host).map(|_| host)).transpose()?;
     let endpoint = Endpoint::parse(rest).ok_or_else(|| no_endpoint(method, &path))?;
+    let namespace = query.first("ns");
+    let named = namespace.or(prefix);
+    let writes = !read || !endpoint.is_readable();
+    if writes && !endpoint.name().is_empty() {
+        refuse_mirrored(&owners.resolve(named, endpoint.name())?, method)?;
+    }
     let methods = endpoint.methods();
     if !methods.split(", ").any(|known| known == method.as_str()) {
         let path = short(&path);
         return Err(ApiError::method(format!("{method} {path} is not supported: use {methods}"), methods));
     }
-    let namespace = query.first("ns");
-    let named = namespace.or(prefix);
     let place = path[..path.len() - rest.map_or(0, str::len) + endpoint.name().len()].to_owned();
     let route = match endpoint.write(method) {
         Some(write) => write.route(owners, named, &query)?,
         None => endpoint.read(owners, named, &path, &query)?,
     };
     Ok(Routed { route, namespace: namespace.map(str::to_owned), place })
+}
+
+/// What is mirrored is read only, whoever asks and whatever else is wrong.
+fn refuse_mirrored(repository: &Repository, method: &Method) -> Result<(), ApiError> {
+    let Owner::Upstream(host) = &repository.owner else { return Ok(()) };
+    let message = format!(
+        "{method} is not supported: {repository} is mirrored from {host}, and can only be read here; push there, or \
+         here under a hosted name"
+    );
+    Err(ApiError::method(message, READ))
 }
 
 fn operations(path: &str) -> Option<Route> {
@@ -241,6 +252,10 @@ impl<'a> Endpoint<'a> {
         }
     }
 
+    fn is_readable(self) -> bool {
+        !matches!(self, Self::Uploads(_) | Self::Upload(..))
+    }
+
     fn methods(self) -> &'static str {
         match self {
             Self::Base | Self::ToBase | Self::Catalog | Self::Referrers(..) | Self::Tags(_) => READ,
@@ -299,11 +314,6 @@ impl<'a> Endpoint<'a> {
 impl Change<'_> {
     fn route(self, owners: &Owners, named: Option<&str>, query: &Query) -> Result<Route, ApiError> {
         let repository = owners.resolve(named, self.name)?;
-        if let Owner::Upstream(host) = &repository.owner {
-            let message =
-                format!("{repository} is mirrored from {host}, and can only be read here: push there");
-            return Err(ApiError::method(message, READ));
-        }
         let write = match self.what {
             What::Begin => Write::Begin(query.begin()?),
             What::Upload(id, method) => upload(&repository, id, &method, query)?,
@@ -344,74 +354,6 @@ fn to_write(reference: &str) -> Result<Reference, ApiError> {
 
 fn no_endpoint(method: &Method, path: &str) -> ApiError {
     ApiError::new(Code::NoEndpoint, format!("nothing is served at {method} {}", short(path)))
-}
-
-/// As much of a client's text as fits into a message.
-fn short(text: &str) -> String {
-    text.chars().take(120).collect()
-}
-
-/// The parameters, decoded.
-struct Query<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
-
-impl<'a> Query<'a> {
-    fn parse(query: Option<&'a str>) -> Self {
-        // No request is answered at all whose head is larger than 64 KiB.
-        Self(url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).collect())
-    }
-
-    fn all(&self, key: &str) -> impl Iterator<Item = &str> {
-        self.0.iter().filter(move |(name, _)| name == key).map(|(_, value)| &**value)
-    }
-
-    fn first(&self, key: &str) -> Option<&str> {
-        self.all(key).next()
-    }
-
-    fn digest(&self, key: &str) -> Result<Option<Digest>, ApiError> {
-        Ok(self.first(key).map(str::parse).transpose()?)
-    }
-
-    fn begin(&self) -> Result<Begin, ApiError> {
-        if let Some(algorithm) = self.first("digest-algorithm")
-            && ![Algorithm::Sha256, Algorithm::Sha512].iter().any(|known| known.as_str() == algorithm)
-        {
-            let message =
-                format!("digest algorithm `{}` is not supported: use sha256 or sha512", short(algorithm));
-            return Err(ApiError::new(Code::DigestInvalid, message));
-        }
-        let from = self.first("from").filter(|from| !from.is_empty()).map(str::to_owned);
-        Ok(Begin { digest: self.digest("digest")?, mount: self.digest("mount")?, from })
-    }
-
-    fn tags(&self) -> Result<Vec<Tag>, ApiError> {
-        if self.all("tag").count() > TAG_PARAMETERS_MAX {
-            let message =
-                format!("more than {TAG_PARAMETERS_MAX} tags at once: put the others in a further request");
-            return Err(ApiError::new(Code::TooManyTags, message));
-        }
-        let tags = self.all("tag").map(str::parse::<Tag>);
-        tags.collect::<Result<_, _>>().map_err(|error| ApiError::new(Code::TagInvalid, error.to_string()))
-    }
-
-    fn number(&self, key: &str, max: usize) -> Result<Option<usize>, ApiError> {
-        match self.first(key) {
-            None => Ok(None),
-            Some(count) if !count.is_empty() && count.bytes().all(|b| b.is_ascii_digit()) => {
-                Ok(Some(count.parse().unwrap_or(max).min(max)))
-            }
-            Some(count) => {
-                let message = format!("`{key}={}` is no number of entries: use 0 to {max}", short(count));
-                Err(ApiError::new(Code::PaginationNumberInvalid, message))
-            }
-        }
-    }
-
-    fn page(&self, max: usize) -> Result<Page, ApiError> {
-        let count = self.number("n", max)?.unwrap_or(max);
-        let last = self.first("last").filter(|last| !last.is_empty()).map(str::to_owned);
-        Ok(Page { count, last })
-    }
 }
 
 #[cfg(test)]

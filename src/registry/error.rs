@@ -37,9 +37,9 @@ pub enum PushError {
     #[error("the manifest did not come whole: {0}")]
     ManifestInterrupted(Interrupted),
     #[error("what was uploaded is {actual}, not {wanted}, and was thrown away: send it again")]
-    BlobDigest { wanted: Digest, actual: Digest },
+    BlobDigest { wanted: Box<Digest>, actual: Box<Digest> },
     #[error("the manifest's digest is {actual}, not {wanted}: put it under its own digest or a tag")]
-    ManifestDigest { wanted: Digest, actual: Digest },
+    ManifestDigest { wanted: Box<Digest>, actual: Box<Digest> },
     #[error(
         "there are {0} unfinished uploads, and no more are taken (`hosted.max_uploads`): finish or cancel some, \
          or try again later"

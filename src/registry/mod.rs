@@ -1,8 +1,9 @@
 //! Hosted repositories: read from the tree, where nothing is fetched for them, and written to.
 //!
-//! [`uploads`] brings blobs in, [`push`] manifests, and takes both away; [`referrers`] says what
-//! refers to what.
+//! [`uploads`] brings blobs in, [`push`] manifests, [`delete`] takes them away, and [`referrers`] says
+//! what refers to what.
 
+mod delete;
 mod error;
 mod push;
 mod referrers;

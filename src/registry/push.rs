@@ -1,14 +1,12 @@
-//! Writes: blobs that are there already, manifests, deletes.
+//! Pushes: uploads begun, blobs mounted, manifests committed.
 
 use bytes::Bytes;
 
 use super::error::PushError;
 use super::uploads::{Chunks, Turn};
 use super::{Hosted, grant};
-use crate::oci::{
-    Descriptor, Digest, Manifest, ManifestKind, MediaType, Owner, Reference, Repository, Tag, UploadId,
-};
-use crate::store::{ManifestCommit, NewManifest, OriginState, Removal, Store};
+use crate::oci::{Descriptor, Digest, Manifest, ManifestKind, MediaType, Owner, Repository, Tag, UploadId};
+use crate::store::{ManifestCommit, NewManifest, OriginState, Store};
 
 use futures_util::StreamExt;
 
@@ -28,7 +26,7 @@ pub struct Pushed {
 
 impl Hosted {
     /// Runs disk work that changes a repository, after the check that it is a hosted one.
-    async fn write<T: Send + 'static>(
+    pub(super) async fn write<T: Send + 'static>(
         &self,
         repository: &Repository,
         work: impl FnOnce(&Store, &Repository) -> Result<T, PushError> + Send + 'static,
@@ -123,7 +121,10 @@ impl Hosted {
             let digest = match naming.digest {
                 Some(wanted) => match Digest::of(wanted.algorithm(), &bytes) {
                     actual if actual == wanted => wanted,
-                    actual => return Err(PushError::ManifestDigest { wanted, actual }),
+                    actual => {
+                        let (wanted, actual) = (Box::new(wanted), Box::new(actual));
+                        return Err(PushError::ManifestDigest { wanted, actual });
+                    }
                 },
                 None => Digest::sha256(&bytes),
             };
@@ -157,85 +158,6 @@ impl Hosted {
         let of = |tag: &Tag| Some((tag.clone(), self.options.immutability(repository, tag)?.to_owned()));
         tags.iter().filter_map(of).collect()
     }
-
-    /// Removes a tag; or a manifest, with all tags that point to it.
-    pub async fn delete_manifest(
-        &self,
-        repository: &Repository,
-        reference: &Reference,
-    ) -> Result<(), PushError> {
-        self.may_delete()?;
-        let (options, referrers, reference) =
-            (self.options.clone(), self.referrers.clone(), reference.clone());
-        self.write(repository, move |store, repository| {
-            let missing = || PushError::NoManifest(crate::answer::subject(repository, &reference));
-            let immutable = |tag: &Tag| {
-                let pattern = options.immutability(repository, tag)?.to_owned();
-                Some(PushError::Immutable { repository: repository.clone(), tag: tag.clone(), pattern })
-            };
-            match &reference {
-                Reference::Tag(tag) => {
-                    if store.tag(repository, tag)?.is_none() {
-                        return Err(missing());
-                    }
-                    if let Some(refusal) = immutable(tag) {
-                        return Err(refusal);
-                    }
-                    if store.remove_tag(repository, tag)? { Ok(()) } else { Err(missing()) }
-                }
-                Reference::Digest(digest) => {
-                    let names = names(store, repository, digest)?;
-                    for tag in store.tags(repository)?.iter().filter(|tag| immutable(tag).is_some()) {
-                        if store.tag(repository, tag)?.is_some_and(|held| names.contains(&held.digest)) {
-                            return Err(immutable(tag).unwrap_or_else(missing));
-                        }
-                    }
-                    let mut removed = false;
-                    for name in &names {
-                        let removal =
-                            store.remove_manifest(repository, name, &|tag| immutable(tag).is_some())?;
-                        referrers.changed(store, repository, name)?;
-                        match removal {
-                            Removal::Removed { .. } => removed = true,
-                            Removal::Absent => {}
-                            Removal::Immutable(tag) => return Err(immutable(&tag).unwrap_or_else(missing)),
-                        }
-                    }
-                    if removed { Ok(()) } else { Err(missing()) }
-                }
-            }
-        })
-        .await
-    }
-
-    /// Takes a blob from the repository. Its bytes stay until they are collected.
-    pub async fn delete_blob(&self, repository: &Repository, digest: &Digest) -> Result<(), PushError> {
-        self.may_delete()?;
-        let digest = *digest;
-        self.write(repository, move |store, repository| match store.remove_layer(repository, &digest)? {
-            true => Ok(()),
-            false => Err(PushError::NoBlob(format!("blob {digest} of {repository}"))),
-        })
-        .await
-    }
-
-    fn may_delete(&self) -> Result<(), PushError> {
-        if self.options.delete { Ok(()) } else { Err(PushError::DeleteOff) }
-    }
-}
-
-/// All names that a manifest has in its repository: what was pushed by its sha512 has its sha256 too.
-fn names(store: &Store, repository: &Repository, digest: &Digest) -> Result<Vec<Digest>, PushError> {
-    let Some(data) = store.revision(repository, digest)? else { return Ok(Vec::new()) };
-    let mut names = Vec::new();
-    for name in store.revisions(repository)? {
-        if name == data
-            || (name.algorithm() != data.algorithm() && store.revision(repository, &name)? == Some(data))
-        {
-            names.push(name);
-        }
-    }
-    Ok(names)
 }
 
 /// Why a repository of this origin is not written to.

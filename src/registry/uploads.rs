@@ -285,7 +285,7 @@ impl Turn {
             }
             Committed::Mismatch { actual } => {
                 ends.cell(UploadEnd::Mismatched).inc();
-                Err(PushError::BlobDigest { wanted, actual })
+                Err(PushError::BlobDigest { wanted: Box::new(wanted), actual: Box::new(actual) })
             }
         }
     }

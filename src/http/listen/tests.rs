@@ -142,8 +142,7 @@ async fn the_registry_answers_and_so_do_the_operators_routes() {
     }
     let head = ask(server.addresses[0], "HEAD /v2/ HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
     assert!(head.contains("content-length: 2") && head.ends_with("\r\n\r\n"), "{head}");
-    let post =
-        "POST /v2/x/blobs/uploads/ HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    let post = "POST /v2/library/x/blobs/uploads/ HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
     let post = ask(server.addresses[0], post).await;
     assert!(post.starts_with("HTTP/1.1 405") && post.contains("allow: GET, HEAD"), "{post}");
     assert_eq!(server.metrics.requests_in_flight.get(), 0);

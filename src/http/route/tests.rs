@@ -1,5 +1,6 @@
 use super::*;
 use crate::http::OwnersOptions;
+use crate::http::query::TAG_PARAMETERS_MAX;
 use crate::oci::UpstreamHost;
 use proptest::prelude::*;
 
@@ -114,7 +115,8 @@ fn what_does_not_parse_has_its_status() {
         ("/quay.io/v2/", 404),
         ("/v2/a/what/1", 404),
         ("/v2/a", 404),
-        ("/v1/_ping", 404),
+        ("/v1/repositories", 404),
+        ("/v1/search?n=x", 400),
         ("/v20/", 404),
         ("/favicon.ico", 404),
         ("*", 404),
@@ -126,24 +128,89 @@ fn what_does_not_parse_has_its_status() {
     ] {
         assert_eq!(status(target), expected, "{target}");
     }
-    assert_eq!(status(&format!("/v2/a/referrers/{digest}")), 404, "so that clients use the fallback tag");
+    assert_eq!(status(&format!("/v2/a/referrers/{digest}?n=x")), 400);
 }
 
 #[test]
-fn only_get_and_head_are_served() {
+fn each_endpoint_has_its_methods() {
     let digest = digest();
-    let targets = ["/v2/a/manifests/1", "/v2/", "/v2/a/blobs/uploads/", "/v2/a/tags/list", "/metrics"];
-    let uploads = ["/v2/a/blobs/uploads/0-1", "/v2/a/blobs/uploads"];
-    let blob = format!("/v2/a/blobs/{digest}");
-    for target in targets.iter().chain(&uploads).copied().chain([blob.as_str()]) {
-        for method in
-            [Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS, Method::TRACE]
-        {
-            let error = request(&method, target).unwrap_err();
-            assert_eq!(error.status().as_u16(), 405, "{method} {target}");
+    let id = UploadId::random();
+    let (blob, upload) = (format!("/v2/a/blobs/{digest}"), format!("/v2/a/blobs/uploads/{id}"));
+    let put = format!("{upload}?digest={digest}");
+    let all = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"];
+    for (target, served) in [
+        ("/v2/a/manifests/1", "GET HEAD PUT DELETE"),
+        ("/v2/", "GET HEAD"),
+        ("/v2/a/blobs/uploads/", "POST"),
+        ("/v2/a/blobs/uploads", "POST"),
+        ("/v2/a/tags/list", "GET HEAD"),
+        ("/v2/_catalog", "GET HEAD"),
+        ("/v1/search", "GET HEAD"),
+        ("/metrics", "GET HEAD"),
+        (&blob, "GET HEAD DELETE"),
+        (&put, "GET HEAD PUT PATCH DELETE"),
+    ] {
+        for method in all {
+            let answer = request(&method.parse().unwrap(), target);
+            let expected = if served.split(' ').any(|one| one == method) { None } else { Some(405) };
+            assert_eq!(answer.err().map(|error| error.status().as_u16()), expected, "{method} {target}");
         }
     }
-    assert!(request(&Method::HEAD, "/v2/a/manifests/1").is_ok());
+}
+
+#[test]
+fn what_is_mirrored_is_never_written_to() {
+    let upload = format!("blobs/uploads/{}", UploadId::random());
+    for name in ["library/a", "ghcr.io/a", "dockerhub/a"] {
+        for rest in ["manifests/1", "manifests/sha256:bad", "blobs/uploads/", "blobs/uploads/bad", &upload] {
+            for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE] {
+                let error = request(&method, &format!("/v2/{name}/{rest}")).unwrap_err();
+                assert_eq!(error.status().as_u16(), 405, "{method} {name} {rest}");
+            }
+        }
+    }
+}
+
+#[test]
+fn writes_are_read_with_their_parameters() {
+    let (digest, id) = (Digest::sha256(b"x"), UploadId::random());
+    let write = |method: &str, target: &str| {
+        let routed = request(&method.parse().unwrap(), target);
+        match routed.map(|routed| (routed.route, routed.place)) {
+            Ok((Route::Write(repository, write), place)) => {
+                assert_eq!((repository.name.as_str(), place.as_str()), ("a", "/v2/a"));
+                Ok(write)
+            }
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error.status().as_u16()),
+        }
+    };
+    let begin = |query: &str| write("POST", &format!("/v2/a/blobs/uploads/?{query}"));
+    assert_eq!(begin(""), Ok(Write::Begin(Begin::default())));
+    assert_eq!(
+        begin(&format!("mount={digest}&from=b%2Fc")),
+        Ok(Write::Begin(Begin { mount: Some(digest), from: Some("b/c".to_owned()), digest: None }))
+    );
+    assert!(begin("digest-algorithm=sha512").is_ok());
+    for bad in ["digest=x", "mount=sha256:zz", "digest-algorithm=md5"] {
+        assert_eq!(begin(bad), Err(400), "{bad}");
+    }
+    let upload = format!("/v2/a/blobs/uploads/{id}");
+    assert_eq!(write("PATCH", &format!("{upload}?_state=x")), Ok(Write::Append(id)));
+    assert_eq!(write("PUT", &format!("{upload}?_state=x&digest={digest}")), Ok(Write::Finish(id, digest)));
+    assert_eq!(write("PUT", &upload), Err(400), "no digest");
+    for bad in ["x", "0-1", "..", &id.to_string().to_uppercase()] {
+        assert_eq!(write("PATCH", &format!("/v2/a/blobs/uploads/{bad}")), Err(404), "{bad}");
+    }
+    let tags = write("PUT", &format!("/v2/a/manifests/{digest}?tag=1&tag=2"));
+    let expected = ["1", "2"].map(|tag| tag.parse().unwrap()).to_vec();
+    assert_eq!(tags, Ok(Write::PutManifest(Reference::Digest(digest), expected)));
+    for (bad, status) in [(".x", 400), ("sha256:bad", 400), ("1?tag=.x", 400)] {
+        assert_eq!(write("PUT", &format!("/v2/a/manifests/{bad}")), Err(status), "{bad}");
+    }
+    let many = "tag=x&".repeat(TAG_PARAMETERS_MAX + 1);
+    assert_eq!(write("PUT", &format!("/v2/a/manifests/1?{many}")), Err(414));
+    assert!(write("PUT", &format!("/v2/a/manifests/1?{}", "tag=x&".repeat(TAG_PARAMETERS_MAX))).is_ok());
 }
 
 #[test]
