@@ -33,6 +33,8 @@ pub struct Uploads {
     clock: Clock,
     tasks: Tasks,
     sessions: Mutex<HashMap<UploadId, Arc<Session>>>,
+    /// Those that ended while the disk was being looked through.
+    ended: Mutex<Option<HashSet<UploadId>>>,
 }
 
 struct Session {
@@ -53,7 +55,7 @@ pub struct Turn {
 
 impl Uploads {
     pub fn new(store: Arc<Store>, metrics: Arc<Metrics>, clock: Clock, tasks: Tasks) -> Arc<Self> {
-        Arc::new(Self { store, metrics, clock, tasks, sessions: Mutex::default() })
+        Arc::new(Self { store, metrics, clock, tasks, sessions: Mutex::default(), ended: Mutex::default() })
     }
 
     fn session(&self, repository: &Repository) -> Arc<Session> {
@@ -68,6 +70,9 @@ impl Uploads {
     fn forget(&self, id: UploadId) {
         let mut sessions = lock(&self.sessions);
         sessions.remove(&id);
+        if let Some(ended) = lock(&self.ended).as_mut() {
+            ended.insert(id);
+        }
         self.counted(&sessions);
     }
 
@@ -142,6 +147,7 @@ impl Uploads {
     /// gives back the files of those that are idle.
     pub async fn tend(self: &Arc<Self>, age: Duration) -> Result<(), store::Error> {
         let (began, now) = (self.clock.now(), self.clock.wall());
+        *lock(&self.ended) = Some(HashSet::new());
         let mut held = Vec::new();
         for upload in self.store.run(Store::uploads).await? {
             let idle = now.duration_since(upload.modified).unwrap_or_default();
@@ -169,7 +175,8 @@ impl Uploads {
     /// Those that a former process left count too.
     fn list(&self, held: Vec<HeldUpload>) {
         let mut sessions = lock(&self.sessions);
-        for upload in held {
+        let ended = lock(&self.ended).take().unwrap_or_default();
+        for upload in held.into_iter().filter(|upload| !ended.contains(&upload.id)) {
             sessions.entry(upload.id).or_insert_with(|| {
                 let (hand, used) = (Arc::default(), Mutex::new(self.clock.now()));
                 Arc::new(Session { stored_name: upload.stored_name, upload: hand, used })
