@@ -129,10 +129,10 @@ impl Mirror {
                 let index = known.as_ref().and_then(|known| known.index);
                 let upstream = self.upstream(repository)?;
                 let told = upstream.referrers(access.identity, &repository.name, &key.1, index).await;
-                told.map_err(|error| self.translate(repository, &subject, error))
+                told.map_err(|error| (error.to_string(), self.translate(repository, &subject, error)))
             }
             // It was proof of access that failed, and it is remembered.
-            Err(error) => Err((error, Duration::ZERO)),
+            Err(error) => Err((error.to_string(), (error, Duration::ZERO))),
         };
         match (told, known) {
             (Ok(ToldReferrers::Missing), Some(known)) if self.outlives_its_end(&known) => {
@@ -146,16 +146,16 @@ impl Mirror {
             }
             (Ok(told), known) => self.told_referrers(key, told, known),
             // Nobody can be shown to have access to what upstream knows nothing of.
-            (Err((Error::NotFound(_), _)), None) => Ok(ReferrersAnswer::none(Served::Miss)),
-            (Err((error @ Error::Denied { .. }, hold)), _) | (Err((error, hold)), None) => {
+            (Err((_, (Error::NotFound(_), _))), None) => Ok(ReferrersAnswer::none(Served::Miss)),
+            (Err((_, (error @ Error::Denied { .. }, hold))), _) | (Err((_, (error, hold))), None) => {
                 Err(if hold.is_zero() { error } else { self.remember(repository, &subject, error, hold) })
             }
-            (Err((error, _)), Some(known)) => {
+            (Err((why, (error, _))), Some(known)) => {
                 let hold = match &error {
                     Error::UpstreamLimited { retry_after, .. } => (*retry_after).min(LONGEST_HOLD),
                     _ => TROUBLE_HOLD,
                 };
-                Ok(self.stale_referrers(key, &known, &error.to_string(), hold))
+                Ok(self.stale_referrers(key, &known, &why, hold))
             }
         }
     }
