@@ -154,8 +154,9 @@ impl Service {
             Route::Referrers(repository, digest, artifact_type, page) => {
                 exchange.of_repository(Kind::Referrers, &repository, Some(Reference::Digest(digest)));
                 self.authorise(&caller, Action::Pull, &repository)?;
-                let artifact_type = artifact_type.as_deref();
-                self.referrers(request, &repository, &digest, artifact_type, &page, namespace).await?
+                let answer = self.referrers(exchange.client, &repository, &digest).await?;
+                let listed = respond::referrers(&answer, artifact_type.as_deref(), &page, path, namespace);
+                (listed, respond::outcome(&answer.served))
             }
             Route::Catalog(page) => {
                 exchange.of_list(Kind::Catalog);

@@ -1,12 +1,11 @@
 //! Lists: tags, repositories, referrers, what is found by a search.
 
-use http::request;
-
 use super::error::{ApiError, Code};
 use super::handler::{Answer, Service};
 use super::respond;
 use super::route::{Page, Search};
 use crate::access::{Action, Caller, Client};
+use crate::answer::ReferrersAnswer;
 use crate::metrics::{Kind, Outcome};
 use crate::oci::{Digest, Owner, Repository};
 use crate::store::{Origin, OriginState};
@@ -32,27 +31,18 @@ impl Service {
 
     pub(super) async fn referrers(
         &self,
-        request: &request::Parts,
+        client: Client,
         repository: &Repository,
         subject: &Digest,
-        artifact_type: Option<&str>,
-        page: &Page,
-        namespace: Option<&str>,
-    ) -> Answer {
+    ) -> Result<ReferrersAnswer, ApiError> {
         let content = self.content(Kind::Referrers, Some(repository))?;
         let answer = match repository.owner {
             Owner::Upstream(_) => {
-                let message = format!(
-                    "no referrers API for {repository}@{subject}: use the tag `{}`",
-                    subject.to_string().replace(':', "-")
-                );
-                return Err(ApiError::new(Code::NoEndpoint, message));
+                content.mirror.referrers(&self.limits.toll(client), repository, subject).await
             }
             Owner::Hosted => content.hosted.referrers(repository, subject).await,
         };
-        let answer = answer.map_err(|error| ApiError::of_content(&error, Kind::Referrers, repository))?;
-        let response = respond::referrers(&answer, artifact_type, page, request.uri.path(), namespace);
-        Ok((response, respond::outcome(&answer.served)))
+        answer.map_err(|error| ApiError::of_content(&error, Kind::Referrers, repository))
     }
 
     pub(super) async fn catalog(&self, path: &str, caller: &Caller, page: &Page) -> Answer {

@@ -190,6 +190,10 @@ fn needs(manifest: &Manifest) -> (Vec<Digest>, Vec<Digest>) {
             let digests = |of: Vec<&Descriptor>| of.into_iter().map(|of| of.digest).collect();
             (digests(blobs), digests(manifests))
         }
+        // Not taken from a pusher; read all the same.
+        ManifestKind::Artifact { blobs } => {
+            (blobs.iter().filter(here).map(|of| of.digest).collect(), Vec::new())
+        }
     }
 }
 

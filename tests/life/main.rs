@@ -6,6 +6,7 @@ mod support;
 mod configuration;
 mod lists;
 mod operations;
+mod referrers;
 mod signals;
 mod tls;
 mod tree;

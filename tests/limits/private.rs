@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use futures_util::future::join_all;
+use serde_json::{Value, json};
 
 use super::Tiny;
 use super::support::http;
@@ -49,6 +50,12 @@ impl Rig {
             let Content { digest, bytes, .. } = &image.manifest;
             upstream.push_manifest(repository, digest, MANIFEST, bytes).await;
             upstream.push_manifest(repository, "1", INDEX, &image.index.bytes).await;
+            // The image's own index stands for a signature.
+            let tag = digest.replace(':', "-");
+            let list = json!({
+                "schemaVersion": 2, "mediaType": INDEX, "manifests": [image.index.descriptor()],
+            });
+            upstream.push_manifest(repository, &tag, INDEX, list.to_string().as_bytes()).await;
         }
         let config = Some(config(directory.path(), password, private));
         let options = MirrorOptions { upstream: upstream.url(), config, ..Default::default() };
@@ -69,8 +76,19 @@ impl Rig {
         statuses
     }
 
+    /// The status of the list of referrers, and how many there are.
+    async fn referrers(&self, repository: &str) -> (u16, usize) {
+        let subject = &self.image.manifest.digest;
+        let url = format!("{}/v2/{repository}/referrers/{subject}", self.mirror.url());
+        let answer = http().get(url).send().await.unwrap();
+        let status = answer.status().as_u16();
+        let body: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        (status, body["manifests"].as_array().map_or(0, Vec::len))
+    }
+
     async fn assert_open(&self, repository: &str) {
         assert_eq!(self.statuses(repository).await, [200; 5], "{repository}");
+        assert_eq!(self.referrers(repository).await, (200, 1), "{repository}");
     }
 
     async fn assert_refused(&self, repository: &str) {
@@ -78,6 +96,7 @@ impl Rig {
         assert!(statuses.iter().all(|status| [403, 404].contains(status)), "{repository}: {statuses:?}");
         let tags = format!("{}/v2/{repository}/tags/list", self.mirror.url());
         assert_eq!(http().get(tags).send().await.unwrap().status(), 403);
+        assert_eq!(self.referrers(repository).await, (403, 0), "{repository}");
     }
 
     /// Stops the mirror once all is on disk, and starts it with another configuration.
@@ -112,6 +131,8 @@ async fn shared_it_is_served_until_that_is_taken_back() {
     rig.upstream.stop();
     rig.restart_with("refuse").await;
     assert!(rig.statuses(SECRET).await.iter().all(|status| *status != 200));
+    let (status, count) = rig.referrers(SECRET).await;
+    assert!(status != 200 && count == 0, "{status}");
 
     rig.restart_with("shared").await;
     rig.assert_open(SECRET).await;
