@@ -60,7 +60,10 @@ impl Listeners {
         let doors = doors.chain(options.operations.map(|address| (address, Door::Operations)));
         let (mut sockets, mut passed_over) = (Vec::new(), None);
         for (address, door) in doors {
-            match bind(address) {
+            // Beside its like of IPv4, `[::]` takes IPv6 alone; else it takes both, as the system has it.
+            let twin = SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, address.port()));
+            let alone = address.ip().is_unspecified() && options.listen.contains(&twin);
+            match bind(address, alone) {
                 Ok(socket) => sockets.push((socket, door)),
                 Err(source) if door != Door::Operations && lacks_ipv6(address, &source) => {
                     tracing::warn!(%address, error = %source, "no IPv6 here: not listening on this address");
@@ -133,8 +136,11 @@ impl BindError {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind(address: SocketAddr, v6_only: bool) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if v6_only && address.is_ipv6() {
+        rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
+    }
     // A restart finds its port though old connections linger.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;

@@ -322,3 +322,12 @@ async fn http_2_by_prior_knowledge_and_by_alpn() {
     assert_eq!(server.metrics.tls_failures.get(), 1);
     server.stop().await;
 }
+
+#[tokio::test]
+async fn every_interface_may_be_named_for_both_families() {
+    // A port that was free a moment ago; whoever takes it in between fails this test.
+    let free = std::net::TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
+    let listen = ["0.0.0.0", "[::]"].map(|ip| format!("{ip}:{free}").parse().unwrap()).to_vec();
+    let bound = Listeners::bind(&Options { listen, ..options() }).await.unwrap();
+    assert!((1..=2).contains(&bound.addresses().len()), "{:?}", bound.addresses());
+}
