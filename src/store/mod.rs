@@ -85,6 +85,34 @@ pub enum OpenError {
     Locked(PathBuf),
     #[error("the data directory cannot be used: {0}; mend that, or name another with --data")]
     Disk(#[from] Error),
+    #[error(
+        "the data directory cannot be used: {error}; make it this user's with `{command}`, or name another with --data"
+    )]
+    Denied { error: Error, command: String },
+}
+
+impl OpenError {
+    /// With the command that lets the user of this process write there: a volume that a registry's
+    /// container has written is root's.
+    fn with_remedy(self, data: &Path, is_there: impl FnOnce() -> bool) -> Self {
+        match self {
+            Self::Disk(error) if error.source.kind() == std::io::ErrorKind::PermissionDenied => {
+                let user = rustix::process::geteuid().as_raw();
+                let group = rustix::process::getegid().as_raw();
+                Self::Denied { error, command: own(data, is_there(), user, group) }
+            }
+            other => other,
+        }
+    }
+}
+
+fn own(directory: &Path, is_there: bool, user: u32, group: u32) -> String {
+    let text = directory.display().to_string();
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-".contains(&b);
+    let quoted = if text.bytes().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) };
+    // Where it is not there, its parent is not ours to make it in.
+    let make = if is_there { String::new() } else { format!("sudo mkdir -p {quoted} && ") };
+    format!("{make}sudo chown -R {user}:{group} {quoted}")
 }
 
 /// Content on disk, open.
@@ -132,6 +160,18 @@ type FillKey = (Arc<str>, Digest);
 impl Store {
     /// Opens the directory: makes what is missing, takes the lock, drops unfinished fills. Blocks.
     pub fn open(
+        options: Options,
+        disk: Arc<dyn Disk>,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+        tasks: Tasks,
+    ) -> Result<Arc<Self>, OpenError> {
+        let (data, seen) = (options.data.clone(), disk.clone());
+        Self::open_directory(options, disk, metrics, clock, tasks)
+            .map_err(|error| error.with_remedy(&data, || seen.stat(&data).is_ok()))
+    }
+
+    fn open_directory(
         options: Options,
         disk: Arc<dyn Disk>,
         metrics: Arc<Metrics>,

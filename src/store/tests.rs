@@ -179,3 +179,11 @@ fn who_is_overtaken_at_a_first_claim_may_still_add() {
     assert!(matches!(store.origin(&grant.repository).unwrap(), OriginState::Known(_)));
     store.put_manifest(&grant, &Digest::sha256(b"y"), b"y").unwrap();
 }
+
+#[test]
+fn a_directory_of_another_users_is_given_the_command_that_mends_it() {
+    let own = |path: &str, is_there| super::own(Path::new(path), is_there, 1000, 100);
+    assert_eq!(own("/var/lib/registry", true), "sudo chown -R 1000:100 /var/lib/registry");
+    assert_eq!(own("/srv/a b's", true), r"sudo chown -R 1000:100 '/srv/a b'\''s'");
+    assert_eq!(own("/srv/new", false), "sudo mkdir -p /srv/new && sudo chown -R 1000:100 /srv/new");
+}
