@@ -19,7 +19,7 @@ use forebay::mirror::{Freshness, Mirror, Options, Toll};
 use forebay::oci::{Owner, Reference, Repository, UpstreamHost};
 use forebay::store::{self, Store};
 use forebay::tasks::Tasks;
-use forebay::upstream::{self, Credential, PrivatePolicy, Upstream};
+use forebay::upstream::{self, Credential, Password, PrivatePolicy, Upstream};
 use support::faulty::{self, Fault, Quota};
 use support::image::Image;
 
@@ -106,7 +106,8 @@ impl Rig {
             let mut options = upstream_options(&host, &format!("{}/", upstream.url()));
             if host.as_str() == "paid.example" {
                 let password_file = dir.path().join("password");
-                options.credential = Some(Credential { username: "ci".to_owned(), password_file });
+                options.credential =
+                    Some(Credential { username: "ci".to_owned(), password: Password::File(password_file) });
             }
             let made = Upstream::new(options, &metrics, clock.clone(), tasks.clone()).unwrap();
             upstreams.insert(host, made);

@@ -24,7 +24,9 @@ Examples:
   Before a reload:
     forebay check-config && systemctl reload forebay
   A file that is not installed yet:
-    forebay check-config --config ./forebay.toml";
+    forebay check-config --config ./forebay.toml
+  What a registry:2's configuration comes to, as a file of Forebay's own:
+    forebay check-config --registry-config /etc/docker/registry/config.yml > forebay.toml";
 
 pub fn run(args: CheckConfigArgs) -> ExitCode {
     let config = match config::load(&Flags::from(args.settings)) {

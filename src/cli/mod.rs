@@ -4,8 +4,10 @@ pub mod check_config;
 pub mod gc;
 pub mod serve;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Flags;
@@ -39,7 +41,12 @@ pub fn parse() -> Cli {
 pub struct Settings {
     /// Configuration file [default: /etc/forebay/forebay.toml, if it exists]
     #[arg(long, value_name = "FILE")]
-    config: Option<std::path::PathBuf>,
+    config: Option<PathBuf>,
+    /// Configuration of a `registry:2` or `registry:3` (YAML) to run as, with its REGISTRY_* variables
+    /// [default: what REGISTRY_CONFIGURATION_PATH names]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "", conflicts_with = "config")]
+    #[arg(value_parser = OsStringValueParser::new().map(PathBuf::from))]
+    registry_config: Option<PathBuf>,
     // Not a doc comment: rustdoc takes the address in brackets for a link.
     #[arg(long, value_name = "ADDRESS:PORT", help = LISTEN)]
     listen: Vec<String>,
@@ -73,6 +80,7 @@ impl From<Settings> for Flags {
     fn from(settings: Settings) -> Self {
         Self {
             config: settings.config,
+            registry_config: settings.registry_config,
             listen: settings.listen,
             data: settings.data,
             upstream: settings.upstream,
@@ -124,6 +132,8 @@ Environment variables:
   FOREBAY_TLS_CERTIFICATE_FILE  certificate chain (PEM)
   FOREBAY_TLS_KEY_FILE          private key (PEM)
   HTTPS_PROXY, HTTP_PROXY, NO_PROXY   proxies on the way to registries
+  REGISTRY_CONFIGURATION_PATH   with --registry-config: the file that it reads, unless it is given one
+  REGISTRY_...                  with --registry-config: parts of that file, as a registry takes them
   NO_COLOR                      no colours in the log
 
 Files:
@@ -160,13 +170,41 @@ mod tests {
             panic!("serve")
         };
         let text = |text: &str| Some(text.to_owned());
-        let flags = Flags::from(args.settings);
+        let flags = Flags::from(args);
         assert_eq!(flags.config, Some("f".into()));
+        assert_eq!(flags.registry_config, None);
         assert_eq!(flags.listen, ["a", "b"]);
         assert_eq!(flags.upstream, ["u", "v=w"]);
         assert_eq!((flags.data, flags.operations, flags.adopt), (text("d"), text("o"), text("h")));
         assert_eq!((flags.log, flags.log_format), (text("l"), text("j")));
         assert_eq!((flags.tls_certificate_file, flags.tls_key_file), (text("c"), text("k")));
+    }
+
+    #[test]
+    fn a_registrys_configuration_is_named_by_flag_or_alone() {
+        let registry_config = |arguments: &[&str]| match parse(arguments) {
+            Ok(Command::Serve(args)) => Flags::from(args).registry_config,
+            Ok(Command::CheckConfig(args)) => Flags::from(args.settings).registry_config,
+            Err(error) => panic!("{error}"),
+        };
+        for arguments in [
+            &["serve", "/c.yml"][..],
+            &["serve", "--registry-config", "/c.yml"],
+            &["serve", "--registry-config=/c.yml", "--data", "d"],
+            &["check-config", "--registry-config", "/c.yml"],
+        ] {
+            assert_eq!(registry_config(arguments), Some("/c.yml".into()), "{arguments:?}");
+        }
+        assert_eq!(registry_config(&["serve", "--registry-config"]), Some("".into()));
+        assert_eq!(registry_config(&["serve", "--registry-config", "--data", "d"]), Some("".into()));
+        assert_eq!(registry_config(&["serve"]), None);
+        for both in [
+            &["serve", "/c.yml", "--config", "f"][..],
+            &["serve", "--registry-config", "/c.yml", "--config", "f"],
+            &["serve", "/c.yml", "--registry-config=/d.yml"],
+        ] {
+            assert_eq!(parse(both).unwrap_err().exit_code(), i32::from(MISUSED), "{both:?}");
+        }
     }
 
     #[test]

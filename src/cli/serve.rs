@@ -1,6 +1,7 @@
 //! `forebay serve`
 
 use std::fmt::Display;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -18,6 +19,16 @@ use super::{FAILED, Settings, misused};
 pub struct ServeArgs {
     #[command(flatten)]
     pub settings: Settings,
+    /// The same as --registry-config FILE, as the registry's own command has it
+    #[arg(value_name = "FILE", conflicts_with_all = ["config", "registry_config"])]
+    pub file: Option<PathBuf>,
+}
+
+impl From<ServeArgs> for Flags {
+    fn from(args: ServeArgs) -> Self {
+        let flags = Flags::from(args.settings);
+        Flags { registry_config: args.file.or(flags.registry_config), ..flags }
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -31,7 +42,9 @@ Examples:
   Over a directory that registry:2 wrote as a proxy of Docker Hub:
     forebay serve --data /var/lib/registry --adopt docker.io
   Over a directory that images were pushed to:
-    forebay serve --data /var/lib/registry --adopt hosted";
+    forebay serve --data /var/lib/registry --adopt hosted
+  In the place of a registry:2, with its configuration:
+    forebay serve /etc/docker/registry/config.yml";
 
 /// Loads the configuration, sets up the log and calls `start`, which serves until it is told to stop.
 /// `start` is also given what loads the configuration again.
@@ -41,7 +54,7 @@ where
     Served: Future<Output = Result<(), Error>>,
     Error: Display,
 {
-    let flags = Flags::from(args.settings);
+    let flags = Flags::from(args);
     let config = match config::load(&flags) {
         Ok(config) => config,
         Err(error) => return misused(&error),

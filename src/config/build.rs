@@ -20,9 +20,13 @@ use super::{Choices, Config, defaults, events, files, hosted, names, units, upst
 type Result<T> = std::result::Result<T, ConfigError>;
 
 /// `adopt` is apart from the tree: it is said once, by flag or variable, and not in a file.
-pub fn build(entries: Entries, adopt: Option<Found<String>>, environment: &Environment) -> Result<Config> {
+pub fn build(
+    entries: Entries,
+    adopt: Option<Found<String>>,
+    environment: &Environment,
+    mut warnings: Vec<String>,
+) -> Result<Config> {
     let sources = super::tree::origins(&entries);
-    let mut warnings = environment.warnings();
     let mut root = Section::new("", entries);
     let default_upstream = upstreams::default(&mut root)?;
     let upstreams = upstreams::read(root.section("upstream")?, default_upstream, &mut warnings)?;

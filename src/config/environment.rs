@@ -8,15 +8,17 @@ use std::path::PathBuf;
 
 use crate::oci::UpstreamHost;
 
-use super::defaults;
 use super::error::{ConfigError, Origin};
 use super::section::{Found, nearest};
 use super::tree::{Entries, Kind, Node, put, put_table};
+use super::{defaults, distribution};
 
 /// What the command line said. Texts are checked when the configuration is loaded.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
     pub config: Option<PathBuf>,
+    /// A configuration of CNCF distribution's; an empty path: the one that its variable names.
+    pub registry_config: Option<PathBuf>,
     /// Replaces the file's and the environment's list.
     pub listen: Vec<String>,
     pub data: Option<String>,
@@ -113,6 +115,19 @@ impl Environment {
         flags.config.clone().or_else(|| self.path(CONFIG))
     }
 
+    /// The file of CNCF distribution's to read, where one is asked for.
+    pub fn registry_file(&self, flags: &Flags) -> Result<Option<PathBuf>, ConfigError> {
+        let Some(path) = &flags.registry_config else { return Ok(None) };
+        if !path.as_os_str().is_empty() {
+            return Ok(Some(path.clone()));
+        }
+        let named = self.path(distribution::FILE).ok_or_else(|| ConfigError::Missing {
+            key: "--registry-config".into(),
+            reason: format!("no file is named; write it behind the flag, or into {}", distribution::FILE),
+        });
+        named.map(Some)
+    }
+
     /// Whose repositories of unknown origin are. Not a key of the file: it is said once.
     pub fn adopt(&self, flags: &Flags) -> Result<Option<Found<String>>, ConfigError> {
         let found = |value, origin| Found { key: "adopt".into(), origin, value };
@@ -169,8 +184,28 @@ impl Environment {
         Ok(())
     }
 
-    /// Variables that look like ours and are not.
-    pub fn warnings(&self) -> Vec<String> {
+    /// Variables that look like ours and are not, or that are a registry's while its configuration
+    /// is not what is read.
+    pub fn warnings(&self, flags: &Flags) -> Vec<String> {
+        let mut warnings = self.unknown();
+        let registry = distribution::variables(&self.variables).map(|(name, _)| name);
+        let mut registry: Vec<&str> = registry.collect();
+        if self.path(distribution::FILE).is_some() {
+            registry.push(distribution::FILE);
+        }
+        if flags.registry_config.is_none() && !registry.is_empty() {
+            warnings.push(format!(
+                "ignored without --registry-config: the environment variables {}",
+                registry.join(", ")
+            ));
+        }
+        if flags.registry_config.is_some() && self.path(CONFIG).is_some() {
+            warnings.push(format!("{CONFIG} is ignored with --registry-config"));
+        }
+        warnings
+    }
+
+    fn unknown(&self) -> Vec<String> {
         let known: Vec<&str> = SETTINGS
             .iter()
             .map(|setting| setting.variable)

@@ -13,6 +13,19 @@ pub enum Origin {
     Variable(&'static str),
     /// A command-line flag's name.
     Flag(&'static str),
+    /// A dotted key of CNCF distribution's configuration.
+    Distribution { key: Arc<str>, place: Place },
+}
+
+/// Where CNCF distribution's configuration says something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Line numbers start at 1.
+    File { path: Arc<Path>, line: usize },
+    /// An environment variable's name: `REGISTRY_HTTP_ADDR`.
+    Variable(Arc<str>),
+    /// Nowhere: what distribution does unless told otherwise.
+    Default,
 }
 
 /// A configuration that cannot be used: where, which key, why, and what to write instead.
@@ -22,6 +35,11 @@ pub enum ConfigError {
     Unreadable { path: PathBuf, reason: String },
     #[error("{origin}: this is not TOML: {reason}")]
     Syntax { origin: Origin, reason: String },
+    #[error("{origin}: this is not YAML: {reason}")]
+    Yaml { origin: Origin, reason: String },
+    /// What CNCF distribution's configuration asks for and is not taken up.
+    #[error("{origin}: {reason}")]
+    Distribution { origin: Origin, reason: String },
     #[error("{origin}: {key}: {reason}")]
     Value { origin: Origin, key: String, reason: String },
     #[error("{key}: {reason}")]
@@ -33,6 +51,11 @@ impl fmt::Display for Origin {
         match self {
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
             Self::Variable(name) | Self::Flag(name) => f.write_str(name),
+            Self::Distribution { key, place: Place::File { path, line } } => {
+                write!(f, "{}:{line} ({key})", path.display())
+            }
+            Self::Distribution { key, place: Place::Variable(name) } => write!(f, "{name} ({key})"),
+            Self::Distribution { key, place: Place::Default } => write!(f, "registry:2's default for {key}"),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::access::Override;
 use crate::events::EndpointOptions;
 use crate::oci::TagPattern;
 use crate::telemetry::Format;
-use crate::upstream::{self, PrivatePolicy};
+use crate::upstream::{self, Password, PrivatePolicy};
 
 use super::tree::{join, quote_key};
 use super::units::{format_rate, format_size, format_time};
@@ -213,7 +213,19 @@ fn explain_upstream(p: &mut Printer<'_>, options: &upstream::Options, aliases: &
         Some(credential) => p.line("username", credential.username.as_str()),
         None => p.unset("username", "none: asked anonymously"),
     }
-    p.file("password_file", credential.map(|credential| &credential.password_file), "none");
+    match credential.map(|credential| &credential.password) {
+        None => p.unset("password_file", "none"),
+        Some(Password::File(path)) => p.line("password_file", path.display().to_string()),
+        // Where it is to be written, for whoever takes this for a file.
+        Some(Password::Inline(_)) => {
+            let file = format!("/etc/forebay/{}.password", options.host);
+            p.out += &format!(
+                "password_file = {} # write the password into it, from {}\n",
+                Value::from(file),
+                p.source("password")
+            );
+        }
+    }
     p.file("ca_file", options.ca_file.as_ref(), "none: the system's CAs alone");
     p.line(
         "private",

@@ -1,11 +1,12 @@
 //! File, environment and flags make checked options. Flags win over the environment, which wins over
-//! the file, which wins over the defaults.
+//! the file, which wins over the defaults. The file may be one of CNCF distribution's ([`distribution`]).
 //!
 //! All layers become one [`tree`] whose values know where they were written; [`section`] reads it;
 //! [`build`], [`upstreams`] and [`names`] check it. What comes out needs no further checks.
 
 mod build;
 mod defaults;
+mod distribution;
 mod environment;
 mod error;
 mod events;
@@ -29,10 +30,9 @@ use std::path::{Path, PathBuf};
 use crate::{access, events as told, http, mirror, registry, store, telemetry, upstream};
 
 use environment::Environment;
-use tree::Entries;
 
 pub use environment::Flags;
-pub use error::{ConfigError, Origin};
+pub use error::{ConfigError, Origin, Place};
 
 /// Where each value that is not a default was written, by its dotted key.
 pub type Sources = BTreeMap<String, Origin>;
@@ -67,6 +67,8 @@ pub struct Choices {
 
 /// A configuration file is a page or two.
 const LARGEST_FILE: u64 = 1 << 20;
+const NO_REGISTRY_FILE: &str = "there is no such file; name the registry's own, which its image may have brought \
+                                along, or mount one there";
 const NO_FILE: &str = "there is no such file; correct --config or FOREBAY_CONFIG";
 
 /// Reads and checks the whole configuration. Called again, it reads the file again.
@@ -75,16 +77,29 @@ pub fn load(flags: &Flags) -> Result<Config, ConfigError> {
 }
 
 fn load_in(flags: &Flags, environment: &Environment) -> Result<Config, ConfigError> {
-    let mut entries = match environment.named_file(flags) {
-        Some(path) => read(&path)?.ok_or_else(|| unreadable(&path, NO_FILE))?,
-        None => read(&environment.default_file)?.unwrap_or_default(),
+    let mut warnings = environment.warnings(flags);
+    let (mut entries, mut adopt) = if let Some(path) = environment.registry_file(flags)? {
+        let text = text(&path)?.ok_or_else(|| unreadable(&path, NO_REGISTRY_FILE))?;
+        let translated = distribution::translate(&path, &text, &environment.variables)?;
+        warnings.extend(translated.warnings);
+        (translated.entries, Some(translated.adopt))
+    } else {
+        let read = |path: &Path| text(path)?.map(|text| tree::parse(path, &text)).transpose();
+        let entries = match environment.named_file(flags) {
+            Some(path) => read(&path)?.ok_or_else(|| unreadable(&path, NO_FILE))?,
+            None => read(&environment.default_file)?.unwrap_or_default(),
+        };
+        (entries, None)
     };
     environment.overlay(flags, &mut entries)?;
-    build::build(entries, environment.adopt(flags)?, environment)
+    if let Some(said) = environment.adopt(flags)? {
+        adopt = Some(said);
+    }
+    build::build(entries, adopt, environment, warnings)
 }
 
 /// None: there is no such file.
-fn read(path: &Path) -> Result<Option<Entries>, ConfigError> {
+fn text(path: &Path) -> Result<Option<String>, ConfigError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -95,8 +110,7 @@ fn read(path: &Path) -> Result<Option<Entries>, ConfigError> {
     if bytes.len() as u64 > LARGEST_FILE {
         return Err(unreadable(path, "it is larger than 1 MiB; is this the right file?"));
     }
-    let text = String::from_utf8(bytes).map_err(|_| unreadable(path, "it is not UTF-8 text"))?;
-    tree::parse(path, &text).map(Some)
+    String::from_utf8(bytes).map(Some).map_err(|_| unreadable(path, "it is not UTF-8 text"))
 }
 
 fn unreadable(path: &Path, reason: impl ToString) -> ConfigError {

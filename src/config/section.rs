@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 
 use super::error::{ConfigError, Origin};
 use super::tree::{Entries, Kind, Node, join};
+use crate::upstream::Secret;
 
 /// A value that was found, for checks that come later.
 #[derive(Clone, Debug)]
@@ -206,6 +207,16 @@ impl Section {
             Ok((name, as_text(found, "a text")?))
         });
         pairs.collect()
+    }
+
+    /// A text that was marked as a secret where it was read, which no file of ours can do.
+    pub fn secret(&mut self, key: &'static str) -> Option<Secret> {
+        let is_secret = |(name, node): &(String, Node)| name == key && matches!(node.kind, Kind::Secret(_));
+        let index = self.entries.iter().position(is_secret)?;
+        match self.entries.remove(index).1.kind {
+            Kind::Secret(secret) => Some(secret),
+            _ => None,
+        }
     }
 
     /// Refuses a key that people try, with what to write instead.

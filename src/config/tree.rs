@@ -9,6 +9,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::error::{ConfigError, Origin};
+use crate::upstream::Secret;
 
 /// A value and where it was written.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub enum Kind {
     List(Vec<Node>),
     Table(Entries),
     Date,
+    /// Never shown. Only CNCF distribution's configuration holds any.
+    Secret(Secret),
 }
 
 /// In the order of the file, which decides among freshness rules.
@@ -42,6 +45,7 @@ impl Kind {
             Self::List(_) => "a list",
             Self::Table(_) => "a table",
             Self::Date => "a date",
+            Self::Secret(_) => "a secret",
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use url::Url;
 
 use crate::oci::{Name, UpstreamHost};
-use crate::upstream::{Credential, Options, PrivatePolicy};
+use crate::upstream::{Credential, Options, Password, PrivatePolicy};
 
 use super::error::ConfigError;
 use super::section::{Found, Section};
@@ -130,18 +130,24 @@ fn upstream(
 }
 
 fn credential(table: &mut Section, warnings: &mut Vec<String>) -> Result<Option<Credential>, ConfigError> {
+    let secret = table.secret("password");
     for key in ["password", "token"] {
         table.refuse(key, "secrets do not belong into this file; write it into a file of its own and name that as `password_file`")?;
     }
     let username = table.text("username")?;
     let file = table.text("password_file")?;
-    let (username, file) = match (username, file) {
-        (None, None) => return Ok(None),
-        (Some(username), Some(file)) => (username, file),
-        (Some(alone), None) => {
+    let (username, password) = match (username, file, secret) {
+        (None, None, _) => return Ok(None),
+        (Some(username), Some(file), _) => {
+            let path = file.read(|path| files::secret(path))?;
+            warnings.extend(files::exposed(&path));
+            (username, Password::File(path))
+        }
+        (Some(username), None, Some(secret)) => (username, Password::Inline(secret)),
+        (Some(alone), None, None) => {
             return Err(alone.error("a username needs a password; set `password_file` too"));
         }
-        (None, Some(alone)) => return Err(alone.error("a password needs a username; set `username` too")),
+        (None, Some(alone), _) => return Err(alone.error("a password needs a username; set `username` too")),
     };
     if username.value.is_empty() || username.value.contains(':') || username.value.contains(char::is_control)
     {
@@ -149,9 +155,7 @@ fn credential(table: &mut Section, warnings: &mut Vec<String>) -> Result<Option<
             "a username is not empty and holds no `:` (RFC 7617); write it as the registry knows it",
         ));
     }
-    let password_file = file.read(|path| files::secret(path))?;
-    warnings.extend(files::exposed(&password_file));
-    Ok(Some(Credential { username: username.value, password_file }))
+    Ok(Some(Credential { username: username.value, password }))
 }
 
 /// An alias stands where a name's first component does.

@@ -154,7 +154,8 @@ fn operations(path: &str) -> Option<Route> {
         "/" => Route::Home,
         "/metrics" => Route::Metrics,
         "/healthz" => Route::Healthz,
-        "/readyz" => Route::Readyz,
+        // The second is where CNCF distribution has it.
+        "/readyz" | "/debug/health" => Route::Readyz,
         _ => return None,
     })
 }

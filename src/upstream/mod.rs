@@ -75,8 +75,36 @@ pub struct Options {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Credential {
     pub username: String,
+    pub password: Password,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Password {
     /// Read at each use of the token server, so that a rotated secret is taken up.
-    pub password_file: PathBuf,
+    File(PathBuf),
+    /// As a configuration of CNCF distribution holds it.
+    Inline(Secret),
+}
+
+/// A text that no debug output shows.
+#[derive(Clone, PartialEq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The text itself: for who sends it, not for messages.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
 }
 
 /// What becomes of repositories that nobody may pull without a credential.

@@ -17,7 +17,7 @@ use super::client::{Failure, Hop, Wire};
 use super::guard::{self, Reach};
 use super::quota::retry_after;
 use super::retry::Tries;
-use super::{Cause, Credential, Identity, Options};
+use super::{Cause, Credential, Identity, Options, Password};
 use crate::clock::Clock;
 use crate::metrics::UpstreamCall;
 
@@ -187,7 +187,10 @@ impl Realms {
         let Some(credential) = self.credential.as_ref().filter(|_| identity == Identity::Configured) else {
             return Ok(None);
         };
-        let path = &credential.password_file;
+        let path = match &credential.password {
+            Password::File(path) => path,
+            Password::Inline(secret) => return Ok(Some(secret.reveal().to_owned())),
+        };
         let trouble = |why: &dyn std::fmt::Display| {
             Cause::Trouble(format!("the password file {} cannot be read: {why}", path.display()))
         };

@@ -126,7 +126,7 @@ proptest! {
     #[test]
     fn whatever_is_written_is_taken_or_refused_in_one_line(file in prop_oneof![scraps(), "\\PC{0,60}"]) {
         let entries = tree::parse(Path::new("f"), &file);
-        match entries.and_then(|entries| build::build(entries, None, &nowhere())) {
+        match entries.and_then(|entries| build::build(entries, None, &nowhere(), Vec::new())) {
             Ok(config) => prop_assert!(!config.explain().is_empty()),
             Err(error) => prop_assert!(!error.to_string().is_empty()),
         }

@@ -1,7 +1,7 @@
 //! Upstreams, their credentials, and who owns a name.
 
 use super::*;
-use crate::upstream::PrivatePolicy;
+use crate::upstream::{Password, PrivatePolicy};
 
 #[test]
 fn upstreams() {
@@ -18,7 +18,8 @@ fn upstreams() {
     assert!(hub.host.is_docker_hub());
     assert_eq!(ghcr.url.as_str(), "http://127.0.0.1:5001/base/");
     let credential = ghcr.credential.as_ref().unwrap();
-    assert_eq!((credential.username.as_str(), &credential.password_file), ("me", &PathBuf::from(&secret)));
+    let password = Password::File(PathBuf::from(&secret));
+    assert_eq!((credential.username.as_str(), &credential.password), ("me", &password));
     assert_eq!((ghcr.private, ghcr.ca_file.clone()), (PrivatePolicy::Shared, Some(ca.into())));
     assert_eq!(ghcr.redirect_hosts, ["cdn.corp", "10.0.0.1"]);
     assert_eq!(ghcr.requests_per_minute.map(|n| n.get()), Some(90));

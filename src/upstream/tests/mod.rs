@@ -206,7 +206,7 @@ fn with_credential(options: Options, password: &str) -> (Options, tempfile::Temp
     let dir = tempfile::tempdir().unwrap();
     let password_file: PathBuf = dir.path().join("password");
     std::fs::write(&password_file, password).unwrap();
-    let credential = Some(Credential { username: "ci-bot".into(), password_file });
+    let credential = Some(Credential { username: "ci-bot".into(), password: Password::File(password_file) });
     (Options { credential, ..options }, dir)
 }
 
