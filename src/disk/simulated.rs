@@ -316,14 +316,11 @@ impl Disk for Simulated {
     fn create_dir(&self, path: &Path) -> io::Result<bool> {
         let mut state = self.state();
         state.plain_call(true)?;
-        match state.add(path, Node::Dir { seen: Names::new(), durable: Names::new() }) {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let node = state.find(path)?;
-                state.names(node).map(|_| false)
-            }
-            Err(error) => Err(error),
+        if let Ok(node) = state.find(path) {
+            let is_dir = matches!(state.nodes[node], Node::Dir { .. });
+            return if is_dir { Ok(false) } else { Err(io::ErrorKind::AlreadyExists.into()) };
         }
+        state.add(path, Node::Dir { seen: Names::new(), durable: Names::new() }).map(|_| true)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {

@@ -43,13 +43,15 @@ fn dir_of(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 /// Missing is an answer, not an error.
 fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            Ok(None)
-        }
+        Err(error) if is_missing(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -207,15 +209,21 @@ impl Home {
         self.disk.set_modified(&path, time).map_err(failed("set time of", &path))
     }
 
-    /// Removes a key, durably. That it is missing is fine.
+    /// Removes a key, durably. That it is missing is fine, once that is durable too.
     pub fn delete(&self, key: &str) -> Result<(), Error> {
         let path = self.path(key);
+        let dir = dir_of(&path);
         self.settled.forget(&path);
-        if found(self.disk.remove(&path)).map_err(failed("remove", &path))?.is_some() {
-            let dir = dir_of(&path);
-            self.sync_names(dir, self.settled.doubts(dir))?;
+        let before = self.settled.doubts(dir);
+        let removed = found(self.disk.remove(&path)).map_err(failed("remove", &path))?;
+        if removed.is_none() && before != 0 {
+            return Err(self.in_doubt(&path));
         }
-        Ok(())
+        match self.sync_names(dir, before) {
+            // Without the directory there is no name in it.
+            Err(error) if removed.is_none() && is_missing(&error.source) => Ok(()),
+            synced => synced,
+        }
     }
 
     /// The same, and the directory that held it where nothing else is in it.

@@ -71,9 +71,14 @@ pub fn tag_current(repo: &Repository, name: &Tag) -> String {
     format!("{}/current/link", tag(repo, name))
 }
 
-/// One of all the manifests that the tag ever pointed to.
+/// Says that the tag pointed to this manifest at some time.
 pub fn tag_index(repo: &Repository, name: &Tag, digest: &Digest) -> String {
-    format!("{}/index/{}/link", tag(repo, name), path(digest))
+    format!("{}/link", tag_history(repo, name, digest))
+}
+
+/// Directory of that.
+pub fn tag_history(repo: &Repository, name: &Tag, digest: &Digest) -> String {
+    format!("{}/index/{}", tag(repo, name), path(digest))
 }
 
 /// Directory of a repository's unfinished uploads.

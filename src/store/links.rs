@@ -138,10 +138,8 @@ impl Store {
 
     /// Removes a link, durably. False: there was none.
     pub(super) fn unlink(&self, key: &str) -> Result<bool, Error> {
-        if self.home.stat(key)?.is_none() {
-            return Ok(false);
-        }
+        let is_there = self.home.stat(key)?.is_some();
         self.home.delete_with_dir(key)?;
-        Ok(true)
+        Ok(is_there)
     }
 }

@@ -85,8 +85,11 @@ impl Store {
         let _links = self.leases.repository(repository);
         let _kept = self.leases.keep_data();
         self.ensure_own(grant)?;
+        let data = Digest::sha256(&manifest.bytes);
         for tag in &manifest.immutable {
-            if self.tag(repository, tag)?.is_some_and(|held| held.digest != manifest.digest) {
+            let Some(held) = self.tag(repository, tag)? else { continue };
+            // By whichever of its names, the same manifest is no move.
+            if held.digest != manifest.digest && self.revision(repository, &held.digest)? != Some(data) {
                 return Ok(ManifestCommit::Immutable(tag.clone()));
             }
         }
@@ -95,7 +98,6 @@ impl Store {
             return Ok(ManifestCommit::Missing(missing));
         }
         self.ensure_claimed(grant)?;
-        let data = Digest::sha256(&manifest.bytes);
         for name in [&manifest.digest, &data] {
             self.leases.renew(repository, name);
         }
@@ -157,7 +159,7 @@ impl Store {
         if self.home.stat(&link)?.is_none() {
             return Ok(Removal::Absent);
         }
-        let all = self.tags(repository)?;
+        let all = self.tag_directories(repository)?;
         let mut tags = Vec::new();
         for tag in &all {
             if self.tag(repository, tag)?.is_some_and(|held| held.digest == *digest) {
@@ -167,12 +169,12 @@ impl Store {
         if let Some(tag) = tags.iter().find(|tag| protected(tag)) {
             return Ok(Removal::Immutable(tag.clone()));
         }
-        // Tags first: none may point to what is gone.
+        // Tags first: none may point to what is gone, nor come back to do so.
         for tag in &all {
-            if tags.contains(tag) {
+            if tags.contains(tag) || self.home.stat(&layout::tag_current(repository, tag))?.is_none() {
                 self.drop_tag(repository, tag)?;
             } else {
-                self.unlink(&layout::tag_index(repository, tag, digest))?;
+                self.home.delete_tree(&layout::tag_history(repository, tag, digest))?;
             }
         }
         self.unlink(&link)?;

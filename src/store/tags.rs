@@ -59,23 +59,26 @@ impl Store {
     /// Removes a tag of a hosted repository; the manifest stays. False: there was none.
     pub fn remove_tag(&self, repository: &Repository, tag: &Tag) -> Result<bool, Error> {
         let _links = self.leases.repository(repository);
-        if self.home.stat(&layout::tag_current(repository, tag))?.is_none() {
-            return Ok(false);
-        }
+        let is_there = self.home.stat(&layout::tag_current(repository, tag))?.is_some();
         self.drop_tag(repository, tag)?;
-        Ok(true)
+        Ok(is_there)
     }
 
     /// All tags held, in lexical order.
     pub fn tags(&self, repository: &Repository) -> Result<Vec<Tag>, Error> {
-        let entries = self.home.list(&layout::tags(repository))?;
-        let names = entries.iter().filter(|entry| entry.is_dir).filter_map(|entry| entry.name.to_str());
         let mut tags = Vec::new();
-        for tag in names.filter_map(|name| name.parse::<Tag>().ok()) {
+        for tag in self.tag_directories(repository)? {
             if self.home.stat(&layout::tag_current(repository, &tag))?.is_some() {
                 tags.push(tag);
             }
         }
         Ok(tags)
+    }
+
+    /// The same, with those of which a removal has left a part.
+    pub(super) fn tag_directories(&self, repository: &Repository) -> Result<Vec<Tag>, Error> {
+        let entries = self.home.list(&layout::tags(repository))?;
+        let names = entries.iter().filter(|entry| entry.is_dir).filter_map(|entry| entry.name.to_str());
+        Ok(names.filter_map(|name| name.parse().ok()).collect())
     }
 }

@@ -1,5 +1,8 @@
 //! The tree: links, tags, origins, the lock; over the real disk.
 
+mod crash;
+mod model;
+
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};

@@ -50,6 +50,11 @@ fn place(dir: &Path) -> usize {
     usize::try_from(hash % LOCKS as u64).unwrap_or_default()
 }
 
+fn is_failure(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
+    !matches!(error.kind(), PermissionDenied | InvalidInput | Unsupported | ReadOnlyFilesystem)
+}
+
 impl Settled {
     /// Whether this file or directory, and all names that lead to it, are known to be durable.
     pub fn has(&self, path: &Path) -> bool {
@@ -145,7 +150,7 @@ impl Home {
             return Ok(());
         }
         let parent = dir_of(dir);
-        // The data directory and what is above it were there before us, or we make them.
+        // What is above the data directory is made where it is missing, and else others' business.
         let is_inside = dir != &*self.root && dir.starts_with(&self.root);
         if is_inside || super::found(self.disk.stat(dir)).is_ok_and(|stat| stat.is_none()) {
             // One level up for each call, so this ends at the root.
@@ -162,13 +167,17 @@ impl Home {
             self.disk.remove_dir(dir).map_err(|_| self.in_doubt(dir))?;
             made = self.disk.create_dir(dir).map_err(failed("make directory", dir))?;
         }
-        if is_inside || made {
+        if dir.parent().is_some() {
             let synced = self.sync_names(parent, before);
             if synced.is_err() && made {
                 // Where this fails too, there is a name in doubt.
                 let _ = self.disk.remove_dir(dir);
             }
-            synced?;
+            match synced {
+                // A directory above the data directory need not let us in, nor be one that can be synced.
+                Err(error) if !is_inside && !made && !is_failure(&error.source) => {}
+                synced => synced?,
+            }
         }
         self.settled.add(dir);
         Ok(())
@@ -176,8 +185,13 @@ impl Home {
 
     /// Makes the names in a directory durable that were made since its doubts were `before`.
     pub(super) fn sync_names(&self, dir: &Path, before: u64) -> Result<(), Error> {
-        let synced = self.disk.sync_dir(dir);
-        synced.inspect_err(|_| self.settled.doubt(dir)).map_err(failed("sync directory", dir))?;
+        if let Err(error) = self.disk.sync_dir(dir) {
+            // What is not there has no names in doubt.
+            if !super::is_missing(&error) {
+                self.settled.doubt(dir);
+            }
+            return Err(failed("sync directory", dir)(error));
+        }
         // The failure may have been told to another thread that synced it just now.
         if self.settled.doubts(dir) == before { Ok(()) } else { Err(self.in_doubt(dir)) }
     }
