@@ -185,7 +185,7 @@ mod tests {
         let registry_config = |arguments: &[&str]| match parse(arguments) {
             Ok(Command::Serve(args)) => Flags::from(args).registry_config,
             Ok(Command::CheckConfig(args)) => Flags::from(args.settings).registry_config,
-            Err(error) => panic!("{error}"),
+            other => panic!("{other:?}"),
         };
         for arguments in [
             &["serve", "/c.yml"][..],
