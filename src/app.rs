@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::access::Limits;
+use crate::access::{Gate, Limits};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
 use crate::disk::RealDisk;
@@ -38,6 +38,8 @@ pub enum Error {
     Events(#[from] events::Error),
     #[error(transparent)]
     Hosted(#[from] InvalidPattern),
+    #[error("{0}")]
+    Access(String),
     #[error("signals cannot be received: {0}")]
     Signals(std::io::Error),
     #[error("the start was ended: {0}")]
@@ -178,7 +180,9 @@ impl App {
                 self.tasks.clone(),
             ),
         });
+        let kept = before.filter(|(was, _)| was.auth == config.auth).map(|(_, service)| service.gate.clone());
         Ok(Service {
+            gate: kept.map_or_else(|| self.gate(config), Ok)?,
             owners: Arc::new(Owners::new(config.owners.clone())?),
             limits: Limits::new(config.access.clone(), self.metrics.clone(), self.clock.clone()),
             trusted_proxies: config.access.trusted_proxies.clone(),
@@ -190,6 +194,13 @@ impl App {
             tasks: self.tasks.clone(),
             public: before.map_or_else(|| config.http.public(), |(_, service)| service.public),
         })
+    }
+
+    /// Who may do what. What is remembered of logins ends with it.
+    fn gate(&self, config: &Config) -> Result<Arc<Gate>, Error> {
+        let (options, data) = (config.auth.clone(), self.store.data_dir());
+        let gate = Gate::open(options, data, self.metrics.clone(), &self.clock, &self.tasks);
+        gate.map(Arc::new).map_err(Error::Access)
     }
 
     /// Names, in the log, what is held and will not be served as things stand.

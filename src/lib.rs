@@ -21,7 +21,7 @@
 //! | [`config`] | file, environment and flags become checked options; `defaults` has every default |
 //! | [`control`] | the socket by which commands speak to the running server: both sides of it |
 //! | [`http`] | listeners, TLS, routes, heads and bodies; `error` gives failures their status codes |
-//! | [`access`] | who a client is, seen through trusted proxies, and how much it may ask for |
+//! | [`access`] | who a client is, seen through trusted proxies, what it may do and how much it may ask for |
 //! | [`events`] | webhooks: what happened to images, posted to whoever wants to know |
 //! | [`mirror`] | pull-through: hit, miss, fresh, stale; no HTTP types |
 //! | [`registry`] | hosted repositories: uploads, manifests, deletes, referrers; never fetched |
@@ -75,6 +75,7 @@
 //! | the registry's API is that of the specification | `tests/conformance/`; `http::push`, `http::lists`, `registry` |
 //! | quota is spent once, read and obeyed | `tests/limits/quota.rs`, `upstream/tests/limits.rs` |
 //! | what is private stays so; credentials go where they belong | `tests/limits/private.rs`, `upstream/tests/auth.rs`, `hops.rs` |
+//! | who may do what is a rule's or a default's word, whatever the spelling | `access::policy`, `tests/access/` |
 //! | a name has one owner, by configuration alone | `http::owners`, `config/tests/upstreams.rs`, `tests/mirror.rs` |
 //! | the tree is that of CNCF distribution, both ways | `tests/life/tree.rs` |
 //! | no spelling of a path leads outside the tree | `http/route/tests.rs`, `store::layout` |
@@ -91,7 +92,9 @@
 //! - A configured credential spends quota; it opens no doors (`mirror::standing`).
 //! - Every repository on disk has an origin (`store::origins`). One that disagrees with the
 //!   configuration is refused and left alone.
-//! - No 5xx for a mirrored blob, and no 401 for anything: `http::error` says why.
+//! - No 5xx for a mirrored blob, and no 401 for what is mirrored unless `auth.mirror` says so:
+//!   `http::error` says why.
+//! - What somebody may do is decided on a repository's identity, never on a spelling (`access::Policy`).
 //! - Manifest bytes are kept and served verbatim; parsing them gives a view.
 //! - Errors are one small enum a layer; they are logged once, where they end.
 //! - Tasks start through [`tasks::Tasks`] and are drained at shutdown. No globals; metrics are one

@@ -12,6 +12,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Command::Serve(args) => cli::serve::run(args, forebay::app::run).await,
             Command::CheckConfig(args) => cli::check_config::run(args),
             Command::Gc(args) => cli::gc::run(args).await,
+            Command::Htpasswd(args) => cli::htpasswd::run(args),
         }
     });
     // Blocking reads of a stuck disk or a stalled client must not hold up the exit.

@@ -1,4 +1,5 @@
-//! Limits on clients, each IPv4 address or IPv6 /64 a client of its own.
+//! Limits on clients: each IPv4 address or IPv6 /64 a client of its own, and who has logged in, from
+//! wherever it comes.
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv6Addr};
@@ -16,7 +17,7 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use tokio::sync::{Mutex, Semaphore};
 
-use super::{Client, Options, Override, Rate};
+use super::{Caller, Client, Identity, Options, Rate, Rates, Wild};
 use crate::clock::Clock;
 use crate::metrics::{Limit, Limited, Metrics};
 use crate::mirror::Toll;
@@ -34,41 +35,68 @@ pub struct Limits {
 impl Limits {
     pub fn new(options: Options, metrics: Arc<Metrics>, clock: Clock) -> Self {
         let queue = Arc::new(Semaphore::new(options.queue.min(Semaphore::MAX_PERMITS)));
-        let limiter = |limit, default, of: fn(&Override) -> Option<Rate>| {
-            let overrides: Vec<_> = options.overrides.iter().map(|o| (o.network, of(o))).collect();
+        let limiter = |limit, default, of: fn(Rates) -> Option<Rate>| {
+            let networks = options.overrides.iter().map(|o| (Scope::Network(o.network), of(o.rates)));
+            let identities =
+                options.identities.iter().map(|o| (Scope::Identity(o.name.clone()), of(o.rates)));
+            let rates = networks.chain(identities).collect();
             let (wait, queue) = (options.wait, queue.clone());
-            Limiter::new(limit, default, overrides, wait, queue, metrics.clone(), clock.clone())
+            Limiter::new(limit, default, rates, wait, queue, metrics.clone(), clock.clone())
         };
         Self {
-            requests: limiter(Limit::Requests, options.requests, |o| o.requests),
-            cold_misses: limiter(Limit::ColdMisses, options.cold_misses, |o| o.cold_misses),
+            requests: limiter(Limit::Requests, options.requests, |rates| rates.requests),
+            cold_misses: limiter(Limit::ColdMisses, options.cold_misses, |rates| rates.cold_misses),
         }
     }
 
     /// Waits for the client's turn, or refuses with the time after which to try again.
-    pub async fn request(&self, client: Client) -> Result<(), Duration> {
+    pub async fn request(&self, of: impl Into<Payer>) -> Result<(), Duration> {
         match &self.requests {
-            Some(limiter) => limiter.pass(client.address).await,
+            Some(limiter) => limiter.pass(&of.into()).await,
             None => Ok(()),
         }
     }
 
     /// What the mirror asks before it spends upstream quota for this client.
-    pub fn toll(&self, client: Client) -> ClientToll<'_> {
-        ClientToll { limits: self, client }
+    pub fn toll(&self, of: impl Into<Payer>) -> ClientToll<'_> {
+        ClientToll { limits: self, payer: of.into() }
+    }
+}
+
+/// On whose account a request goes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Payer {
+    /// Whoever is at this IPv4 address, or in its IPv6 /64.
+    Address(IpAddr),
+    /// Somebody who has logged in.
+    Identity(String),
+}
+
+impl From<Client> for Payer {
+    fn from(client: Client) -> Self {
+        Self::Address(client.address)
+    }
+}
+
+impl From<&Caller> for Payer {
+    fn from(caller: &Caller) -> Self {
+        match &caller.identity {
+            Identity::Anonymous => caller.client.into(),
+            identity => Self::Identity(identity.to_string()),
+        }
     }
 }
 
 /// One client's share of cold misses.
 pub struct ClientToll<'a> {
     limits: &'a Limits,
-    client: Client,
+    payer: Payer,
 }
 
 impl Toll for ClientToll<'_> {
     fn cold_miss(&self) -> Pin<Box<dyn Future<Output = Result<(), Duration>> + Send + '_>> {
         match &self.limits.cold_misses {
-            Some(limiter) => Box::pin(limiter.pass(self.client.address)),
+            Some(limiter) => Box::pin(limiter.pass(&self.payer)),
             None => Box::pin(std::future::ready(Ok(()))),
         }
     }
@@ -77,29 +105,57 @@ impl Toll for ClientToll<'_> {
 /// One kind of limit: which rate holds for whom, and what each client has left of it.
 struct Limiter {
     limit: Limit,
-    /// Longest prefix first; the default, which holds for everybody, last.
-    rates: Vec<(Option<IpNet>, Option<Rate>)>,
-    /// By the rate's place in `rates` and the client's network.
-    buckets: Cache<(usize, IpAddr), Arc<Bucket>>,
+    /// Identities in their order, then networks, the longest prefix first; the default, which holds
+    /// for everybody, last.
+    rates: Vec<(Scope, Option<Rate>)>,
+    /// By the rate's place in `rates` and who pays.
+    buckets: Cache<(usize, Payer), Arc<Bucket>>,
     wait: Duration,
     queue: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     clock: Clock,
 }
 
+/// For whom a rate holds.
+#[derive(Clone, Debug)]
+enum Scope {
+    Identity(Wild),
+    Network(IpNet),
+    Everybody,
+}
+
+impl Scope {
+    /// Identities first, then the longest prefix.
+    fn order(&self) -> (u8, std::cmp::Reverse<u8>) {
+        match self {
+            Self::Identity(_) => (0, std::cmp::Reverse(0)),
+            Self::Network(network) => (1, std::cmp::Reverse(network.prefix_len())),
+            Self::Everybody => (2, std::cmp::Reverse(0)),
+        }
+    }
+
+    fn holds(&self, payer: &Payer) -> bool {
+        match (self, payer) {
+            (Self::Everybody, _) => true,
+            (Self::Identity(wild), Payer::Identity(name)) => wild.matches(name),
+            (Self::Network(network), Payer::Address(address)) => network.contains(address),
+            _ => false,
+        }
+    }
+}
+
 impl Limiter {
     fn new(
         limit: Limit,
         default: Option<Rate>,
-        mut overrides: Vec<(IpNet, Option<Rate>)>,
+        mut rates: Vec<(Scope, Option<Rate>)>,
         wait: Duration,
         queue: Arc<Semaphore>,
         metrics: Arc<Metrics>,
         clock: Clock,
     ) -> Option<Self> {
-        overrides.sort_by_key(|(network, _)| std::cmp::Reverse(network.prefix_len()));
-        let mut rates: Vec<_> = overrides.into_iter().map(|(network, rate)| (Some(network), rate)).collect();
-        rates.push((None, default));
+        rates.sort_by_key(|(scope, _)| scope.order());
+        rates.push((Scope::Everybody, default));
         // After this rest the fullest bucket is full again, so that forgetting it changes nothing.
         let rest = rates.iter().filter_map(|(_, rate)| rate.map(full_again)).max()?;
         let buckets = Cache::builder()
@@ -110,16 +166,19 @@ impl Limiter {
         Some(Self { limit, rates, buckets, wait, queue, metrics, clock })
     }
 
-    fn bucket(&self, address: IpAddr) -> Option<Arc<Bucket>> {
-        let holds = |network: &Option<IpNet>| network.is_none_or(|network| network.contains(&address));
-        let place = self.rates.iter().position(|(network, _)| holds(network))?;
+    fn bucket(&self, payer: &Payer) -> Option<Arc<Bucket>> {
+        let place = self.rates.iter().position(|(scope, _)| scope.holds(payer))?;
         let rate = self.rates[place].1?;
-        let client = (place, network_of(address));
-        Some(self.buckets.get_with(client, || Arc::new(Bucket::new(rate, self.clock.clone()))))
+        let account = match payer {
+            Payer::Address(address) => Payer::Address(network_of(*address)),
+            identity => identity.clone(),
+        };
+        let key = (place, account);
+        Some(self.buckets.get_with(key, || Arc::new(Bucket::new(rate, self.clock.clone()))))
     }
 
-    async fn pass(&self, address: IpAddr) -> Result<(), Duration> {
-        let Some(bucket) = self.bucket(address) else { return Ok(()) };
+    async fn pass(&self, payer: &Payer) -> Result<(), Duration> {
+        let Some(bucket) = self.bucket(payer) else { return Ok(()) };
         let ahead = bucket.waiting.load(Ordering::Relaxed);
         // Nobody overtakes those who wait already.
         let next = if ahead == 0 { bucket.take() } else { Err(bucket.interval) };
@@ -145,7 +204,7 @@ impl Limiter {
 }
 
 /// An IPv6 customer has a /64 at least, so addresses inside it are one client.
-fn network_of(address: IpAddr) -> IpAddr {
+pub(super) fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
         v4 => v4,
@@ -229,6 +288,7 @@ impl GovernorClock for Ticks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::{IdentityLimit, Override};
     use std::num::NonZeroU32;
 
     fn rate(per_minute: u32, burst: u32) -> Option<Rate> {
@@ -241,6 +301,7 @@ mod tests {
             requests: rate(60, 3),
             cold_misses: None,
             overrides: Vec::new(),
+            identities: Vec::new(),
             wait: Duration::ZERO,
             queue: 10,
             trusted_proxies: Vec::new(),
@@ -292,14 +353,37 @@ mod tests {
     async fn the_longest_prefix_decides() {
         let network = |network: &str, requests| Override {
             network: network.parse().unwrap(),
-            requests,
-            cold_misses: None,
+            rates: Rates { requests, cold_misses: None },
         };
         let overrides = vec![network("10.0.0.0/8", rate(60, 1)), network("10.1.0.0/16", None)];
         let (limits, _, _) = limits(Options { overrides, ..options() });
         assert_eq!(passed(&limits, "10.0.0.1", 9).await, 1);
         assert_eq!(passed(&limits, "10.1.0.1", 9).await, 9);
         assert_eq!(passed(&limits, "192.0.2.1", 9).await, 3);
+    }
+
+    #[tokio::test]
+    async fn who_has_logged_in_has_an_account_wherever_it_comes_from() {
+        let identity = |name: &str, requests| IdentityLimit {
+            name: Wild::new(name),
+            rates: Rates { requests, cold_misses: None },
+        };
+        let identities = vec![identity("ci-*", rate(60, 1)), identity("*", rate(60, 2))];
+        let (limits, _, _) = limits(Options { identities, ..options() });
+        let of = async |name: &str, tries: usize| {
+            let payer = Payer::Identity(name.to_owned());
+            let mut passed = 0;
+            for _ in 0..tries {
+                passed += usize::from(limits.request(payer.clone()).await.is_ok());
+            }
+            passed
+        };
+        assert_eq!(of("ci-1", 5).await, 1);
+        assert_eq!(of("ci-1", 5).await, 0);
+        assert_eq!(of("ci-2", 5).await, 1, "each has its own");
+        assert_eq!(of("alice", 5).await, 2);
+        assert_eq!(of("certificate:ci-1", 5).await, 2);
+        assert_eq!(passed(&limits, "192.0.2.1", 5).await, 3, "an address is no identity");
     }
 
     #[tokio::test]

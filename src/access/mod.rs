@@ -1,19 +1,33 @@
-//! Who may do what: the client's identity, and limits on clients.
+//! Who may do what: the client's identity, policy, and limits on clients.
+//!
+//! [`Gate`] says whom a request's credentials show ([`passwords`], and so on), [`Policy`] what that
+//! identity may do, [`Limits`] how much.
 
 mod caller;
 mod client;
 mod external;
+mod gate;
+pub mod htpasswd;
 mod limits;
+mod options;
+mod passwords;
+mod policy;
+mod watched;
+mod who;
 
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-pub use caller::{Action, Caller, Identity};
+pub use caller::{Access, Action, Caller, Grants, Identity, Refused, Subject};
 pub use client::Client;
 pub use external::External;
-pub use limits::{ClientToll, Limits};
+pub use gate::{Challenge, Gate, NotShown, Shown};
+pub use limits::{ClientToll, Limits, Payer};
+pub use options::{AuthOptions, IssuerOptions, KeyOptions, LoginHosts, TokenOptions, TokenServerOptions};
+pub use policy::{Decision, Defaults, Policy, Push, Reason, Rule, glob};
+pub use who::{Who, Wild};
 
 /// So many a minute, and so many at once after a rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +45,9 @@ pub struct Options {
     pub cold_misses: Option<Rate>,
     /// For clients in these networks; the longest prefix decides.
     pub overrides: Vec<Override>,
+    /// For who has logged in; the first name that fits decides. Others who have logged in have the
+    /// limits of everybody, and an account of their own.
+    pub identities: Vec<IdentityLimit>,
     /// Longest wait at a limit before 429, and how many may wait.
     pub wait: Duration,
     pub queue: usize,
@@ -41,6 +58,19 @@ pub struct Options {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Override {
     pub network: IpNet,
+    pub rates: Rates,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct IdentityLimit {
+    /// As identities are written: `alice`, `certificate:ci-*`, `gitlab:corp/*`.
+    pub name: Wild,
+    pub rates: Rates,
+}
+
+/// None: unlimited.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
     pub requests: Option<Rate>,
     pub cold_misses: Option<Rate>,
 }

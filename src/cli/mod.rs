@@ -2,6 +2,7 @@
 
 pub mod check_config;
 pub mod gc;
+pub mod htpasswd;
 pub mod serve;
 
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ pub enum Command {
     Serve(serve::ServeArgs),
     CheckConfig(check_config::CheckConfigArgs),
     Gc(gc::GcArgs),
+    Htpasswd(htpasswd::HtpasswdArgs),
 }
 
 /// Reads the process's arguments; on bad ones, says so and exits with 2.
@@ -68,6 +70,9 @@ pub struct Settings {
     /// How to log: `auto` (text on a terminal, else JSON), `text` or `json` [default: auto]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
+    /// Names and bcrypt hashes of who may log in; `forebay htpasswd` writes them
+    #[arg(long, value_name = "FILE")]
+    htpasswd_file: Option<String>,
     /// Serve HTTPS with this certificate chain (PEM)
     #[arg(long, value_name = "FILE")]
     tls_certificate_file: Option<String>,
@@ -88,6 +93,7 @@ impl From<Settings> for Flags {
             adopt: settings.adopt,
             log: settings.log,
             log_format: settings.log_format,
+            htpasswd_file: settings.htpasswd_file,
             tls_certificate_file: settings.tls_certificate_file,
             tls_key_file: settings.tls_key_file,
         }
@@ -129,6 +135,7 @@ Environment variables:
   FOREBAY_ADOPT                 whose repositories of unknown origin are: hosted, or an upstream
   FOREBAY_LOG                   what to log
   FOREBAY_LOG_FORMAT            auto, text or json
+  FOREBAY_HTPASSWD_FILE         names and bcrypt hashes of who may log in
   FOREBAY_TLS_CERTIFICATE_FILE  certificate chain (PEM)
   FOREBAY_TLS_KEY_FILE          private key (PEM)
   HTTPS_PROXY, HTTP_PROXY, NO_PROXY   proxies on the way to registries
@@ -165,7 +172,7 @@ mod tests {
     #[test]
     fn every_flag_reaches_the_configuration() {
         let line = "serve --config f --listen a --listen b --data d --upstream u --upstream v=w --operations o --adopt h \
-                    --log l --log-format j --tls-certificate-file c --tls-key-file k";
+                    --log l --log-format j --tls-certificate-file c --tls-key-file k --htpasswd-file p";
         let Ok(Command::Serve(args)) = parse(&line.split_whitespace().collect::<Vec<_>>()) else {
             panic!("serve")
         };
@@ -177,6 +184,7 @@ mod tests {
         assert_eq!(flags.upstream, ["u", "v=w"]);
         assert_eq!((flags.data, flags.operations, flags.adopt), (text("d"), text("o"), text("h")));
         assert_eq!((flags.log, flags.log_format), (text("l"), text("j")));
+        assert_eq!(flags.htpasswd_file, text("p"));
         assert_eq!((flags.tls_certificate_file, flags.tls_key_file), (text("c"), text("k")));
     }
 
@@ -218,6 +226,7 @@ mod tests {
             &["serve", "--help"],
             &["check-config", "--help"],
             &["gc", "--help"],
+            &["htpasswd", "--help"],
             &["help"],
             &["help", "serve"],
         ] {
@@ -235,7 +244,7 @@ mod tests {
         {
             assert!(help.contains(part), "{part} in\n{help}");
         }
-        for command in ["serve", "check-config", "gc"] {
+        for command in ["serve", "check-config", "gc", "htpasswd"] {
             let help = parse(&[command, "--help"]).unwrap_err().to_string();
             assert!(help.contains("Examples:"), "{help}");
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::access::{self, Override};
+use crate::access::{self, IdentityLimit, Override, Rates, Wild};
 use crate::oci::{Owner, UpstreamHost};
 use crate::telemetry::{self, Format};
 use crate::{http, mirror, store};
@@ -31,14 +31,17 @@ pub fn build(
     let default_upstream = upstreams::default(&mut root)?;
     let upstreams = upstreams::read(root.section("upstream")?, default_upstream, &mut warnings)?;
     let mut hosted = root.section("hosted")?;
+    let push = hosted.read("push", super::access::push)?;
     let (owners, shadow) = names::owners(&upstreams, &mut hosted, &mut warnings)?;
     let upstreams: Vec<_> = upstreams.into_iter().map(|upstream| upstream.options).collect();
     let adopt = adopt.map(|adopt| adopt.read(|text| owner(text, &upstreams))).transpose()?;
     let mut limits = root.section("limits")?;
     let mut cache = root.section("cache")?;
     let (telemetry, log_format) = logs(root.section("log")?, environment.terminal)?;
+    let http = listeners(&mut root, &mut limits, &mut warnings)?;
     let config = Config {
-        http: listeners(&mut root, &mut limits, &mut warnings)?,
+        auth: super::access::read(&mut root, push, &http, &owners, &mut warnings)?,
+        http,
         owners,
         access: client_limits(&mut limits, &mut warnings)?,
         registry: hosted::read(&mut hosted)?,
@@ -160,8 +163,27 @@ fn client_limits(limits: &mut Section, warnings: &mut Vec<String>) -> Result<acc
         }
         overrides.push(Override {
             network,
-            requests: section.read("requests", units::rate)?.unwrap_or(requests),
-            cold_misses: section.read("cold_misses", units::rate)?.unwrap_or(cold_misses),
+            rates: Rates {
+                requests: section.read("requests", units::rate)?.unwrap_or(requests),
+                cold_misses: section.read("cold_misses", units::rate)?.unwrap_or(cold_misses),
+            },
+        });
+        section.finish()?;
+    }
+    let mut identities = Vec::new();
+    for mut section in limits.sections("identity")? {
+        let Some(name) = section.text("name")? else {
+            return Err(section.missing("name", "whose limits? Add `name = \"ci-*\"`"));
+        };
+        identities.push(IdentityLimit {
+            name: name.read(|text| match text.is_empty() {
+                true => Err("the name is empty; write it as in `alice`, `ci-*` or `certificate:*`"),
+                false => Ok(Wild::new(text.as_str())),
+            })?,
+            rates: Rates {
+                requests: section.read("requests", units::rate)?.unwrap_or(requests),
+                cold_misses: section.read("cold_misses", units::rate)?.unwrap_or(cold_misses),
+            },
         });
         section.finish()?;
     }
@@ -180,6 +202,7 @@ fn client_limits(limits: &mut Section, warnings: &mut Vec<String>) -> Result<acc
         requests,
         cold_misses,
         overrides,
+        identities,
         wait: limits.read("wait", units::time)?.unwrap_or(defaults::WAIT),
         queue: limits.number("queue", 0..=1_000_000)?.unwrap_or(defaults::WAITING),
         trusted_proxies,

@@ -28,6 +28,7 @@ pub struct Flags {
     pub adopt: Option<String>,
     pub log: Option<String>,
     pub log_format: Option<String>,
+    pub htpasswd_file: Option<String>,
     pub tls_certificate_file: Option<String>,
     pub tls_key_file: Option<String>,
 }
@@ -40,7 +41,7 @@ struct Setting {
     path: &'static [&'static str],
 }
 
-const SETTINGS: [Setting; 6] = [
+const SETTINGS: [Setting; 7] = [
     Setting { variable: "FOREBAY_DATA", flag: "--data", given: |f| &f.data, path: &["data"] },
     Setting {
         variable: "FOREBAY_OPERATIONS",
@@ -54,6 +55,12 @@ const SETTINGS: [Setting; 6] = [
         flag: "--log-format",
         given: |f| &f.log_format,
         path: &["log", "format"],
+    },
+    Setting {
+        variable: "FOREBAY_HTPASSWD_FILE",
+        flag: "--htpasswd-file",
+        given: |f| &f.htpasswd_file,
+        path: &["auth", "htpasswd_file"],
     },
     Setting {
         variable: "FOREBAY_TLS_CERTIFICATE_FILE",

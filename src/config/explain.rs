@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderName;
 use toml::Value;
 
-use crate::access::Override;
+use crate::access::{IdentityLimit, Override, Rates};
 use crate::events::EndpointOptions;
 use crate::oci::TagPattern;
 use crate::telemetry::Format;
@@ -17,36 +17,36 @@ use super::tree::{join, quote_key};
 use super::units::{format_rate, format_size, format_time};
 use super::{Config, Sources};
 
-struct Printer<'a> {
-    out: String,
+pub(super) struct Printer<'a> {
+    pub out: String,
     path: String,
     sources: &'a Sources,
 }
 
 impl Printer<'_> {
-    fn section(&mut self, path: impl Into<String>) {
+    pub fn section(&mut self, path: impl Into<String>) {
         self.path = path.into();
         self.out += &format!("\n[{}]\n", self.path);
     }
 
-    fn line(&mut self, key: &str, value: impl Into<Value>) {
+    pub fn line(&mut self, key: &str, value: impl Into<Value>) {
         let key = quote_key(key);
         self.out += &format!("{key} = {} # {}\n", value.into(), self.source(&key));
     }
 
     /// A value that cannot be written, for it stands for something measured or for nothing.
-    fn unset(&mut self, key: &str, meaning: &str) {
+    pub fn unset(&mut self, key: &str, meaning: &str) {
         self.out += &format!("# {key}: {meaning}\n");
     }
 
-    fn file(&mut self, key: &str, path: Option<&PathBuf>, meaning: &str) {
+    pub fn file(&mut self, key: &str, path: Option<&PathBuf>, meaning: &str) {
         match path {
             Some(path) => self.line(key, path.display().to_string()),
             None => self.unset(key, meaning),
         }
     }
 
-    fn source(&self, quoted_key: &str) -> String {
+    pub fn source(&self, quoted_key: &str) -> String {
         let path = match self.path.as_str() {
             "" => quoted_key.to_owned(),
             path => format!("{path}.{quoted_key}"),
@@ -54,7 +54,7 @@ impl Printer<'_> {
         self.sources.get(&path).map_or_else(|| "default".into(), ToString::to_string)
     }
 
-    fn time(&mut self, key: &str, time: Duration) {
+    pub fn time(&mut self, key: &str, time: Duration) {
         self.line(key, format_time(time));
     }
 
@@ -64,7 +64,7 @@ impl Printer<'_> {
     }
 }
 
-fn texts<T: Display>(items: &[T]) -> Value {
+pub(super) fn texts<T: Display>(items: &[T]) -> Value {
     Value::Array(items.iter().map(|item| Value::String(item.to_string())).collect())
 }
 
@@ -90,6 +90,7 @@ impl Config {
         self.explain_names_and_cache(&mut p);
         self.explain_freshness(&mut p);
         self.explain_limits(&mut p);
+        self.explain_access(&mut p);
         let tls = self.http.tls.as_ref();
         p.section("tls");
         p.file("certificate_file", tls.map(|tls| &tls.certificate_file), "none: plain HTTP");
@@ -115,6 +116,7 @@ impl Config {
         p.section("hosted");
         p.line("repositories", texts(&self.owners.hosted));
         p.line("shadow", self.choices.shadow);
+        p.line("push", self.auth.push.to_string());
         p.line("delete", self.registry.delete);
         let immutable: Vec<&str> = self.registry.immutable.iter().map(TagPattern::as_str).collect();
         p.line("immutable_tags", texts(&immutable));
@@ -164,13 +166,17 @@ impl Config {
         p.number("max_connections", self.http.max_connections);
         p.time("header_timeout", self.http.header_timeout);
         p.time("idle_timeout", self.http.idle_timeout);
-        for Override { network, requests, cold_misses } in &self.access.overrides {
+        let rates = |Rates { requests, cold_misses }: Rates| {
+            let (requests, cold_misses) = (format_rate(requests), format_rate(cold_misses));
+            format!("requests = \"{requests}\"\ncold_misses = \"{cold_misses}\"\n")
+        };
+        for Override { network, rates: of } in &self.access.overrides {
             let source = p.source("network");
-            p.out += &format!(
-                "\n[[limits.network]] # {source}\ncidr = \"{network}\"\nrequests = \"{}\"\ncold_misses = \"{}\"\n",
-                format_rate(*requests),
-                format_rate(*cold_misses)
-            );
+            p.out += &format!("\n[[limits.network]] # {source}\ncidr = \"{network}\"\n{}", rates(*of));
+        }
+        for IdentityLimit { name, rates: of } in &self.access.identities {
+            let (source, name) = (p.source("identity"), Value::from(name.to_string()));
+            p.out += &format!("\n[[limits.identity]] # {source}\nname = {name}\n{}", rates(*of));
         }
     }
 }

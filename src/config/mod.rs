@@ -4,6 +4,7 @@
 //! All layers become one [`tree`] whose values know where they were written; [`section`] reads it;
 //! [`build`], [`upstreams`] and [`names`] check it. What comes out needs no further checks.
 
+mod access;
 mod build;
 mod defaults;
 mod distribution;
@@ -27,7 +28,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use crate::{access, events as told, http, mirror, registry, store, telemetry, upstream};
+use crate::{events as told, http, mirror, registry, store, telemetry, upstream};
 
 use environment::Environment;
 
@@ -42,7 +43,8 @@ pub type Sources = BTreeMap<String, Origin>;
 pub struct Config {
     pub http: http::Options,
     pub owners: http::OwnersOptions,
-    pub access: access::Options,
+    pub access: crate::access::Options,
+    pub auth: crate::access::AuthOptions,
     pub mirror: mirror::Options,
     pub registry: registry::Options,
     /// The default one first, if there is one, then in the order of the file. The same order as in `owners`.

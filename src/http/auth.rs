@@ -1,12 +1,18 @@
 //! Who a request comes from, and whether it may do what it asks for.
 
+use std::sync::Arc;
+
 use http::uri::Authority;
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::connection::Arrival;
 use super::error::{ApiError, Code};
 use super::handler::Service;
-use crate::access::{Action, Caller, Client, Identity};
+use super::owners::Owners;
+use super::respond::header_value;
+use crate::access::{
+    Action, Caller, Challenge, Client, Decision, Gate, Grants, Identity, NotShown, Reason, Refused,
+};
 use crate::oci::{Owner, Repository};
 
 const FORWARDING: [HeaderName; 4] = [
@@ -17,7 +23,9 @@ const FORWARDING: [HeaderName; 4] = [
 ];
 
 impl Service {
-    /// Who the request comes from. An error: what it shows of that is wrong.
+    /// Who the request comes from. Wrong credentials are kept for [`Self::authorise`] to judge, since
+    /// where no login is asked for they may be meant for another registry. An error: they cannot be
+    /// checked now.
     pub(super) async fn identify(
         &self,
         request: &http::request::Parts,
@@ -26,7 +34,32 @@ impl Service {
     ) -> Result<Caller, ApiError> {
         let host = request.uri.authority().map(|authority| authority.as_str().to_owned());
         let is_local = is_local(arrival, host.as_deref(), &request.headers);
-        Ok(Caller { client, identity: Identity::Anonymous, is_local })
+        let mut caller = Caller {
+            client,
+            identity: Identity::Anonymous,
+            is_local,
+            grants: None,
+            refused: None,
+            base: Arc::from(""),
+        };
+        if !self.gate.has_logins() {
+            return Ok(caller);
+        }
+        caller.base = self.external_base(request, arrival).into();
+        let mut authorization = request.headers.get_all(header::AUTHORIZATION).iter();
+        let first = authorization.next();
+        if authorization.next().is_some() {
+            let why = "there are several Authorization headers: send one".to_owned();
+            caller.refused = Some(Refused { why, token: false });
+            return Ok(caller);
+        }
+        let shown = self.gate.show(client, first.map(|value| value.as_bytes()), arrival.certificate.as_ref());
+        match shown.await {
+            Ok(shown) => (caller.identity, caller.grants) = (shown.identity, shown.grants),
+            Err(NotShown::Wrong(refused)) => caller.refused = Some(refused),
+            Err(NotShown::Busy) => return Err(ApiError::logins_busy()),
+        }
+        Ok(caller)
     }
 
     /// Refuses what the caller may not do. What is mirrored is read only, whoever asks.
@@ -36,22 +69,165 @@ impl Service {
         action: Action,
         repository: &Repository,
     ) -> Result<(), ApiError> {
-        if action == Action::Pull {
-            return Ok(());
-        }
-        if let Owner::Upstream(host) = &repository.owner {
+        if let Owner::Upstream(host) = &repository.owner
+            && action != Action::Pull
+        {
             let message =
                 format!("{repository} is mirrored from {host}, and can only be read here: push there");
             return Err(ApiError::method(message, "GET, HEAD"));
         }
-        if caller.is_local {
+        let asks = asks_for_login(&self.gate, repository);
+        if let Some(refused) = caller.refused.as_ref().filter(|_| asks) {
+            return Err(self.refused(caller, refused, Some((action, repository))));
+        }
+        let reason = match verdict(&self.gate, &self.owners, caller, action, repository) {
+            Verdict::Yes => return Ok(()),
+            Verdict::BeyondToken => return Err(self.beyond_token(caller, action, repository)),
+            Verdict::No(reason) => reason,
+        };
+        // Who has not logged in is asked to, but where it would change nothing.
+        let login_helps = !matches!(reason, Reason::PushIsOff | Reason::PushIsLocal);
+        if asks && login_helps && caller.identity.is_anonymous() {
+            let message = format!("{action} of {repository} needs a login");
+            if let Some(challenge) = self.challenge(caller, Some((action, repository)), None) {
+                return Err(ApiError::unauthorized(message, challenge));
+            }
+        }
+        let message = match reason {
+            Reason::PushIsLocal => format!(
+                "{action} of {repository} needs no login from this very machine only, by an address of it and \
+                 through no proxy"
+            ),
+            _ => {
+                let why = self.gate.policy().explain(reason);
+                format!("{} may not {action} {repository}: {why}", caller.identity)
+            }
+        };
+        Err(ApiError::new(Code::Denied, message))
+    }
+
+    /// Whether lists show this repository to the caller.
+    pub(super) fn may_pull(&self, caller: &Caller, repository: &Repository) -> bool {
+        may_pull(&self.gate, &self.owners, caller, repository)
+    }
+
+    /// Lets a caller in to what concerns no single repository: the ping of `/v2/`, the lists. `ping`
+    /// is one of the mirror where another registry is named, which is asked for no login by default.
+    pub(super) fn admit(&self, caller: &Caller, names_upstream: bool) -> Result<(), ApiError> {
+        if names_upstream && !self.gate.options().mirror {
             return Ok(());
         }
-        let message = format!(
-            "{action} of {repository} needs no login from this very machine only, by an address of it and through \
-             no proxy"
-        );
-        Err(ApiError::new(Code::Denied, message))
+        if let Some(refused) = &caller.refused {
+            return Err(self.refused(caller, refused, None));
+        }
+        let authority = caller.base.split_once("://").map_or("", |(_, authority)| authority);
+        let authority = authority.split('/').next().unwrap_or_default();
+        let shown = !caller.identity.is_anonymous() || caller.grants.is_some();
+        if shown || !self.gate.has_logins() || !self.gate.is_login_host(authority) {
+            return Ok(());
+        }
+        match self.challenge(caller, None, None) {
+            Some(challenge) => Err(ApiError::unauthorized("a login is needed here".to_owned(), challenge)),
+            None => Ok(()),
+        }
+    }
+
+    /// Where clients find this server: what stands before `/v2/` and `/token`.
+    pub(super) fn external_base(&self, request: &http::request::Parts, arrival: &Arrival) -> String {
+        self.external(request, arrival).base()
+    }
+
+    fn refused(&self, caller: &Caller, refused: &Refused, wanted: Option<(Action, &Repository)>) -> ApiError {
+        let error = refused.token.then_some("invalid_token");
+        match self.challenge(caller, wanted, error) {
+            Some(challenge) => ApiError::unauthorized(refused.why.clone(), challenge),
+            None => ApiError::new(Code::Denied, refused.why.clone()),
+        }
+    }
+
+    fn beyond_token(&self, caller: &Caller, action: Action, repository: &Repository) -> ApiError {
+        let message = format!("the token does not cover {action} of {repository}: ask for one that does");
+        match self.challenge(caller, Some((action, repository)), Some("insufficient_scope")) {
+            Some(challenge) => ApiError::unauthorized(message, challenge),
+            None => ApiError::new(Code::Denied, message),
+        }
+    }
+
+    /// `WWW-Authenticate` (RFC 7617; RFC 6750 with CNCF distribution's `service`). None: there is
+    /// nothing that a client could send.
+    fn challenge(
+        &self,
+        caller: &Caller,
+        wanted: Option<(Action, &Repository)>,
+        error: Option<&str>,
+    ) -> Option<HeaderValue> {
+        let text = match self.gate.challenge()? {
+            Challenge::Basic { realm } => format!("Basic realm=\"{realm}\""),
+            Challenge::Bearer { realm, service } => {
+                let own = || format!("{}/token", caller.base);
+                let realm = realm.map_or_else(own, str::to_owned);
+                let mut text = format!("Bearer realm=\"{realm}\",service=\"{service}\"");
+                if let Some((action, repository)) = wanted {
+                    // Whoever pushes asks what is there already.
+                    let actions =
+                        if action == Action::Push { "pull,push".to_owned() } else { action.to_string() };
+                    text += &format!(",scope=\"repository:{repository}:{actions}\"");
+                }
+                if let Some(error) = error {
+                    text += &format!(",error=\"{error}\"");
+                }
+                text
+            }
+        };
+        Some(header_value(text))
+    }
+}
+
+/// What identity and token together make.
+enum Verdict {
+    Yes,
+    No(Reason),
+    /// The identity may, or may not; the token does not say so.
+    BeyondToken,
+}
+
+/// Whether credentials count for this repository: those that a client sends to the mirror may be for
+/// the registry behind it.
+fn asks_for_login(gate: &Gate, repository: &Repository) -> bool {
+    gate.has_logins() && (repository.owner == Owner::Hosted || gate.options().mirror)
+}
+
+fn verdict(
+    gate: &Gate,
+    owners: &Owners,
+    caller: &Caller,
+    action: Action,
+    repository: &Repository,
+) -> Verdict {
+    let grants = caller.grants.as_ref().filter(|_| asks_for_login(gate, repository));
+    let is_granted = |grants: &Grants| {
+        let mut names = grants.on_repositories(action);
+        names.any(|name| owners.resolve(None, name).is_ok_and(|granted| granted == *repository))
+    };
+    let decision = gate.policy().decide(&caller.identity, caller.is_local, action, repository);
+    match (grants, decision) {
+        (_, Decision::Denied(reason @ Reason::PushIsOff)) => Verdict::No(reason),
+        (Some(grants), _) if grants.is_foreign && is_granted(grants) => Verdict::Yes,
+        (Some(grants), _) if grants.is_foreign => Verdict::BeyondToken,
+        (_, Decision::Denied(reason)) => Verdict::No(reason),
+        (Some(grants), _) if !is_granted(grants) => Verdict::BeyondToken,
+        (_, Decision::Allowed(_)) => Verdict::Yes,
+    }
+}
+
+/// Of our own tokens the identity counts here: a list would need a scope for each repository.
+fn may_pull(gate: &Gate, owners: &Owners, caller: &Caller, repository: &Repository) -> bool {
+    match &caller.grants {
+        Some(grants) if grants.is_foreign && grants.on_catalog() => true,
+        Some(grants) if !grants.is_foreign => {
+            gate.policy().decide(&caller.identity, false, Action::Pull, repository).is_allowed()
+        }
+        _ => matches!(verdict(gate, owners, caller, Action::Pull, repository), Verdict::Yes),
     }
 }
 

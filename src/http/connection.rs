@@ -41,12 +41,14 @@ pub struct Arrival {
     pub peer: SocketAddr,
     pub door: Door,
     pub tls: bool,
+    /// Whose certificate the client showed.
+    pub certificate: Option<Arc<str>>,
     pub activity: Arc<Activity>,
 }
 
 impl Arrival {
     pub fn new(peer: SocketAddr, door: Door, tls: bool) -> Self {
-        Self { peer, door, tls, activity: Arc::default() }
+        Self { peer, door, tls, certificate: None, activity: Arc::default() }
     }
 }
 

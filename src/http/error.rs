@@ -1,4 +1,8 @@
 //! The one place that knows status codes: every failure as an error of the distribution API.
+//!
+//! A 401 is sent where a login is asked for: at hosted repositories and, at the hosts that are for
+//! logging in, at `/v2/`, once there is authentication. Never at what is mirrored, unless `auth.mirror`
+//! says so: dockerd would answer it with its password for Docker Hub. Upstream's own 401 becomes a 403.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -42,6 +46,7 @@ pub enum Code {
     TagInvalid,
     TooManyRequests,
     TooManyTags,
+    Unauthorized,
     Unavailable,
     Unknown,
     /// A method that is not served at this path.
@@ -68,6 +73,7 @@ impl Code {
             Self::SizeInvalid => "SIZE_INVALID",
             Self::TagInvalid | Self::TooManyTags => "TAG_INVALID",
             Self::TooManyRequests => "TOOMANYREQUESTS",
+            Self::Unauthorized => "UNAUTHORIZED",
             Self::Unavailable => "UNAVAILABLE",
             Self::Unknown => "UNKNOWN",
             Self::Unsupported | Self::NoEndpoint => "UNSUPPORTED",
@@ -84,6 +90,7 @@ impl Code {
             | Self::SizeInvalid
             | Self::TagInvalid
             | Self::PaginationNumberInvalid => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::UploadBusy => StatusCode::CONFLICT,
             Self::UploadStalled => StatusCode::REQUEST_TIMEOUT,
             Self::ManifestTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -138,6 +145,17 @@ impl ApiError {
         let seconds = whole_seconds(retry_after);
         let message = format!("this client sends too many requests; try again in {seconds} s");
         Self::new(Code::TooManyRequests, message).retry_after(retry_after)
+    }
+
+    /// A login is missing or wrong; `challenge` says how to log in.
+    pub fn unauthorized(message: String, challenge: HeaderValue) -> Self {
+        Self::new(Code::Unauthorized, message).with(header::WWW_AUTHENTICATE, challenge)
+    }
+
+    /// So many passwords are being checked that this one has to wait.
+    pub fn logins_busy() -> Self {
+        let message = "too many logins at once; try again in a second";
+        Self::new(Code::TooManyRequests, message).retry_after(Duration::from_secs(1))
     }
 
     /// The store cannot be used. Of a mirrored blob that is a 404, as in [`Self::of_content`].

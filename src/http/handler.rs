@@ -18,7 +18,7 @@ use super::push::Place;
 use super::receive::RequestBody;
 use super::route::{self, Route};
 use super::{operations, respond};
-use crate::access::{Action, Caller, Client, External, Limits};
+use crate::access::{Action, Caller, Client, External, Gate, Limits};
 use crate::answer::{BlobWant, Error};
 use crate::events::Events;
 use crate::metrics::{Kind, Outcome};
@@ -30,6 +30,7 @@ use crate::tasks::Tasks;
 /// What answers requests. Replaced as a whole when the configuration changes.
 pub struct Service {
     pub owners: Arc<Owners>,
+    pub gate: Arc<Gate>,
     pub limits: Limits,
     pub trusted_proxies: Vec<IpNet>,
     /// None while the store cannot be used: only the operator's pages are served then.
@@ -99,7 +100,7 @@ impl Service {
     }
 
     /// By which base the client came here.
-    fn external(&self, request: &request::Parts, arrival: &Arrival) -> External {
+    pub(super) fn external(&self, request: &request::Parts, arrival: &Arrival) -> External {
         // Over HTTP/2, and where a request line has a host, that is the one that counts.
         let host = request.uri.authority().map(http::uri::Authority::as_str);
         let host = host.or_else(|| request.headers.get(http::header::HOST)?.to_str().ok());
@@ -116,12 +117,12 @@ impl Service {
         let (path, query) = (request.uri.path(), request.uri.query());
         let routed = route::parse(&self.owners, &request.method, path, query);
         let of_operator = routed.as_ref().is_ok_and(|routed| routed.route.is_operations());
+        let caller = self.identify(request, arrival, exchange.client).await?;
         if of_operator || arrival.door == Door::Operations {
             exchange.of_operations();
         } else {
-            self.limits.request(exchange.client).await.map_err(ApiError::too_many)?;
+            self.limits.request(&caller).await.map_err(ApiError::too_many)?;
         }
-        let caller = self.identify(request, arrival, exchange.client).await?;
         exchange.of_caller(&caller);
         let routed = routed?;
         if !of_operator && arrival.door == Door::Operations {
@@ -130,7 +131,10 @@ impl Service {
         }
         let namespace = routed.namespace.as_deref();
         let (response, outcome) = match routed.route {
-            Route::Base => (respond::base(), Outcome::Hit),
+            Route::Base => {
+                self.admit(&caller, path != "/v2/" || namespace.is_some())?;
+                (respond::base(), Outcome::Hit)
+            }
             Route::ToBase(location) => (respond::redirect(location), Outcome::Hit),
             Route::Manifest(repository, reference) => {
                 exchange.of_repository(Kind::Manifest, &repository, Some(reference.clone()));
@@ -138,7 +142,7 @@ impl Service {
                 if let Reference::Digest(digest) = &reference {
                     self.lease(request, &caller, &repository, digest).await;
                 }
-                self.manifest(request, exchange.client, &repository, &reference).await?
+                self.manifest(request, &caller, &repository, &reference).await?
             }
             Route::Blob(repository, digest) => {
                 exchange.of_repository(Kind::Blob, &repository, Some(Reference::Digest(digest)));
@@ -149,22 +153,24 @@ impl Service {
             Route::Tags(repository, name, page) => {
                 exchange.of_repository(Kind::Tags, &repository, None);
                 self.authorise(&caller, Action::Pull, &repository)?;
-                self.tags(path, exchange.client, &repository, &name, &page, namespace).await?
+                self.tags(path, &caller, &repository, &name, &page, namespace).await?
             }
             Route::Referrers(repository, digest, artifact_type, page) => {
                 exchange.of_repository(Kind::Referrers, &repository, Some(Reference::Digest(digest)));
                 self.authorise(&caller, Action::Pull, &repository)?;
-                let answer = self.referrers(exchange.client, &repository, &digest).await?;
+                let answer = self.referrers(&caller, &repository, &digest).await?;
                 let listed = respond::referrers(&answer, artifact_type.as_deref(), &page, path, namespace);
                 (listed, respond::outcome(&answer.served))
             }
             Route::Catalog(page) => {
                 exchange.of_list(Kind::Catalog);
+                self.admit(&caller, false)?;
                 self.catalog(path, &caller, &page).await?
             }
             Route::SearchPing => (respond::search_ping(), Outcome::Hit),
             Route::Search(search) => {
                 exchange.of_list(Kind::Search);
+                self.admit(&caller, false)?;
                 self.search(&caller, &search).await?
             }
             Route::Write(repository, write) => {
@@ -187,7 +193,7 @@ impl Service {
     async fn manifest(
         &self,
         request: &request::Parts,
-        client: Client,
+        caller: &Caller,
         repository: &Repository,
         reference: &Reference,
     ) -> Answer {
@@ -195,7 +201,7 @@ impl Service {
         let body = request.method != Method::HEAD;
         let answer = match repository.owner {
             Owner::Upstream(_) => {
-                let toll = self.limits.toll(client);
+                let toll = self.limits.toll(caller);
                 content.mirror.manifest(&toll, repository, reference, body).await
             }
             Owner::Hosted => content.hosted.manifest(repository, reference).await,

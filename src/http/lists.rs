@@ -4,7 +4,7 @@ use super::error::{ApiError, Code};
 use super::handler::{Answer, Service};
 use super::respond;
 use super::route::{Page, Search};
-use crate::access::{Action, Caller, Client};
+use crate::access::Caller;
 use crate::answer::ReferrersAnswer;
 use crate::metrics::{Kind, Outcome};
 use crate::oci::{Digest, Owner, Repository};
@@ -14,7 +14,7 @@ impl Service {
     pub(super) async fn tags(
         &self,
         path: &str,
-        client: Client,
+        caller: &Caller,
         repository: &Repository,
         name: &str,
         page: &Page,
@@ -22,7 +22,7 @@ impl Service {
     ) -> Answer {
         let content = self.content(Kind::Tags, Some(repository))?;
         let answer = match repository.owner {
-            Owner::Upstream(_) => content.mirror.tags(&self.limits.toll(client), repository).await,
+            Owner::Upstream(_) => content.mirror.tags(&self.limits.toll(caller), repository).await,
             Owner::Hosted => content.hosted.tags(repository).await,
         };
         let answer = answer.map_err(|error| ApiError::of_content(&error, Kind::Tags, repository))?;
@@ -31,14 +31,14 @@ impl Service {
 
     pub(super) async fn referrers(
         &self,
-        client: Client,
+        caller: &Caller,
         repository: &Repository,
         subject: &Digest,
     ) -> Result<ReferrersAnswer, ApiError> {
         let content = self.content(Kind::Referrers, Some(repository))?;
         let answer = match repository.owner {
             Owner::Upstream(_) => {
-                content.mirror.referrers(&self.limits.toll(client), repository, subject).await
+                content.mirror.referrers(&self.limits.toll(caller), repository, subject).await
             }
             Owner::Hosted => content.hosted.referrers(repository, subject).await,
         };
@@ -83,8 +83,7 @@ impl Service {
 
     /// The repository that is held under this name, where it is served and the caller may pull it.
     fn shows(&self, caller: &Caller, name: &str, origin: &OriginState) -> Option<Repository> {
-        self.served(name, origin)
-            .filter(|repository| self.authorise(caller, Action::Pull, repository).is_ok())
+        self.served(name, origin).filter(|repository| self.may_pull(caller, repository))
     }
 
     /// The repository that is held under this name, where configuration and origin agree.

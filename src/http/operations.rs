@@ -24,15 +24,15 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const METRICS: &str = "text/plain; version=0.0.4";
 const HTML: &str = "text/html; charset=utf-8";
 
-/// Answers one of the operator's routes; where they have a listener of their own, only health is
-/// told at the others.
+/// Answers one of the operator's routes. Where they have a listener of their own, and once there is
+/// authentication, only health is told at the others.
 pub fn answer(
     service: &Service,
     route: &Route,
     external: &External,
     arrival: &Arrival,
 ) -> Result<(Response<Payload>, Outcome), ApiError> {
-    let elsewhere = arrival.door == Door::Public;
+    let elsewhere = arrival.door == Door::Public || (arrival.door == Door::All && service.gate.has_logins());
     let response = match route {
         Route::Healthz => text(StatusCode::OK, TEXT, "ok\n".to_owned()),
         Route::Readyz => readiness(service),
@@ -43,7 +43,12 @@ pub fn answer(
             response
         }
         Route::Home if !elsewhere => home(service, external, arrival),
-        _ => return Err(ApiError::new(Code::NoEndpoint, "this is served at the operator's listener only")),
+        _ => {
+            return Err(ApiError::new(
+                Code::NoEndpoint,
+                "this is served at the operator's listener only (`operations`)",
+            ));
+        }
     };
     let outcome = if response.status().is_success() { Outcome::Hit } else { Outcome::Error };
     Ok((response, outcome))

@@ -75,6 +75,16 @@ label!(
     /// What a limit did to a request.
     Limited = "action" { Waited = "waited", Refused = "refused" }
 );
+label!(
+    /// What a client showed of itself.
+    LoginMethod = "method" {
+        Password = "password", Token = "token", IdToken = "id_token", Certificate = "certificate",
+    }
+);
+label!(
+    /// What became of a login.
+    Login = "login" { Granted = "granted", Remembered = "remembered", Refused = "refused", Busy = "busy" }
+);
 
 label!(
     /// What became of an event for an endpoint.

@@ -12,8 +12,8 @@ use prometheus::{
 use crate::tasks::lock;
 
 pub use labels::{
-    Delivery, Face, FillEnd, Grid, Kind, Label, Limit, Limited, Outcome, Row, UploadEnd, UpstreamCall,
-    UpstreamStatus,
+    Delivery, Face, FillEnd, Grid, Kind, Label, Limit, Limited, Login, LoginMethod, Outcome, Row, UploadEnd,
+    UpstreamCall, UpstreamStatus,
 };
 
 /// What is counted of one upstream.
@@ -78,6 +78,8 @@ pub struct Metrics {
     pub uploads: Row<UploadEnd>,
     pub received_bytes: IntCounter,
     pub limited: Grid<Limit, Limited>,
+    pub logins: Grid<LoginMethod, Login>,
+    pub tokens_issued: IntCounter,
     pub store_entries: IntGauge,
     pub store_bytes: IntGauge,
     pub store_written_bytes: IntCounter,
@@ -190,6 +192,15 @@ impl Metrics {
                 ),
                 &[],
             ),
+            logins: Grid::new(
+                &b.counters(
+                    "forebay_logins_total",
+                    "Credentials that were checked",
+                    &[LoginMethod::NAME, Login::NAME],
+                ),
+                &[],
+            ),
+            tokens_issued: b.counter("forebay_tokens_issued_total", "Tokens given out"),
             store_entries: b.gauge("forebay_store_entries", "Blobs and manifests held"),
             store_bytes: b.gauge("forebay_store_bytes", "Bytes of blobs and manifests held"),
             store_written_bytes: b

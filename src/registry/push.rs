@@ -180,7 +180,6 @@ fn needs(manifest: &Manifest) -> (Vec<Digest>, Vec<Digest>) {
         ManifestKind::Image { config, layers } => {
             (std::iter::once(config).chain(layers).filter(here).map(|of| of.digest).collect(), Vec::new())
         }
-        ManifestKind::Artifact { blobs } => (blobs.iter().map(|of| of.digest).collect(), Vec::new()),
         ManifestKind::Index { manifests } => {
             let is_manifest = |of: &&Descriptor| {
                 of.media_type.is_empty()

@@ -13,6 +13,7 @@ fn the_shipped_example_loads_as_it_is_and_with_every_key_enabled() {
     let case = Case::new("");
     let secret = case.file("hub", "secret", 0o600);
     let pem = case.file("pem", "-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\n", 0o600);
+    let htpasswd = case.file("htpasswd", "", 0o600);
     // Keys are commented out by `#` without a space, remarks by `# `.
     let enabled = example
         .lines()
@@ -22,6 +23,7 @@ fn the_shipped_example_loads_as_it_is_and_with_every_key_enabled() {
                 .unwrap_or(line)
         })
         .map(|line| match line.split_once(" = ").map(|(key, _)| key) {
+            Some("htpasswd_file") => format!("htpasswd_file = {htpasswd:?}"),
             Some("password_file") => format!("password_file = {secret:?}"),
             Some("header_files") => format!("header_files = {{ Authorization = {secret:?} }}"),
             Some(key @ ("ca_file" | "certificate_file" | "key_file")) => format!("{key} = {pem:?}"),
@@ -40,6 +42,11 @@ fn the_shipped_example_loads_as_it_is_and_with_every_key_enabled() {
         "negative.denied",
         "stale.denied",
         "limits.network",
+        "limits.identity",
+        "hosted.push",
+        "auth.htpasswd_file",
+        "auth.login_hosts",
+        "access.rule",
         "limits.trusted_proxies",
         "limits.idle_timeout",
         "events.endpoint",
@@ -83,7 +90,9 @@ fn what_is_explained_loads_as_the_same() {
         "listen = \"0.0.0.0:5000\"\noperations = \"127.0.0.1:9090\"\n[upstream.\"localhost:5001\"]\nusername = \"we \\\"quote\\\"\"\n\
          password_file = {secret:?}\nrequests_per_minute = 7\nheader_timeout = \"1500ms\"\n[hosted]\nshadow = true\n\
          repositories = [\"team/**\"]\n[cache]\nmax_size = \"3GB\"\nmemory = \"7B\"\n[freshness.rules]\n\"b:*\" = \"90s\"\na = \"0s\"\n\
-         [[limits.network]]\ncidr = \"fd00::/8\"\nrequests = \"1/m\"\n\
+         [[limits.network]]\ncidr = \"fd00::/8\"\nrequests = \"1/m\"\n[[limits.identity]]\nname = \"ci-*\"\nrequests = \"2/m\"\n\
+         [auth]\nrealm = \"us\"\nmirror = true\n[[access.rule]]\nwho = [\"*\", \"certificate:a\"]\nrepositories = [\"**\"]\n\
+         actions = [\"pull\", \"admin\"]\n\
          [[events.endpoint]]\nname = \"a\"\nurl = \"http://localhost/?a=b\"\n\
          [[events.endpoint]]\nname = \"b\"\nurl = \"https://ci.example/\"\nattempts = 3\nactions = \"push\"\ntimeout = \"1500ms\"\n\
          headers = {{ X-B = \"we \\\"quote\\\"\", x-a = \"1\" }}\nheader_files = {{ authorization = {secret:?} }}\n"

@@ -88,11 +88,11 @@ fn client_limits() {
     assert_eq!(access.trusted_proxies, ["10.0.0.1/32", "fd00::/8"].map(|text| text.parse().unwrap()));
     let [wide, narrow] = &access.overrides[..] else { panic!("two networks") };
     assert_eq!(
-        (wide.requests, wide.cold_misses),
+        (wide.rates.requests, wide.rates.cold_misses),
         (access.requests, None),
         "what is not said is as for others"
     );
-    assert_eq!(narrow.cold_misses.map(|rate| rate.burst.get()), Some(90));
+    assert_eq!(narrow.rates.cold_misses.map(|rate| rate.burst.get()), Some(90));
     let network = |cidr: &str| format!("[[limits.network]]\ncidr = \"{cidr}\"");
     refused(&network("10.0.0.1/8"), 2, &["limits.network.cidr: ", "write `10.0.0.0/8`"]);
     refused(&network("10.0.0.0/33"), 2, &["`2001:db8::/32`"]);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::access::{self, Limits, Rate};
+use crate::access::{self, AuthOptions, Gate, Limits, Rate};
 use crate::clock::Clock;
 use crate::events::Events;
 use crate::http::{Draining, Owners, OwnersOptions, Public, Reports, RequestIds};
@@ -29,12 +29,16 @@ fn service(requests: Option<Rate>) -> Service {
         requests,
         cold_misses: None,
         overrides: Vec::new(),
+        identities: Vec::new(),
         wait: Duration::ZERO,
         queue: 0,
         trusted_proxies: Vec::new(),
     };
     let upstreams = vec![(UpstreamHost::docker_hub(), Vec::new())];
+    let (data, tasks) = (std::path::Path::new("/nonexistent"), Tasks::default());
+    let gate = Gate::open(AuthOptions::default(), data, metrics.clone(), &Clock::default(), &tasks);
     Service {
+        gate: Arc::new(gate.unwrap()),
         owners: Arc::new(Owners::new(OwnersOptions { upstreams, hosted: vec!["*".to_owned()] }).unwrap()),
         limits: Limits::new(limits, metrics.clone(), Clock::default()),
         trusted_proxies: Vec::new(),
