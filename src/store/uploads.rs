@@ -3,19 +3,20 @@
 //! They stand where `registry:2` keeps them. Nothing of them is promised before the commit, so what
 //! a power loss leaves of them is only a beginning to go on from.
 
-use std::collections::HashMap;
+mod turns;
+
 use std::io::{self, IoSlice};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
+use self::turns::Turn;
+pub(super) use self::turns::Turns;
 use super::fill::{Done, Sink};
 use super::{Error, Grant, Store, layout};
 use crate::disk::File;
 use crate::oci::{Algorithm, Digest, Repository, UploadId};
-use crate::tasks::lock;
 
 /// Bytes read at a time where a second digest is wanted.
 const PIECE: usize = 1024 * 1024;
@@ -50,28 +51,6 @@ pub struct HeldUpload {
     pub id: UploadId,
     /// When something of it came last.
     pub modified: SystemTime,
-}
-
-/// Lets each upload be in one hand only: the next waits until the one before has written all.
-#[derive(Default)]
-pub(super) struct Turns(Mutex<HashMap<UploadId, Weak<AsyncMutex<()>>>>);
-
-type Turn = OwnedMutexGuard<()>;
-
-impl Turns {
-    async fn take(&self, id: UploadId) -> Turn {
-        let gate = {
-            let mut gates = lock(&self.0);
-            gates.retain(|_, gate| gate.strong_count() > 0);
-            let known = gates.get(&id).and_then(Weak::upgrade);
-            known.unwrap_or_else(|| {
-                let gate = Arc::default();
-                gates.insert(id, Arc::downgrade(&gate));
-                gate
-            })
-        };
-        gate.lock_owned().await
-    }
 }
 
 impl Store {

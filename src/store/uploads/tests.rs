@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::clock::Clock;
 use crate::disk::RealDisk;
+use crate::disk::simulated::{Simulated, Trouble};
 use crate::oci::{Owner, Tag};
 use crate::store::tests::options;
 use crate::store::{ManifestCommit, NewManifest, Origin, OriginState, Removal, Visibility};
@@ -303,5 +304,124 @@ async fn a_tree_of_registry_2_is_added_to_and_a_mirrored_one_is_not() {
     assert!(store.resume_upload(&wrong, UploadId::random()).await.is_err());
     assert!(store.commit_manifest(&wrong, &manifest(b"m", &[], &["1"])).is_err());
     assert!(store.mount(&wrong, &unknown.repository, &Digest::sha256(b"x")).is_err());
+    assert!(store.uploads().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn after_a_failed_write_only_what_the_file_has_counts() {
+    let disk = Simulated::default();
+    let (opened, tasks) = (options(Path::new("/data")), Tasks::default());
+    let store = Store::open(opened, Arc::new(disk.clone()), Arc::default(), Clock::default(), tasks).unwrap();
+    let (grant, id) = (hosted("a"), UploadId::random());
+    let mut upload = store.start_upload(&grant, id).await.unwrap();
+    disk.make(Some(Trouble::Failure(0, io::ErrorKind::StorageFull)));
+    upload.write(Bytes::from_static(b"12345678")).await.unwrap();
+    let error = upload.flush().await.unwrap_err();
+    assert_eq!(error.source.kind(), io::ErrorKind::StorageFull);
+    assert!(upload.write(Bytes::from_static(b"9")).await.is_err() && upload.flush().await.is_err());
+    assert!(upload.commit(&Digest::sha256(b"12345678")).await.is_err());
+    let mut upload = store.resume_upload(&grant, id).await.unwrap().unwrap();
+    assert_eq!(upload.received(), 4);
+    upload.write(Bytes::from_static(b"5678")).await.unwrap();
+    // Its sync fails: what is in the file is not to be believed by another try.
+    upload.flush().await.unwrap();
+    disk.make(Some(Trouble::Failure(1, io::ErrorKind::Other)));
+    let digest = Digest::sha256(b"12345678");
+    assert!(upload.commit(&digest).await.is_err());
+    assert!(store.resume_upload(&grant, id).await.unwrap().is_none());
+    assert!(!store.has_layer(&grant.repository, &digest).unwrap());
+}
+
+#[tokio::test]
+async fn what_a_pusher_was_told_of_is_leased() {
+    let dir = tempfile::tempdir().unwrap();
+    let (term, clock) = (Duration::from_secs(60), Clock::default());
+    let opened = crate::store::Options { lease: term, ..options(dir.path()) };
+    let store =
+        Store::open(opened, Arc::new(RealDisk), Arc::default(), clock.clone(), Tasks::default()).unwrap();
+    let (one, two) = (hosted("one"), hosted("two"));
+    let digest = push(&store, &one, b"blob").await;
+    let pushed = manifest(b"m", &[digest], &["1"]);
+    let leased = |grant: &Grant, digest: &Digest| {
+        let link = store.leases.is_leased(&grant.repository, digest);
+        assert!(!link || store.leases.is_data_leased(digest), "a link without its data is worth nothing");
+        link
+    };
+    let expire = || clock.advance(term);
+    expire();
+    assert!(!leased(&one, &digest));
+    store.lease_blob(&one.repository, &digest).unwrap();
+    assert!(leased(&one, &digest) && !leased(&two, &digest));
+    expire();
+    assert!(store.mount(&two, &one.repository, &digest).unwrap());
+    assert!(leased(&two, &digest) && !leased(&one, &digest));
+    expire();
+    store.commit_manifest(&one, &pushed).unwrap();
+    assert!(leased(&one, &digest) && leased(&one, &pushed.digest));
+    expire();
+    push(&store, &two, b"blob").await;
+    assert!(leased(&two, &digest));
+    expire();
+    let owner = Owner::Upstream("docker.io".parse().unwrap());
+    let mirrored = Repository { owner, name: "library/a".parse().unwrap() };
+    let fetched = Grant { repository: mirrored, domain: "docker.io".into(), ..hosted("a") };
+    store.link_layer(&fetched, &digest).unwrap();
+    store.put_manifest(&fetched, &pushed.digest, b"m").unwrap();
+    assert!(store.leases.is_data_leased(&digest) && store.leases.is_data_leased(&pushed.digest));
+}
+
+/// Pushers of the same blobs, of the same repositories, who mount from each other and delete, while
+/// collection takes its lock again and again: nobody waits for ever, and all is right at the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn pushers_do_not_get_in_each_others_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let blobs: [&'static [u8]; 3] = [b"one", b"two", b"three"];
+    let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let collector = std::thread::spawn({
+        let (store, over) = (store.clone(), over.clone());
+        move || {
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                drop(store.leases.remove_data());
+                std::thread::yield_now();
+            }
+        }
+    });
+    let pushers: Vec<_> = (0..6)
+        .map(|number: usize| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let (own, other) =
+                    (hosted(["a", "b/c", "d"][number % 3]), hosted(["d", "a", "b/c"][number % 3]));
+                for round in 0..4 {
+                    for bytes in blobs {
+                        push(&store, &own, bytes).await;
+                    }
+                    let (own, other) = (own.clone(), other.clone());
+                    let work = move |store: &Store| {
+                        store.mount(&own, &other.repository, &Digest::sha256(blobs[round % 3]))?;
+                        let tag = ["1", "2"][number % 2];
+                        let pushed = manifest(b"m", &blobs.map(Digest::sha256), &[tag]);
+                        assert_eq!(store.commit_manifest(&own, &pushed)?, ManifestCommit::Done);
+                        store.remove_tag(&own.repository, &tag.parse().unwrap())?;
+                        store.remove_layer(&own.repository, &Digest::sha256(b"no such blob"))
+                    };
+                    store.run(work).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for pusher in pushers {
+        pusher.await.unwrap();
+    }
+    over.store(true, std::sync::atomic::Ordering::Relaxed);
+    collector.join().unwrap();
+    for name in ["a", "b/c", "d"] {
+        for bytes in blobs {
+            assert_eq!(read(&store, &hosted(name), &Digest::sha256(bytes)).unwrap(), bytes);
+        }
+        let held = store.manifest(&hosted(name).repository, &Digest::sha256(b"m")).unwrap();
+        assert_eq!(held.unwrap(), &b"m"[..]);
+    }
     assert!(store.uploads().unwrap().is_empty());
 }
