@@ -19,8 +19,8 @@ use super::receive::RequestBody;
 use super::route::{self, Route};
 use super::{operations, respond};
 use crate::access::{Action, Caller, Client, External, Gate, Limits};
-use crate::answer::{BlobWant, Error};
-use crate::events::Events;
+use crate::answer::{BlobWant, Error, Served};
+use crate::events::{self, Events, Target};
 use crate::metrics::{Kind, Outcome};
 use crate::mirror::Mirror;
 use crate::oci::{Digest, Owner, Reference, Repository};
@@ -142,13 +142,13 @@ impl Service {
                 if let Reference::Digest(digest) = &reference {
                     self.lease(request, &caller, &repository, digest).await;
                 }
-                self.manifest(request, &caller, &repository, &reference).await?
+                self.manifest(request, &caller, exchange, &repository, &reference).await?
             }
             Route::Blob(repository, digest) => {
                 exchange.of_repository(Kind::Blob, &repository, Some(Reference::Digest(digest)));
                 self.authorise(&caller, Action::Pull, &repository)?;
                 self.lease(request, &caller, &repository, &digest).await;
-                self.blob(request, &repository, &digest).await?
+                self.blob(request, exchange, &repository, &digest).await?
             }
             Route::Tags(repository, name, page) => {
                 exchange.of_repository(Kind::Tags, &repository, None);
@@ -194,6 +194,7 @@ impl Service {
         &self,
         request: &request::Parts,
         caller: &Caller,
+        exchange: &Exchange,
         repository: &Repository,
         reference: &Reference,
     ) -> Answer {
@@ -210,11 +211,26 @@ impl Service {
         if body && answer.bytes.is_none() {
             return Err(without_body(&answer.digest, Kind::Manifest, repository));
         }
+        if body && answer.served == Served::Miss {
+            exchange.tell(&self.events, events::Action::Pull, || {
+                let tag = match reference {
+                    Reference::Tag(tag) => Some(tag),
+                    Reference::Digest(_) => None,
+                };
+                Target::manifest(repository, &answer.digest, &answer.media_type, answer.size, tag)
+            });
+        }
         let outcome = respond::outcome(&answer.served);
         Ok((respond::manifest(answer, &request.headers), outcome))
     }
 
-    async fn blob(&self, request: &request::Parts, repository: &Repository, digest: &Digest) -> Answer {
+    async fn blob(
+        &self,
+        request: &request::Parts,
+        exchange: &Exchange,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Answer {
         let content = self.content(Kind::Blob, Some(repository))?;
         let want = respond::blob_want(request.method == Method::HEAD, &request.headers, digest);
         let answer = match repository.owner {
@@ -231,6 +247,11 @@ impl Service {
             if request.version < Version::HTTP_11 && answer.size.is_none() && answer.range.is_none() {
                 let message = format!("{digest}: its size is not known yet: ask for it over HTTP/1.1");
                 return Err(ApiError::new(Code::BlobUnknown, message));
+            }
+            if answer.served == Served::Miss {
+                exchange.tell(&self.events, events::Action::Pull, || {
+                    Target::blob(repository, digest, answer.size)
+                });
             }
         }
         let outcome = respond::outcome(&answer.served);

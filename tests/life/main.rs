@@ -4,8 +4,10 @@
 mod support;
 
 mod configuration;
+mod events;
 mod lists;
 mod operations;
+mod proxy;
 mod referrers;
 mod signals;
 mod tls;
