@@ -14,7 +14,7 @@ use super::error::{ApiError, Code};
 use super::exchange::{Exchange, Reports, RequestIds};
 use super::operations::Public;
 use super::owners::Owners;
-use super::push::Place;
+use super::push::{Place, Writing};
 use super::receive::RequestBody;
 use super::route::{self, Route};
 use super::{operations, respond};
@@ -177,7 +177,9 @@ impl Service {
                 let (action, kind, reference) = write.nature();
                 exchange.of_repository(kind, &repository, reference);
                 self.authorise(&caller, action, &repository)?;
-                self.write(request, &caller, &repository, write, Place(&routed.place), body).await?
+                let place = Place(&routed.place);
+                let (caller, repository, headers) = (&caller, &repository, &request.headers);
+                self.write(Writing { caller, exchange, repository, place, headers }, write, body).await?
             }
             route @ (Route::Metrics | Route::Healthz | Route::Readyz | Route::Home) => {
                 operations::answer(self, &route, &exchange.external, arrival)?

@@ -1,16 +1,19 @@
 //! Writes to hosted repositories: uploads, manifests, deletes.
 
 use bytes::Bytes;
-use http::{HeaderMap, header, request};
+use http::{HeaderMap, Response, header};
 
+use super::body::Payload;
 use super::error::{ApiError, Code};
+use super::exchange::Exchange;
 use super::handler::{Answer, Service};
 use super::receive::RequestBody;
 use super::respond;
 use super::route::{Begin, Write};
 use crate::access::{Action, Caller};
+use crate::events::{self, Target};
 use crate::metrics::{Kind, Outcome};
-use crate::oci::{Digest, Owner, Reference, Repository, UploadId};
+use crate::oci::{Digest, Owner, Reference, Repository, Tag, UploadId};
 use crate::registry::{Hosted, Naming, PushError, Turn};
 use crate::store::OriginState;
 
@@ -49,95 +52,140 @@ impl Write {
     }
 }
 
+/// Who writes where.
+pub struct Writing<'a> {
+    pub caller: &'a Caller,
+    pub exchange: &'a Exchange,
+    pub repository: &'a Repository,
+    pub place: Place<'a>,
+    pub headers: &'a HeaderMap,
+}
+
 impl Service {
     /// The caller may do this; nothing of the body was read.
-    pub(super) async fn write(
-        &self,
-        request: &request::Parts,
-        caller: &Caller,
-        repository: &Repository,
-        write: Write,
-        place: Place<'_>,
-        body: &mut RequestBody,
-    ) -> Answer {
+    pub(super) async fn write(&self, at: Writing<'_>, write: Write, body: &mut RequestBody) -> Answer {
         let (_, kind, _) = write.nature();
+        let Writing { repository, place, headers, .. } = at;
         let hosted = &self.content(kind, Some(repository))?.hosted;
         let response = match write {
-            Write::Begin(begin) => return self.begin(caller, hosted, repository, begin, place, body).await,
+            Write::Begin(begin) => self.begin(&at, hosted, begin, body).await?,
             Write::Status(id) => {
                 let turn = hosted.upload(repository, id).await?;
                 respond::upload_status(place.upload(id), id, turn.received())
             }
             Write::Append(id) => {
                 let turn = hosted.upload(repository, id).await?;
-                let turn = added(turn, &request.headers, place, body).await?;
+                let turn = added(turn, headers, place, body).await?;
                 respond::upload(place.upload(id), id, turn.received())
             }
             Write::Finish(id, digest) => {
                 let turn = hosted.upload(repository, id).await?;
-                let turn = added(turn, &request.headers, place, body).await?;
-                turn.finish(digest).await?;
-                respond::created(place.blob(&digest), &digest)
+                let turn = added(turn, headers, place, body).await?;
+                self.finish(&at, turn, digest).await?
             }
             Write::Cancel(id) => {
                 hosted.upload(repository, id).await?.cancel().await?;
                 respond::no_content()
             }
             Write::PutManifest(reference, tags) => {
-                let (digest, mut all) = match reference {
-                    Reference::Digest(digest) => (Some(digest), Vec::new()),
-                    Reference::Tag(tag) => (None, vec![tag]),
-                };
-                all.extend(tags);
-                let content_type = content_type(&request.headers)?;
-                let bytes = manifest_bytes(hosted, body).await?;
-                let naming = Naming { digest, tags: all };
-                let pushed = hosted.put_manifest(repository, naming, content_type, bytes).await?;
-                respond::manifest_created(place.manifest(&pushed.digest), &pushed)
+                self.put_manifest(&at, hosted, reference, tags, body).await?
             }
             Write::DeleteManifest(reference) => {
-                hosted.delete_manifest(repository, &reference).await?;
+                let deleted = hosted.delete_manifest(repository, &reference).await?;
+                if let Some(digest) = deleted.manifest {
+                    self.tell(&at, events::Action::Delete, || Target::removed(repository, &digest));
+                }
+                for tag in deleted.tags {
+                    self.tell(&at, events::Action::Delete, || Target::untagged(repository, &tag));
+                }
                 respond::accepted()
             }
             Write::DeleteBlob(digest) => {
                 hosted.delete_blob(repository, &digest).await?;
+                self.tell(&at, events::Action::Delete, || Target::removed(repository, &digest));
                 respond::accepted()
             }
         };
         Ok((response, Outcome::Hit))
     }
 
+    fn tell(&self, at: &Writing<'_>, action: events::Action, target: impl FnOnce() -> Target) {
+        at.exchange.tell(&self.events, action, target);
+    }
+
     async fn begin(
         &self,
-        caller: &Caller,
+        at: &Writing<'_>,
         hosted: &Hosted,
-        repository: &Repository,
         begin: Begin,
-        place: Place<'_>,
         body: &mut RequestBody,
-    ) -> Answer {
+    ) -> Result<Response<Payload>, ApiError> {
+        let Writing { repository, place, .. } = *at;
         if let Some(digest) = begin.mount {
-            let sources = self.sources(caller, hosted, &digest, begin.from.as_deref()).await;
-            if hosted.mount(repository, sources, &digest).await? {
-                return Ok((respond::created(place.blob(&digest), &digest), Outcome::Hit));
+            let sources = self.sources(at.caller, hosted, &digest, begin.from.as_deref()).await;
+            if let Some(source) = hosted.mount(repository, sources, &digest).await? {
+                if source != *repository {
+                    let target = || Target::blob(repository, &digest, None).mounted_from(&source);
+                    self.tell(at, events::Action::Mount, target);
+                }
+                return Ok(respond::created(place.blob(&digest), &digest));
             }
         }
         let turn = hosted.begin(repository).await?;
         let id = turn.id();
         let Some(digest) = begin.digest.filter(|_| begin.mount.is_none()) else {
-            return Ok((respond::upload(place.upload(id), id, 0), Outcome::Hit));
+            return Ok(respond::upload(place.upload(id), id, 0));
         };
         match turn.receive(body.take(), body.length()).await {
-            Ok(turn) => turn.finish(digest).await?,
+            Ok(turn) => self.finish(at, turn, digest).await,
             Err(error) => {
                 // The client was never told of it.
                 if let Ok(turn) = hosted.upload(repository, id).await {
                     turn.cancel().await?;
                 }
-                return Err(error.into());
+                Err(error.into())
             }
         }
-        Ok((respond::created(place.blob(&digest), &digest), Outcome::Hit))
+    }
+
+    async fn finish(
+        &self,
+        at: &Writing<'_>,
+        turn: Turn,
+        digest: Digest,
+    ) -> Result<Response<Payload>, ApiError> {
+        let size = turn.finish(digest).await?;
+        self.tell(at, events::Action::Push, || Target::blob(at.repository, &digest, Some(size)));
+        Ok(respond::created(at.place.blob(&digest), &digest))
+    }
+
+    async fn put_manifest(
+        &self,
+        at: &Writing<'_>,
+        hosted: &Hosted,
+        reference: Reference,
+        tags: Vec<Tag>,
+        body: &mut RequestBody,
+    ) -> Result<Response<Payload>, ApiError> {
+        let (digest, mut all) = match reference {
+            Reference::Digest(digest) => (Some(digest), Vec::new()),
+            Reference::Tag(tag) => (None, vec![tag]),
+        };
+        all.extend(tags);
+        let content_type = content_type(at.headers)?;
+        let bytes = manifest_bytes(hosted, body).await?;
+        let naming = Naming { digest, tags: all };
+        let pushed = hosted.put_manifest(at.repository, naming, content_type, bytes).await?;
+        let tell = |tag: Option<&Tag>| {
+            let target =
+                || Target::manifest(at.repository, &pushed.digest, &pushed.media_type, pushed.size, tag);
+            self.tell(at, events::Action::Push, target);
+        };
+        match pushed.tags.as_slice() {
+            [] => tell(None),
+            tags => tags.iter().for_each(|tag| tell(Some(tag))),
+        }
+        Ok(respond::manifest_created(at.place.manifest(&pushed.digest), &pushed))
     }
 
     /// The hosted repositories that the caller may pull a blob from. Whether others exist, or have

@@ -6,13 +6,20 @@ use crate::answer::subject;
 use crate::oci::{Digest, Reference, Repository, Tag};
 use crate::store::{Removal, Store};
 
+/// What went.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Deleted {
+    pub manifest: Option<Digest>,
+    pub tags: Vec<Tag>,
+}
+
 impl Hosted {
     /// Removes a tag; or a manifest, with all tags that point to it.
     pub async fn delete_manifest(
         &self,
         repository: &Repository,
         reference: &Reference,
-    ) -> Result<(), PushError> {
+    ) -> Result<Deleted, PushError> {
         self.may_delete()?;
         let (options, referrers, reference) =
             (self.options.clone(), self.referrers.clone(), reference.clone());
@@ -30,7 +37,10 @@ impl Hosted {
                     if let Some(refusal) = immutable(tag) {
                         return Err(refusal);
                     }
-                    if store.remove_tag(repository, tag)? { Ok(()) } else { Err(missing()) }
+                    if !store.remove_tag(repository, tag)? {
+                        return Err(missing());
+                    }
+                    Ok(Deleted { manifest: None, tags: vec![tag.clone()] })
                 }
                 Reference::Digest(digest) => {
                     let names = names(store, repository, digest)?;
@@ -39,18 +49,21 @@ impl Hosted {
                             return Err(immutable(tag).unwrap_or_else(missing));
                         }
                     }
-                    let mut removed = false;
+                    let mut deleted = Deleted::default();
                     for name in &names {
                         let removal =
                             store.remove_manifest(repository, name, &|tag| immutable(tag).is_some())?;
                         referrers.changed(store, repository, name)?;
                         match removal {
-                            Removal::Removed { .. } => removed = true,
+                            Removal::Removed { tags } => {
+                                deleted.manifest = Some(*digest);
+                                deleted.tags.extend(tags);
+                            }
                             Removal::Absent => {}
                             Removal::Immutable(tag) => return Err(immutable(&tag).unwrap_or_else(missing)),
                         }
                     }
-                    if removed { Ok(()) } else { Err(missing()) }
+                    if deleted.manifest.is_some() { Ok(deleted) } else { Err(missing()) }
                 }
             }
         })

@@ -20,6 +20,8 @@ pub struct Naming {
 /// A manifest that was kept.
 pub struct Pushed {
     pub digest: Digest,
+    pub media_type: MediaType,
+    pub size: u64,
     pub subject: Option<Digest>,
     pub tags: Vec<Tag>,
 }
@@ -68,26 +70,23 @@ impl Hosted {
             .await?)
     }
 
-    /// Gives the repository a blob that one of `sources` has; false where none has it.
+    /// Gives the repository a blob that it or one of `sources` has, and tells which one had it.
     pub async fn mount(
         &self,
         repository: &Repository,
         sources: Vec<Repository>,
         digest: &Digest,
-    ) -> Result<bool, PushError> {
+    ) -> Result<Option<Repository>, PushError> {
         let digest = *digest;
         self.write(repository, move |store, repository| {
-            if store.lease_blob(repository, &digest)?.is_some() {
-                return Ok(true);
-            }
-            for source in sources {
+            for source in std::iter::once(repository.clone()).chain(sources) {
                 if store.layer(&source, &digest)?.is_some()
                     && store.mount(&grant(repository), &source, &digest)?
                 {
-                    return Ok(true);
+                    return Ok(Some(source));
                 }
             }
-            Ok(false)
+            Ok(None)
         })
         .await
     }
@@ -129,7 +128,7 @@ impl Hosted {
                 None => Digest::sha256(&bytes),
             };
             let (blobs, manifests) = needs(&manifest);
-            let tags = naming.tags;
+            let (tags, size) = (naming.tags, bytes.len() as u64);
             let may_not_move = immutable.iter().map(|(tag, _)| tag.clone()).collect();
             let new =
                 NewManifest { digest, bytes, blobs, manifests, tags: tags.clone(), immutable: may_not_move };
@@ -148,7 +147,8 @@ impl Hosted {
             if manifest.subject.is_some() {
                 referrers.changed(store, repository, &digest)?;
             }
-            Ok(Pushed { digest, subject: manifest.subject.map(|subject| subject.digest), tags })
+            let (media_type, subject) = (manifest.media_type, manifest.subject.map(|subject| subject.digest));
+            Ok(Pushed { digest, media_type, size, subject, tags })
         })
         .await
     }

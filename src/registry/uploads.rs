@@ -274,21 +274,21 @@ impl Turn {
         PushError::UploadUnknown { repository: self.repository.clone(), id: self.id.to_string() }
     }
 
-    /// Makes it a blob of the repository, durably. Of another digest, it is thrown away.
-    pub async fn finish(self, digest: Digest) -> Result<(), PushError> {
+    /// Makes it a blob of the repository, durably, and tells its size. Of another digest, it is thrown away.
+    pub async fn finish(self, digest: Digest) -> Result<u64, PushError> {
         let uploads = self.uploads.clone();
         uploads.to_the_end(self.commit(digest)).await
     }
 
-    async fn commit(mut self, wanted: Digest) -> Result<(), PushError> {
+    async fn commit(mut self, wanted: Digest) -> Result<u64, PushError> {
         let upload = self.upload.take().ok_or_else(|| self.lost())?;
         let committed = upload.commit(&wanted).await?;
         self.uploads.forget(self.id);
         let ends = &self.uploads.metrics.uploads;
         match committed {
-            Committed::Done { .. } => {
+            Committed::Done { size } => {
                 ends.cell(UploadEnd::Completed).inc();
-                Ok(())
+                Ok(size)
             }
             Committed::Mismatch { actual } => {
                 ends.cell(UploadEnd::Mismatched).inc();
