@@ -71,6 +71,8 @@
 //! | kill -9 leaves right bytes or none | `tests/crash.rs` |
 //! | a push that was acknowledged survives kill -9, power loss and a failing disk | `store/tests/crash.rs` |
 //! | what we hold, we serve, and say that it is stale | `tests/mirror.rs`, `tests/crash.rs`, `tests/clients.rs` |
+//! | kill -9 leaves right bytes or none | `tests/crash/` |
+//! | what we hold, we serve, and say that it is stale | `tests/mirror.rs`, `tests/crash/`, `tests/clients.rs` |
 //! | no manifest is given whose blobs cannot be had | `tests/mirror.rs` |
 //! | a disk that is full, read-only or gone breaks no pull | `tests/fill/disk.rs` |
 //! | the registry's API is that of the specification | `tests/conformance/`; `http::push`, `http::lists`, `registry` |

@@ -1,8 +1,10 @@
 //! The real clients, each with nothing but its own files and pointed at a mirror of docker.io.
 //!
-//! They pull `docker.io/library/<name>:<tag>` and leave the rest of the machine alone. All of them
-//! belong into `namespace::isolated`.
+//! `<name>:<tag>` is `docker.io/library/<name>:<tag>`, pulled through the mirror; an image that names
+//! its registry comes from there, by plain HTTP. They leave the rest of the machine alone. All of
+//! them belong into `namespace::isolated`. `pushers` lets them push.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,7 +16,7 @@ use super::sha256;
 /// A client that can pull, say what it holds, and forget it.
 #[allow(async_fn_in_trait)]
 pub trait Client {
-    /// Pulls `image` (`name:tag`).
+    /// Pulls `image`: `name:tag`, or `host:port/name:tag` or `@digest`.
     async fn pull(&self, image: &str);
     /// The digests that the client knows `image` by; empty when it holds no such image.
     async fn held(&self, image: &str) -> Vec<String>;
@@ -35,16 +37,16 @@ async fn overlay_works(directory: &Path) -> bool {
     attempt(mount).await.is_ok() && attempt(command("umount", [at("merged")])).await.is_ok()
 }
 
-/// `docker.io/library/<image>`
-fn full(image: &str) -> String {
-    format!("docker.io/library/{image}")
+/// `docker.io/library/<image>`, unless it names its registry.
+pub(super) fn full(image: &str) -> String {
+    if image.contains('/') { image.to_owned() } else { format!("docker.io/library/{image}") }
 }
 
 /// containerd, by `ctr`, with a `hosts.toml` for docker.io.
 pub struct Containerd {
     process: Process,
-    directory: PathBuf,
-    snapshotter: &'static str,
+    pub(super) directory: PathBuf,
+    pub(super) snapshotter: &'static str,
 }
 
 impl Containerd {
@@ -80,7 +82,7 @@ impl Containerd {
         self.directory.join("sock")
     }
 
-    fn ctr<const N: usize>(&self, arguments: [&str; N]) -> Command {
+    pub(super) fn ctr<const N: usize>(&self, arguments: [&str; N]) -> Command {
         let mut ctr = command("ctr", ["--address".as_ref(), self.socket().as_os_str()]);
         ctr.args(arguments);
         ctr
@@ -90,8 +92,11 @@ impl Containerd {
 impl Client for Containerd {
     async fn pull(&self, image: &str) {
         let mut pull = self.ctr(["images", "pull", "--all-platforms", "--snapshotter", self.snapshotter]);
-        pull.arg("--hosts-dir").arg(self.directory.join("certs.d")).arg(full(image));
-        run(pull).await;
+        match image.contains('/') {
+            true => pull.arg("--plain-http"),
+            false => pull.arg("--hosts-dir").arg(self.directory.join("certs.d")),
+        };
+        run(with(pull, full(image))).await;
     }
 
     async fn held(&self, image: &str) -> Vec<String> {
@@ -112,8 +117,8 @@ impl Client for Containerd {
 pub struct Dockerd {
     // Dropped before the containerd that it needs.
     process: Process,
-    containerd: Containerd,
-    directory: PathBuf,
+    pub containerd: Containerd,
+    pub(super) directory: PathBuf,
 }
 
 impl Dockerd {
@@ -138,7 +143,12 @@ impl Dockerd {
         dockerd
     }
 
-    fn docker<const N: usize>(&self, arguments: [&str; N]) -> Command {
+    /// Where docker keeps its logins.
+    pub fn logins(&self) -> PathBuf {
+        self.directory.join("cli/config.json")
+    }
+
+    pub fn docker<const N: usize>(&self, arguments: [&str; N]) -> Command {
         let mut docker = command("docker", arguments);
         docker.env("DOCKER_HOST", format!("unix://{}", self.directory.join("sock").display()));
         docker.env("DOCKER_CONFIG", self.directory.join("cli"));
@@ -163,7 +173,7 @@ impl Client for Dockerd {
 
 /// podman with a mirror in `registries.conf`.
 pub struct Podman {
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
     driver: &'static str,
 }
 
@@ -181,7 +191,7 @@ impl Podman {
         Self { directory: directory.to_owned(), driver }
     }
 
-    fn podman<const N: usize>(&self, arguments: [&str; N]) -> Command {
+    pub fn podman<const N: usize>(&self, arguments: [&str; N]) -> Command {
         let at = |name: &str| self.directory.join(name);
         let mut podman = command("podman", ["--storage-driver", self.driver, "--cgroup-manager", "cgroupfs"]);
         podman.args(["--runtime", "runc", "--events-backend", "none"]);
@@ -208,7 +218,11 @@ impl Podman {
 
 impl Client for Podman {
     async fn pull(&self, image: &str) {
-        run(self.podman(["pull", "--quiet", &full(image)])).await;
+        let mut pull = self.podman(["pull", "--quiet"]);
+        if image.contains('/') {
+            pull.arg("--tls-verify=false");
+        }
+        run(with(pull, full(image))).await;
     }
 
     async fn held(&self, image: &str) -> Vec<String> {
@@ -224,7 +238,7 @@ impl Client for Podman {
 
 /// skopeo, which copies every architecture into a directory, asking the mirror by its address.
 pub struct Skopeo {
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
     mirror: String,
 }
 
@@ -234,17 +248,24 @@ impl Skopeo {
         Self { directory: directory.to_owned(), mirror: mirror.trim_start_matches("http://").to_owned() }
     }
 
-    fn copy(&self, image: &str) -> PathBuf {
-        self.directory.join(image.replace(':', "-"))
+    /// skopeo with its own home and logins.
+    pub fn skopeo<const N: usize>(&self, arguments: [&str; N]) -> Command {
+        let mut skopeo = skopeo(arguments);
+        skopeo.env("HOME", &self.directory).env("REGISTRY_AUTH_FILE", self.directory.join("auth.json"));
+        skopeo
+    }
+
+    pub(super) fn copy(&self, image: &str) -> PathBuf {
+        self.directory.join(image.replace([':', '/', '@'], "-"))
     }
 }
 
 impl Client for Skopeo {
     async fn pull(&self, image: &str) {
-        let source = format!("docker://{}/library/{image}", self.mirror);
-        let mut skopeo = skopeo(["copy", "--all", "--src-tls-verify=false", &source]);
-        skopeo.env("HOME", &self.directory).arg(format!("dir:{}", self.copy(image).display()));
-        run(skopeo).await;
+        let mirrored = format!("{}/library/{image}", self.mirror);
+        let source = format!("docker://{}", if image.contains('/') { image } else { &mirrored });
+        let skopeo = self.skopeo(["copy", "--all", "--src-tls-verify=false", &source]);
+        run(with(skopeo, format!("dir:{}", self.copy(image).display()))).await;
     }
 
     /// The digest of the index, and of everything else that was copied; each is checked.
@@ -280,10 +301,17 @@ pub async fn skopeo_push(layout: &Path, tag: &str, target: &str, credentials: Op
     run(skopeo).await;
 }
 
-fn skopeo<const N: usize>(arguments: [&str; N]) -> Command {
+/// skopeo, with whatever the machine has configured.
+pub(super) fn skopeo<const N: usize>(arguments: [&str; N]) -> Command {
     let mut skopeo = command("skopeo", ["--insecure-policy"]);
     skopeo.args(arguments);
     skopeo
+}
+
+/// `command` with one more argument.
+fn with(mut command: Command, argument: impl AsRef<OsStr>) -> Command {
+    command.arg(argument);
+    command
 }
 
 /// `["name@sha256:…"]`, without the names.

@@ -7,12 +7,16 @@
 
 pub mod clients;
 pub mod faulty;
+pub mod hop;
+pub mod hosting;
 pub mod http1;
 pub mod image;
 pub mod mirror;
 pub mod namespace;
 pub mod process;
+pub mod pushers;
 pub mod registry;
+pub mod repository;
 pub mod token;
 
 use std::collections::BTreeSet;

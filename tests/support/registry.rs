@@ -16,7 +16,7 @@ use super::{http, sha256};
 pub const USER: &str = "rig";
 pub const PASSWORD: &str = "secret";
 /// `htpasswd -nbBC 4 rig secret`
-const HTPASSWD: &str = "rig:$2y$04$d9ItFbEkrstCxmblb7UrGuc4k2aj2nBzEWF41vYEeOY9fw55Bjw9i\n";
+pub const HTPASSWD: &str = "rig:$2y$04$d9ItFbEkrstCxmblb7UrGuc4k2aj2nBzEWF41vYEeOY9fw55Bjw9i\n";
 
 #[derive(Clone, Default)]
 pub enum Auth {

@@ -1,7 +1,4 @@
-//! kill -9 at any moment: what is served after it is right, what was kept is there, and nothing is
-//! left of what was not. `FOREBAY_FULL=1` runs all rounds.
-
-mod support;
+//! Mirrored content: a fill, an image, what was kept.
 
 use std::time::Duration;
 
@@ -9,21 +6,16 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use support::faulty::{Fault, Upstream};
-use support::image::{Image, random_bytes};
-use support::mirror::{Mirror, forebay};
-use support::process::PATIENCE;
-use support::registry::{Auth, Registry, RegistryOptions};
-use support::token::TokenServer;
-use support::{full, http, stored_blobs, unfinished};
+use super::support::faulty::{Fault, Upstream};
+use super::support::image::{Image, random_bytes};
+use super::support::mirror::{Mirror, forebay};
+use super::support::process::PATIENCE;
+use super::support::registry::{Auth, Registry, RegistryOptions};
+use super::support::token::TokenServer;
+use super::support::{full, http, stored_blobs, unfinished};
+use super::{SEED, get};
 
-const SEED: u64 = 20_260_101;
 const SIZE: usize = 8 << 20;
-
-async fn get(url: &str) -> (u16, Bytes) {
-    let answer = http().get(url).send().await.unwrap();
-    (answer.status().as_u16(), answer.bytes().await.unwrap())
-}
 
 /// Pulls, kills the mirror when upstream has sent `point` bytes, or, from `SIZE` on, so many
 /// microseconds after the client had all, and pulls again.
