@@ -180,7 +180,8 @@ async fn a_body_is_not_asked_for_in_vain() {
 #[tokio::test]
 async fn those_who_stall_hold_up_nobody() {
     let directory = tempfile::tempdir().unwrap();
-    let registry = Hosting::forebay(directory.path(), "[limits]\nheader_timeout = \"1s\"\n").await;
+    let config = "[limits]\nheader_timeout = \"1s\"\nidle_timeout = \"1s\"\n";
+    let registry = Hosting::forebay(directory.path(), config).await;
     let repository = registry.repository("app");
     let mut stalled = Vec::new();
     for number in 0..20 {
