@@ -50,7 +50,8 @@ fn endpoint(
     let url = url.read(|text| address(text))?;
     let headers = headers(table.section("headers")?)?;
     let header_files = header_files(table.section("header_files")?, warnings)?;
-    if !header_files.is_empty() && url.scheme() == "http" && !upstreams::is_loopback(&url) {
+    let has_secrets = !header_files.is_empty() || headers.iter().any(|(_, value)| value.is_sensitive());
+    if has_secrets && url.scheme() == "http" && !upstreams::is_loopback(&url) {
         let path = table.path();
         warnings.push(format!(
             "{path}: the secret headers for `{name}` cross the network in the clear; use https"
@@ -108,7 +109,16 @@ fn action(text: &str) -> Result<Action, String> {
     found.ok_or_else(|| format!("`{text}` is no action; write `push`, `pull`, `delete` or `mount`"))
 }
 
-fn headers(section: Section) -> Result<Vec<(HeaderName, HeaderValue)>, ConfigError> {
+fn headers(mut section: Section) -> Result<Vec<(HeaderName, HeaderValue)>, ConfigError> {
+    let secrets = section.secrets().into_iter().map(|(name, found)| {
+        found.read(|secret| {
+            let value = HeaderValue::from_str(secret.reveal()).ok().filter(|value| value.to_str().is_ok());
+            let mut value = value.ok_or("this is no header value; write one line of ASCII text")?;
+            value.set_sensitive(true);
+            Ok::<_, String>((header_name(&name)?, value))
+        })
+    });
+    let mut all = secrets.collect::<Result<Vec<_>, _>>()?;
     let pairs = section.pairs()?.into_iter().map(|(name, found)| {
         found.read(|text| {
             let name = header_name(&name)?;
@@ -123,7 +133,8 @@ fn headers(section: Section) -> Result<Vec<(HeaderName, HeaderValue)>, ConfigErr
             Ok((name, value.ok_or("this is no header value; write one line of ASCII text")?))
         })
     });
-    pairs.collect()
+    all.extend(pairs.collect::<Result<Vec<_>, _>>()?);
+    Ok(all)
 }
 
 fn header_files(

@@ -219,6 +219,21 @@ impl Section {
         }
     }
 
+    /// All entries of that kind, as pairs of a table with names of the user's choice.
+    pub fn secrets(&mut self) -> Vec<(String, Found<Secret>)> {
+        let (secrets, others): (Entries, Entries) = std::mem::take(&mut self.entries)
+            .into_iter()
+            .partition(|(_, node)| matches!(node.kind, Kind::Secret(_)));
+        self.entries = others;
+        let secrets = secrets.into_iter().filter_map(|(name, Node { origin, kind })| match kind {
+            Kind::Secret(value) => {
+                Some((name.clone(), Found { key: join(&self.path, &name), origin, value }))
+            }
+            _ => None,
+        });
+        secrets.collect()
+    }
+
     /// Refuses a key that people try, with what to write instead.
     pub fn refuse(&mut self, key: &'static str, remedy: &str) -> Result<(), ConfigError> {
         let found = self.take(key);
