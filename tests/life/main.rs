@@ -4,6 +4,7 @@
 mod support;
 
 mod configuration;
+mod dropin;
 mod events;
 mod lists;
 mod operations;
