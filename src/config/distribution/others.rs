@@ -147,13 +147,14 @@ fn validation(mapping: &mut Mapping, mut table: Table) -> Result<()> {
         }
         urls.finish(&mut mapping.warnings);
         let mut indexes = manifests.table("indexes")?;
-        if let Some(platforms) = indexes.text("platforms")? {
-            if !platforms.value.eq_ignore_ascii_case("all") {
-                mapping.warn(&platforms, "ignored: an index is taken only when all that it lists is there");
-            }
+        let platforms = indexes.text("platforms")?;
+        if let Some(some) = platforms.filter(|platforms| !platforms.value.eq_ignore_ascii_case("all")) {
+            mapping.warn(&some, "ignored: an index is taken only when all that it lists is there");
         }
         indexes.skip(&["platformlist"]);
         indexes.finish(&mut mapping.warnings);
+        manifests.finish(&mut mapping.warnings);
+        table.finish(&mut mapping.warnings);
     }
     Ok(())
 }

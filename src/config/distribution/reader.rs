@@ -46,6 +46,8 @@ pub struct Table {
     known: Vec<&'static str>,
 }
 
+/// A list under a name of the user's choice.
+type Named = (String, Given<Vec<String>>);
 type Read<T> = Result<Option<Given<T>>, ConfigError>;
 
 impl Table {
@@ -169,7 +171,7 @@ impl Table {
     }
 
     /// All entries as lists of texts with names of the user's choice.
-    pub fn lists(self) -> Result<Vec<(String, Given<Vec<String>>)>, ConfigError> {
+    pub fn lists(self) -> Result<Vec<Named>, ConfigError> {
         let path = self.path;
         let lists = self.entries.into_iter().map(|(name, yaml)| {
             let given = Given { key: format!("{path}.{name}"), place: yaml.place, value: yaml.value };

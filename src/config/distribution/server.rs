@@ -68,7 +68,7 @@ pub fn http(mapping: &mut Mapping, mut http: Table) -> Result<()> {
     }
     tls(mapping, http.table("tls")?)?;
     debug(mapping, http.table("debug")?)?;
-    if let Some(prefix) = http.text("prefix")?.filter(|prefix| prefix.value.trim_matches('/') != "") {
+    if let Some(prefix) = http.text("prefix")?.filter(|prefix| !prefix.value.trim_matches('/').is_empty()) {
         return Err(prefix.error(
             "nothing is served under a path of its own; remove the line and let the reverse proxy in front strip the \
              path and send X-Forwarded-Prefix",
