@@ -4,13 +4,13 @@ use std::path::Path;
 use std::process::Output;
 
 use super::pull;
-use super::support::clients::{Client, Skopeo};
+use super::support::clients::{Client, Skopeo, skopeo_push};
 use super::support::faulty::Upstream;
 use super::support::http;
 use super::support::image::{Content, Image};
 use super::support::mirror::forebay;
 use super::support::process::{PATIENCE, Process, Wait, free_port};
-use super::support::registry::{Registry, RegistryOptions};
+use super::support::registry::{Auth, PASSWORD, Registry, RegistryOptions, USER};
 
 /// A Forebay that was started with a registry's configuration, on another port.
 struct Successor {
@@ -97,6 +97,73 @@ async fn a_proxy_is_taken_over_and_given_back() {
     upstream.stop().await;
     let successor = Successor::start(&place).await;
     pull(&(successor.url() + "/v2/one"), "1", &later).await;
+    successor.stop();
+}
+
+#[tokio::test]
+async fn a_registry_is_taken_over_and_given_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().join("registry");
+    let mut registry = Registry::start(&place, RegistryOptions::default()).await;
+    let [first, second] = [1, 2].map(|seed| Image::random(seed, 1, 100_000));
+    let layout = |name: &str, image: &Image| {
+        let layout = directory.path().join(name);
+        image.write_layout(&layout, "1");
+        layout
+    };
+    let target = |host: &str, name: &str| format!("{host}/{name}:1");
+    let pushed = layout("first-layout", &first);
+    for name in ["library/x", "one", "corp.internal/a/b"] {
+        skopeo_push(&pushed, "1", &target(&registry.host(), name), None).await;
+    }
+    registry.stop();
+
+    // Every name is hosted, whatever it looks like; push is as open as it was.
+    let successor = Successor::start(&place).await;
+    skopeo_pulls(&directory.path().join("copy"), &successor.url(), &first).await;
+    for name in ["one", "corp.internal/a/b"] {
+        pull(&format!("{}/v2/{name}", successor.url()), "1", &first).await;
+    }
+    let pushed = layout("second-layout", &second);
+    skopeo_push(&pushed, "1", &target(&successor.host, "library/new"), None).await;
+    let gone = format!("{}/v2/one/manifests/{}", successor.url(), first.digest());
+    assert_eq!(http().delete(&gone).send().await.unwrap().status(), 202);
+    let log = successor.stop();
+    assert!(log.contains("NOBODY HAS TO LOG IN"), "{log}");
+
+    registry.restart().await;
+    for (name, image) in [("library/x", &first), ("corp.internal/a/b", &first), ("library/new", &second)] {
+        pull(&format!("{}/v2/{name}", registry.url()), "1", image).await;
+    }
+    let gone = format!("{}/v2/one/manifests/1", registry.url());
+    assert_eq!(http().get(&gone).send().await.unwrap().status(), 404);
+}
+
+#[tokio::test]
+async fn a_registrys_logins_hold() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().join("registry");
+    let mut registry =
+        Registry::start(&place, RegistryOptions { auth: Auth::Htpasswd, ..Default::default() }).await;
+    let image = Image::random(1, 1, 100_000);
+    image.push(&registry, "library/x", "1").await;
+    registry.stop();
+    let successor = Successor::start(&place).await;
+    let manifest = format!("{}/v2/library/x/manifests/1", successor.url());
+    for path in ["/v2/", "/v2/library/x/manifests/1"] {
+        let answer = http().get(successor.url() + path).send().await.unwrap();
+        assert_eq!(answer.status(), 401, "{path}");
+        let challenge = answer.headers()["www-authenticate"].to_str().unwrap();
+        assert!(challenge.contains("realm=\"rig\""), "{challenge}");
+    }
+    let wrong = http().get(&manifest).basic_auth(USER, Some("wrong")).send().await.unwrap();
+    assert_eq!(wrong.status(), 401);
+    let right = http().get(&manifest).basic_auth(USER, Some(PASSWORD)).send().await.unwrap();
+    assert_eq!(right.status(), 200);
+    let layout = directory.path().join("layout");
+    image.write_layout(&layout, "1");
+    let credentials = format!("{USER}:{PASSWORD}");
+    skopeo_push(&layout, "1", &format!("{}/team/new:1", successor.host), Some(&credentials)).await;
     successor.stop();
 }
 
