@@ -68,9 +68,7 @@
 //! |---|---|
 //! | one cold blob crosses once, whoever asks, whoever leaves | `tests/fill/once.rs`, `ranges.rs`, `sharing.rs`; `store::fill` |
 //! | no wrong blob is completed or kept | `store::fill` (`tests.rs`), `http::body` |
-//! | kill -9 leaves right bytes or none | `tests/crash.rs` |
 //! | a push that was acknowledged survives kill -9, power loss and a failing disk | `store/tests/crash.rs` |
-//! | what we hold, we serve, and say that it is stale | `tests/mirror.rs`, `tests/crash.rs`, `tests/clients.rs` |
 //! | kill -9 leaves right bytes or none | `tests/crash/` |
 //! | what we hold, we serve, and say that it is stale | `tests/mirror.rs`, `tests/crash/`, `tests/clients.rs` |
 //! | no manifest is given whose blobs cannot be had | `tests/mirror.rs` |
