@@ -5,9 +5,14 @@ use std::io;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::model::{Model, Step, steps};
+use super::model::{Model, Step, life, steps};
 use super::*;
 use crate::disk::simulated::{Simulated, Trouble};
+
+/// What pushers do in the runs of these seeds: 0 is the plain life of an image.
+fn steps_of(seed: u64) -> Vec<Step> {
+    if seed == 0 { life() } else { steps(&mut StdRng::seed_from_u64(seed)) }
+}
 
 fn start(disk: &Simulated) -> Result<Arc<Store>, OpenError> {
     let (disk, tasks) = (Arc::new(disk.clone()), Tasks::default());
@@ -49,7 +54,7 @@ async fn go_on(disk: Simulated, steps: &[Step], mut model: Model, when: &str) {
 #[tokio::test]
 async fn what_was_acknowledged_survives_every_crash() {
     for seed in 0..4 {
-        let steps = steps(&mut StdRng::seed_from_u64(seed));
+        let steps = steps_of(seed);
         for at in 0.. {
             let (disk, mut model) = (Simulated::default(), Model::default());
             disk.make(Some(Trouble::Death(at)));
@@ -75,8 +80,8 @@ async fn what_was_acknowledged_survives_every_crash() {
 /// lie, even where the disk has lost what it failed to sync.
 #[tokio::test]
 async fn what_was_acknowledged_survives_every_failure_of_the_disk() {
-    for seed in 10..13 {
-        let steps = steps(&mut StdRng::seed_from_u64(seed));
+    for seed in 0..4 {
+        let steps = steps_of(seed);
         for at in 0.. {
             let kind = [io::ErrorKind::Other, io::ErrorKind::StorageFull][(at % 2) as usize];
             let (disk, mut model) = (Simulated::default(), Model::default());
@@ -110,7 +115,7 @@ async fn the_same_steps_over_a_real_disk() {
     for seed in 0..20 {
         let dir = tempfile::tempdir().unwrap();
         let mut model = Model::default();
-        for step in steps(&mut StdRng::seed_from_u64(seed)) {
+        for step in steps_of(seed) {
             let store = open(options(dir.path())).unwrap();
             assert_eq!(take(&store, &[step], &mut model).await, 1);
             model.check(&store, &format!("seed {seed}, {step:?}")).await;

@@ -88,6 +88,20 @@ fn named(bytes: &[u8], long: bool) -> Digest {
     Digest::of(if long { Algorithm::Sha512 } else { Algorithm::Sha256 }, bytes)
 }
 
+/// One image, from its push to its end.
+pub fn life() -> Vec<Step> {
+    let upload = |blob| Step::Upload { to: 0, blob, long: false, again: false, resumed: blob == 1 };
+    vec![
+        upload(0),
+        upload(1),
+        Step::Push { to: 0, manifest: 0, long: false },
+        Step::Mount { from: 0, to: 1, blob: 1 },
+        Step::Untag { from: 0, tag: 0 },
+        Step::Remove { from: 0, manifest: 0, long: false },
+        Step::Unlink { from: 0, blob: 1 },
+    ]
+}
+
 /// Some steps, as a client takes them: before a manifest its blobs.
 pub fn steps(random: &mut StdRng) -> Vec<Step> {
     let mut steps = Vec::new();
