@@ -64,9 +64,9 @@ impl Service {
         let held = self.held(Kind::Search).await?;
         let term = search.term.to_lowercase();
         let found = held.iter().filter_map(|(name, origin)| self.shows(caller, name, origin));
-        // Docker Hub's are asked for here without their host, all others with it.
+        // The default upstream's are asked for here without their host, all others with it.
         let named = found.map(|repository| match &repository.owner {
-            Owner::Upstream(host) if host.is_docker_hub() => {
+            Owner::Upstream(host) if host.is_default() => {
                 (repository.name.to_string(), format!("mirrored from {host}"))
             }
             Owner::Upstream(host) => (repository.to_string(), format!("mirrored from {host}")),
@@ -89,10 +89,12 @@ impl Service {
     /// The repository that is held under this name, where configuration and origin agree.
     pub(super) fn served(&self, name: &str, origin: &OriginState) -> Option<Repository> {
         match origin {
-            OriginState::Known(Origin { owner: owner @ Owner::Upstream(host), .. }) => {
-                self.content.as_ref()?.mirror.upstreams().get(host)?;
-                let bare = if host.is_docker_hub() { name } else { name.split_once('/')?.1 };
-                let repository = Repository { owner: owner.clone(), name: bare.parse().ok()? };
+            OriginState::Known(Origin { owner: Owner::Upstream(host), .. }) => {
+                // The configured one knows whether it is the default.
+                let (host, _) = self.content.as_ref()?.mirror.upstreams().get_key_value(host)?;
+                let bare = if host.is_default() { name } else { name.split_once('/')?.1 };
+                let owner = Owner::Upstream(host.clone());
+                let repository = Repository { owner, name: bare.parse().ok()? };
                 (repository.stored_name() == name).then_some(repository)
             }
             OriginState::Known(Origin { owner: Owner::Hosted, .. }) | OriginState::Unknown => {

@@ -83,6 +83,8 @@ async fn a_proxy_is_taken_over_and_given_back() {
     assert_eq!(upstream.requests_for("GET", "/blobs/").len(), before, "what is held is not fetched");
     // All names are the upstream's, also of one component; what is fetched is stored as it was.
     pull(&(successor.url() + "/v2/one"), "1", &later).await;
+    let listed = http().get(successor.url() + "/v2/_catalog").send().await.unwrap().text().await.unwrap();
+    assert_eq!(listed.trim_end(), r#"{"repositories":["library/x","one"]}"#);
     let log = successor.stop();
     assert!(log.contains("without effect here: http.secret"), "{log}");
 
