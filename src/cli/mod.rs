@@ -111,7 +111,7 @@ const LISTEN: &str =
 
 const ABOUT: &str = "\
 Forebay holds container images close to where they run: a pull-through mirror of Docker Hub and other \
-registries, and read-only hosting of images of your own.
+registries, and a registry for images of your own.
 
 What was pulled once is served from this machine, also while the registry behind it is slow, rate limited or gone.";
 
@@ -119,6 +119,7 @@ const MANUAL: &str = "\
 First success:
   forebay serve --data ./data
   docker pull localhost:5000/library/alpine:latest
+  docker tag localhost:5000/library/alpine:latest localhost:5000/myapp:1.0 && docker push localhost:5000/myapp:1.0
   To have dockerd ask Forebay first, put this into /etc/docker/daemon.json and reload dockerd (systemctl reload docker):
   {\"registry-mirrors\": [\"http://127.0.0.1:5000\"]}
 
