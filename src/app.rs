@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::access::{Gate, Limits};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
+use crate::control;
 use crate::disk::RealDisk;
 use crate::events::{self, Events};
 use crate::http::{
@@ -34,6 +35,8 @@ pub enum Error {
     Store(#[from] OpenError),
     #[error(transparent)]
     Upstream(#[from] upstream::Error),
+    #[error(transparent)]
+    Control(control::SocketError),
     #[error(transparent)]
     Events(#[from] events::Error),
     #[error(transparent)]
@@ -60,6 +63,7 @@ pub async fn run(
     let port = listeners.addresses().first().map_or(0, std::net::SocketAddr::port);
     let app = Arc::new(App::open(&config, events::Source::of_process(port)).await?);
     let service = Arc::new(ArcSwap::from_pointee(app.service(&config, None)?));
+    app.take_commands().await?;
     let grace = config.http.shutdown_grace;
     let hosts: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.host.as_str()).collect();
     let mut addresses: Vec<String> = listeners.addresses().iter().map(ToString::to_string).collect();
@@ -201,6 +205,29 @@ impl App {
         let (options, data) = (config.auth.clone(), self.store.data_dir());
         let gate = Gate::open(options, data, self.metrics.clone(), &self.clock, &self.tasks);
         gate.map(Arc::new).map_err(Error::Access)
+    }
+
+    /// Opens the control socket. Images are served without one too, but not where commands would
+    /// reach another process than this.
+    async fn take_commands(&self) -> Result<(), Error> {
+        match control::Bound::bind(self.store.data_dir()).await {
+            Ok(bound) => {
+                let commands = control::Commands { collect: self.collecting() };
+                self.tasks.spawn("control", control::serve(bound, commands, self.tasks.clone()));
+                Ok(())
+            }
+            Err(live @ control::SocketError::Live(_)) => Err(Error::Control(live)),
+            Err(error) => {
+                tracing::warn!(%error, "commands such as `forebay gc` cannot reach this server");
+                Ok(())
+            }
+        }
+    }
+
+    fn collecting(&self) -> control::Collect {
+        Arc::new(|_dry_run, _report| {
+            Box::pin(async { Err("this server has nothing that collects".to_owned()) })
+        })
     }
 
     /// Names, in the log, what is held and will not be served as things stand.

@@ -4,6 +4,7 @@
 mod support;
 
 mod configuration;
+mod control;
 mod dropin;
 mod events;
 mod lists;
