@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
 use crate::access::{Gate, Limits};
 use crate::clock::Clock;
@@ -20,7 +21,7 @@ use crate::http::{
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::oci::{Owner, UpstreamHost};
-use crate::registry::Hosted;
+use crate::registry::{Collector, Hosted, Removed, Totals, What};
 use crate::store::{OpenError, OriginState, Store};
 use crate::tasks::Tasks;
 use crate::telemetry::AccessLog;
@@ -62,8 +63,10 @@ pub async fn run(
     raise_descriptors(config.http.max_connections);
     let port = listeners.addresses().first().map_or(0, std::net::SocketAddr::port);
     let app = Arc::new(App::open(&config, events::Source::of_process(port)).await?);
-    let service = Arc::new(ArcSwap::from_pointee(app.service(&config, None)?));
-    app.take_commands().await?;
+    let hosted = app.hosted(&config, None);
+    let service = Arc::new(ArcSwap::from_pointee(app.service(&config, hosted.clone(), None)?));
+    let collector = Collector::new(config.gc.clone(), hosted, app.metrics.clone(), app.clock.clone());
+    app.take_commands(&collector).await?;
     let grace = config.http.shutdown_grace;
     let hosts: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.host.as_str()).collect();
     let mut addresses: Vec<String> = listeners.addresses().iter().map(ToString::to_string).collect();
@@ -78,7 +81,8 @@ pub async fn run(
     );
     app.survey(&config);
     app.tend_uploads(service.clone());
-    app.follow_hangups(service.clone(), config, reload)?;
+    collector.schedule(&app.tasks);
+    app.follow_hangups(service.clone(), collector, config, reload)?;
     let asked = stop_signals()?;
     let begun = OnceLock::new();
     let shutdown = async {
@@ -142,7 +146,12 @@ impl App {
 
     /// All that a configuration decides. From the `before` one comes what it leaves as it was, so
     /// that tokens, quota and what is in memory outlive a reload.
-    fn service(&self, config: &Config, before: Option<(&Config, &Service)>) -> Result<Service, Error> {
+    fn service(
+        &self,
+        config: &Config,
+        hosted: Arc<Hosted>,
+        before: Option<(&Config, &Service)>,
+    ) -> Result<Service, Error> {
         let old = before.and_then(|(_, service)| service.content.as_ref()).map(|content| &content.mirror);
         let mut upstreams = HashMap::new();
         for options in &config.upstreams {
@@ -173,17 +182,6 @@ impl App {
                 Events::new(&config.events, &self.source, &self.metrics, self.clock.clone(), &self.tasks)?
             }
         };
-        let hosted = before.and_then(|(_, service)| service.content.as_ref()).map(|content| &content.hosted);
-        let hosted = Arc::new(match hosted {
-            Some(hosted) => hosted.with(config.registry.clone()),
-            None => Hosted::new(
-                config.registry.clone(),
-                self.store.clone(),
-                self.metrics.clone(),
-                self.clock.clone(),
-                self.tasks.clone(),
-            ),
-        });
         let kept = before.filter(|(was, _)| was.auth == config.auth).map(|(_, service)| service.gate.clone());
         Ok(Service {
             gate: kept.map_or_else(|| self.gate(config), Ok)?,
@@ -207,12 +205,26 @@ impl App {
         gate.map(Arc::new).map_err(Error::Access)
     }
 
+    fn hosted(&self, config: &Config, before: Option<&Service>) -> Arc<Hosted> {
+        let before = before.and_then(|service| service.content.as_ref()).map(|content| &content.hosted);
+        Arc::new(match before {
+            Some(hosted) => hosted.with(config.registry.clone()),
+            None => Hosted::new(
+                config.registry.clone(),
+                self.store.clone(),
+                self.metrics.clone(),
+                self.clock.clone(),
+                self.tasks.clone(),
+            ),
+        })
+    }
+
     /// Opens the control socket. Images are served without one too, but not where commands would
     /// reach another process than this.
-    async fn take_commands(&self) -> Result<(), Error> {
+    async fn take_commands(&self, collector: &Arc<Collector>) -> Result<(), Error> {
         match control::Bound::bind(self.store.data_dir()).await {
             Ok(bound) => {
-                let commands = control::Commands { collect: self.collecting() };
+                let commands = control::Commands { collect: collecting(collector.clone()) };
                 self.tasks.spawn("control", control::serve(bound, commands, self.tasks.clone()));
                 Ok(())
             }
@@ -222,12 +234,6 @@ impl App {
                 Ok(())
             }
         }
-    }
-
-    fn collecting(&self) -> control::Collect {
-        Arc::new(|_dry_run, _report| {
-            Box::pin(async { Err("this server has nothing that collects".to_owned()) })
-        })
     }
 
     /// Names, in the log, what is held and will not be served as things stand.
@@ -295,6 +301,7 @@ impl App {
     fn follow_hangups(
         self: &Arc<Self>,
         service: Arc<ArcSwap<Service>>,
+        collector: Arc<Collector>,
         mut config: Config,
         reload: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
     ) -> Result<(), Error> {
@@ -307,7 +314,7 @@ impl App {
                     () = &mut stopping => return,
                     hangup = hangups.recv() => if hangup.is_none() { return },
                 }
-                match app.reloaded(&service.load(), &config, &reload) {
+                match app.reloaded(&service.load(), &collector, &config, &reload) {
                     Ok((new, replacement)) => {
                         service.store(Arc::new(replacement));
                         config = new;
@@ -323,6 +330,7 @@ impl App {
     fn reloaded(
         &self,
         service: &Service,
+        collector: &Collector,
         config: &Config,
         reload: &impl Fn() -> Result<Config, ConfigError>,
     ) -> Result<(Config, Service), Box<dyn std::error::Error + Send + Sync>> {
@@ -337,7 +345,9 @@ impl App {
                 "changed since the start, and takes effect at the next one"
             );
         }
-        let replacement = self.service(&new, Some((config, service)))?;
+        let hosted = self.hosted(&new, Some(service));
+        let replacement = self.service(&new, hosted.clone(), Some((config, service)))?;
+        collector.follow(new.gc.clone(), hosted);
         Ok((new, replacement))
     }
 
@@ -354,11 +364,43 @@ impl App {
                 (http.max_connections, http.header_timeout, http.idle_timeout)
                     != (was.max_connections, was.header_timeout, was.idle_timeout),
             ),
-            ("data, adopt and cache", new.store != self.started.store),
+            ("data, adopt, cache and gc.lease", new.store != self.started.store),
             ("log", new.telemetry != self.started.telemetry),
         ];
         parts.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
     }
+}
+
+/// What the control socket is told to collect with.
+fn collecting(collector: Arc<Collector>) -> control::Collect {
+    Arc::new(move |dry_run, told| {
+        let collector = collector.clone();
+        Box::pin(async move {
+            let (report, mut removed) = mpsc::channel(1);
+            let tell = async {
+                while let Some(removed) = removed.recv().await {
+                    // Whoever asked may have left.
+                    let _ = told.send(line(removed)).await;
+                }
+            };
+            let (ended, ()) = tokio::join!(collector.run(dry_run, report), tell);
+            let totals = ended.map_err(|error| error.to_string())?;
+            let Totals { tags, manifests, links, blobs, bytes } = totals;
+            // Uploads go by their age, on a schedule of their own.
+            Ok(control::Totals { tags, manifests, links, blobs, uploads: 0, bytes })
+        })
+    })
+}
+
+fn line(removed: Removed) -> control::Removed {
+    let Removed { repository, what, subject, bytes } = removed;
+    let what = match what {
+        What::Tag => "tag",
+        What::Manifest => "manifest",
+        What::Link => "link",
+        What::Blob => "blob",
+    };
+    control::Removed { what: what.to_owned(), repository, subject, bytes }
 }
 
 /// Completes at the first SIGTERM or SIGINT. A second one ends the process at once.

@@ -15,7 +15,7 @@ use super::environment::Environment;
 use super::error::ConfigError;
 use super::section::{Found, Section};
 use super::tree::Entries;
-use super::{Choices, Config, defaults, events, files, hosted, names, units, upstreams};
+use super::{Choices, Config, defaults, events, files, gc, hosted, names, units, upstreams};
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -39,15 +39,17 @@ pub fn build(
     let mut cache = root.section("cache")?;
     let (telemetry, log_format) = logs(root.section("log")?, environment.terminal)?;
     let http = listeners(&mut root, &mut limits, &mut warnings)?;
+    let (gc, lease) = gc::read(root.section("gc")?, &mut hosted)?;
     let config = Config {
         auth: super::access::read(&mut root, push, &http, &owners, &mut warnings)?,
         http,
         owners,
         access: client_limits(&mut limits, &mut warnings)?,
         registry: hosted::read(&mut hosted)?,
+        gc,
         mirror: mirror_options(&mut root, &mut cache)?,
         upstreams,
-        store: store_options(&mut root, &mut cache, adopt, environment)?,
+        store: store::Options { lease, ..store_options(&mut root, &mut cache, adopt, environment)? },
         events: events::read(root.section("events")?, &mut warnings)?,
         telemetry,
         choices: Choices { shadow, log_format },

@@ -85,6 +85,8 @@ pub const RESUMES: u32 = 5;
 /// One slow reader must not hold up the others of a blob that passes through memory.
 pub const READER_TIMEOUT: Duration = seconds(30);
 
+/// Once a day: what it frees was not in a hurry.
+pub const GC_INTERVAL: Duration = hours(24);
 /// Longer than the largest push takes from its first layer to its manifest.
 pub const LEASE: Duration = hours(2);
 

@@ -9,7 +9,8 @@ use toml::Value;
 
 use crate::access::{IdentityLimit, Override, Rates};
 use crate::events::EndpointOptions;
-use crate::oci::TagPattern;
+use crate::oci::{RepositoryPattern, TagPattern};
+use crate::registry::Rule;
 use crate::telemetry::Format;
 use crate::upstream::{self, Password, PrivatePolicy};
 
@@ -123,6 +124,17 @@ impl Config {
         p.time("upload_age", self.registry.upload_age);
         p.number("max_uploads", self.registry.max_uploads);
         p.line("max_manifest", format_size(self.registry.max_manifest as u64));
+        self.gc.retention.iter().for_each(|rule| explain_rule(p, rule));
+        p.section("gc");
+        match self.gc.interval {
+            Some(interval) => p.time("interval", interval),
+            None => p.line("interval", "off"),
+        }
+        p.time("lease", self.store.lease);
+        match self.gc.untagged {
+            Some(time) => p.time("untagged", time),
+            None => p.line("untagged", "keep"),
+        }
         p.section("cache");
         match self.store.max_size {
             Some(size) => p.line("max_size", format_size(size)),
@@ -177,6 +189,23 @@ impl Config {
         for IdentityLimit { name, rates: of } in &self.access.identities {
             let (source, name) = (p.source("identity"), Value::from(name.to_string()));
             p.out += &format!("\n[[limits.identity]] # {source}\nname = {name}\n{}", rates(*of));
+        }
+    }
+}
+
+fn explain_rule(p: &mut Printer<'_>, rule: &Rule) {
+    p.path = "hosted".to_owned();
+    p.out += &format!("\n[[hosted.retention]] # {}\n", p.source("retention"));
+    let patterns: Vec<&str> = rule.repositories.iter().map(RepositoryPattern::as_str).collect();
+    let keep_tags: Vec<&str> = rule.keep_tags.iter().map(TagPattern::as_str).collect();
+    p.out += &format!("repositories = {}\n", texts(&patterns));
+    if let Some(number) = rule.keep_last {
+        p.out += &format!("keep_last = {number}\n");
+    }
+    p.out += &format!("keep_tags = {}\n", texts(&keep_tags));
+    for (key, time) in [("keep_for", rule.keep_for), ("untagged_for", rule.untagged_for)] {
+        if let Some(time) = time {
+            p.out += &format!("{key} = {}\n", Value::from(format_time(time)));
         }
     }
 }

@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod explain;
 mod files;
+mod gc;
 mod hosted;
 mod names;
 mod section;
@@ -47,6 +48,7 @@ pub struct Config {
     pub auth: crate::access::AuthOptions,
     pub mirror: mirror::Options,
     pub registry: registry::Options,
+    pub gc: registry::CollectOptions,
     /// The default one first, if there is one, then in the order of the file. The same order as in `owners`.
     pub upstreams: Vec<upstream::Options>,
     pub store: store::Options,

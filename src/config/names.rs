@@ -88,7 +88,7 @@ fn claimed(upstreams: &[Upstream]) -> Result<HashMap<&str, &str>, ConfigError> {
 }
 
 /// What stands for components of names: their characters, `*`, and `**` as a component of its own.
-fn check_pattern(text: &str) -> Result<(), String> {
+pub fn check_pattern(text: &str) -> Result<(), String> {
     let example = "write it as in `*`, `corp.internal/**` or `corp.internal/team-*`";
     let in_name =
         |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-' | b'*');

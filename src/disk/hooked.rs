@@ -14,6 +14,7 @@ type Lock = Option<Box<dyn Send + Sync>>;
 pub struct Hooked {
     pub create: Call<Arc<dyn File>>,
     pub open: Call<Arc<dyn File>>,
+    pub sync_dir: Call<()>,
     pub lock: Call<Lock>,
 }
 
@@ -22,6 +23,7 @@ impl Default for Hooked {
         Self {
             create: Box::new(|path| RealDisk.create(path)),
             open: Box::new(|path| RealDisk.open(path)),
+            sync_dir: Box::new(|path| RealDisk.sync_dir(path)),
             lock: Box::new(|path| RealDisk.lock(path)),
         }
     }
@@ -56,7 +58,7 @@ impl Disk for Hooked {
         RealDisk.list(dir)
     }
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        RealDisk.sync_dir(dir)
+        (self.sync_dir)(dir)
     }
     fn set_modified(&self, path: &Path, time: SystemTime) -> io::Result<()> {
         RealDisk.set_modified(path, time)

@@ -54,6 +54,14 @@ label!(
     }
 );
 label!(
+    /// How a pass of garbage collection ended.
+    PassEnd = "result" { Completed = "completed", Stopped = "stopped", Stale = "stale", Failed = "failed" }
+);
+label!(
+    /// What garbage collection removes.
+    Swept = "what" { Tag = "tag", Manifest = "manifest", Link = "link", Blob = "blob" }
+);
+label!(
     /// What was asked of an upstream.
     UpstreamCall = "call" {
         ManifestHead = "manifest_head", ManifestGet = "manifest_get", BlobHead = "blob_head", BlobGet = "blob_get",

@@ -5,15 +5,15 @@ mod labels;
 use std::sync::Mutex;
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 use crate::tasks::lock;
 
 pub use labels::{
-    Delivery, Face, FillEnd, Grid, Kind, Label, Limit, Limited, Login, LoginMethod, Outcome, Row, UploadEnd,
-    UpstreamCall, UpstreamStatus,
+    Delivery, Face, FillEnd, Grid, Kind, Label, Limit, Limited, Login, LoginMethod, Outcome, PassEnd, Row,
+    Swept, UploadEnd, UpstreamCall, UpstreamStatus,
 };
 
 /// What is counted of one upstream.
@@ -84,6 +84,10 @@ pub struct Metrics {
     pub store_bytes: IntGauge,
     pub store_written_bytes: IntCounter,
     pub store_errors: IntCounter,
+    pub gc_passes: Row<PassEnd>,
+    pub gc_removed: Row<Swept>,
+    pub gc_freed_bytes: IntCounter,
+    pub gc_seconds: Gauge,
     pub access_lines_dropped: IntCounter,
     upstream: UpstreamVectors,
     endpoint: EndpointVectors,
@@ -206,6 +210,24 @@ impl Metrics {
             store_written_bytes: b
                 .counter("forebay_store_written_bytes_total", "Content bytes written to disk"),
             store_errors: b.counter("forebay_store_errors_total", "Disk operations that failed"),
+            gc_passes: Row::new(
+                &b.counters(
+                    "forebay_gc_passes_total",
+                    "Passes of garbage collection that ended",
+                    &[PassEnd::NAME],
+                ),
+                &[],
+            ),
+            gc_removed: Row::new(
+                &b.counters(
+                    "forebay_gc_removed_total",
+                    "Things that garbage collection removed",
+                    &[Swept::NAME],
+                ),
+                &[],
+            ),
+            gc_freed_bytes: b.counter("forebay_gc_freed_bytes_total", "Bytes that garbage collection freed"),
+            gc_seconds: b.keep(Gauge::new("forebay_gc_pass_seconds", "How long the last pass took")),
             access_lines_dropped: b.counter(
                 "forebay_access_lines_dropped_total",
                 "Access log lines dropped because the log's reader was too slow",

@@ -17,7 +17,7 @@ pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
 pub use manifest::{Descriptor, InvalidManifest, MANIFEST_CEILING, MANIFEST_MAX, Manifest, ManifestKind};
 pub use media_type::{MANIFEST_ACCEPT, MediaType};
 pub use name::{InvalidName, Name};
-pub use pattern::{InvalidTagPattern, TagPattern};
+pub use pattern::{InvalidTagPattern, RepositoryPattern, TagPattern};
 pub use range::{ByteRange, RangeRequest, Unsatisfiable};
 pub use reference::{InvalidReference, Reference, Tag};
 pub use referrer::{Referrer, referrers};

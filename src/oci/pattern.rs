@@ -1,4 +1,4 @@
-//! Patterns of tags.
+//! Patterns of tags and of repositories.
 
 use globset::{GlobBuilder, GlobMatcher};
 
@@ -44,6 +44,36 @@ impl TagPattern {
             glob.is_match(repository.name.as_str()) || glob.is_match(repository.to_string())
         };
         self.repository.as_ref().is_none_or(name) && self.tag.is_match(tag.as_str())
+    }
+}
+
+/// Hosted repositories: `app`, `corp.internal/**`.
+#[derive(Clone, Debug)]
+pub struct RepositoryPattern {
+    text: String,
+    glob: GlobMatcher,
+}
+
+impl RepositoryPattern {
+    /// The error says what is wrong with the pattern.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let glob = GlobBuilder::new(text).literal_separator(true).build();
+        let glob = glob.map_err(|error| error.kind().to_string())?.compile_matcher();
+        Ok(Self { text: text.to_owned(), glob })
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    pub fn matches(&self, repository: &Repository) -> bool {
+        self.glob.is_match(repository.name.as_str())
+    }
+}
+
+impl PartialEq for RepositoryPattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
     }
 }
 

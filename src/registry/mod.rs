@@ -1,12 +1,14 @@
 //! Hosted repositories: read from the tree, where nothing is fetched for them, and written to.
 //!
 //! [`uploads`] brings blobs in, [`push`] manifests, [`delete`] takes them away, and [`referrers`] says
-//! what refers to what.
+//! what refers to what. [`collect`] removes what nobody needs, by the rules of [`retention`] too.
 
+mod collect;
 mod delete;
 mod error;
 mod push;
 mod referrers;
+mod retention;
 mod uploads;
 
 use std::sync::Arc;
@@ -23,9 +25,12 @@ use crate::oci::{Digest, Manifest, Owner, Reference, Repository, Tag, TagPattern
 use crate::store::{self, Grant, OriginState, Store, Visibility};
 use crate::tasks::Tasks;
 
+pub use self::collect::{CollectError, Collector, Options as CollectOptions, Totals};
 pub use self::error::{Interrupted, PushError};
 pub use self::push::{Naming, Pushed};
+pub use self::retention::Rule;
 pub use self::uploads::{Chunks, Turn};
+pub use crate::store::{Removed, What};
 
 /// What is configured of hosted repositories.
 #[derive(Clone, Debug, PartialEq)]

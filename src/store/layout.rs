@@ -13,6 +13,8 @@ pub const REPOSITORIES_DIR: &str = REPOSITORIES;
 pub const STAGING_DIR: &str = "forebay/fills";
 pub const ORIGINS_DIR: &str = "forebay/origins";
 pub const LOCK: &str = "forebay/lock";
+/// What was fetched within each trust domain, a directory each.
+pub const PROOFS_DIR: &str = "forebay/proofs";
 
 fn content(digest: &Digest) -> String {
     let hex = digest.hex();
@@ -31,6 +33,15 @@ pub fn content_root(algorithm: Algorithm) -> String {
 /// Bytes of a blob or manifest.
 pub fn data(digest: &Digest) -> String {
     format!("docker/registry/v2/blobs/{}/data", content(digest))
+}
+
+/// The parts of a repository under which links to content stand, by algorithm and hex.
+pub const LAYERS: &str = "_layers";
+pub const REVISIONS: &str = "_manifests/revisions";
+
+/// Directory of the links of one part and algorithm, whoever the repository belongs to.
+pub fn links(stored_name: &str, part: &str, algorithm: Algorithm) -> String {
+    format!("{REPOSITORIES}/{stored_name}/{part}/{}", algorithm.as_str())
 }
 
 pub fn repository(repository: &Repository) -> String {
@@ -81,6 +92,11 @@ pub fn tag_history(repo: &Repository, name: &Tag, digest: &Digest) -> String {
     format!("{}/index/{}", tag(repo, name), path(digest))
 }
 
+/// Directory of the links of one algorithm to all the manifests that the tag ever pointed to.
+pub fn tag_past(repo: &Repository, name: &Tag, algorithm: Algorithm) -> String {
+    format!("{}/index/{}", tag(repo, name), algorithm.as_str())
+}
+
 /// Directory of a repository's unfinished uploads.
 pub fn uploads(stored_name: &str) -> String {
     format!("{REPOSITORIES}/{stored_name}/_uploads")
@@ -113,7 +129,12 @@ pub fn referrers(repository: &Repository, subject: &Digest) -> String {
 /// Says that the bytes of this blob were fetched within this trust domain.
 pub fn proof(domain: &str, digest: &Digest) -> String {
     let domain = Digest::sha256(domain.as_bytes()).hex();
-    format!("forebay/proofs/{}/{}", &domain[..16], content(digest))
+    proof_in(&domain[..16], digest)
+}
+
+/// The same in a directory of [`PROOFS_DIR`].
+pub fn proof_in(dir: &str, digest: &Digest) -> String {
+    format!("{PROOFS_DIR}/{dir}/{}", content(digest))
 }
 
 #[cfg(test)]

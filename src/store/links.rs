@@ -4,9 +4,9 @@ use super::{Error, Grant, OriginState, Store, layout};
 use crate::oci::{Algorithm, Digest, Owner, Repository};
 
 /// A link file holds a digest, nothing else.
-const LINK_MAX: usize = 256;
+pub(super) const LINK_MAX: usize = 256;
 
-const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
+pub(super) const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
 
 impl Store {
     /// The digest in a link file. One that holds no digest counts as missing, and is named.
@@ -72,8 +72,11 @@ impl Store {
         self.home.put_if_absent(&layout::layer(&grant.repository, digest), digest.to_string().as_bytes())
     }
 
-    /// Whether the blob is held, and its bytes were fetched in this trust domain.
+    /// Whether the blob is held, and its bytes were fetched in this trust domain. Its data is leased:
+    /// who asks is about to link it.
     pub fn is_proven(&self, grant: &Grant, digest: &Digest) -> Result<bool, Error> {
+        let _kept = self.leases.keep_data();
+        self.leases.renew_data(digest);
         Ok(self.home.stat(&layout::proof(&grant.domain, digest))?.is_some()
             && self.home.stat(&layout::data(digest))?.is_some())
     }
@@ -119,7 +122,12 @@ impl Store {
 
     /// Renews the lease on a link and tells the blob's size in bytes, for the HEAD of a pusher.
     pub fn lease_blob(&self, repository: &Repository, digest: &Digest) -> Result<Option<u64>, Error> {
-        self.leases.renew(repository, digest);
+        {
+            // With the lock held: else who takes links away could have looked for leases before, and
+            // unlink it after the size was told.
+            let _links = self.leases.repository(repository);
+            self.leases.renew(repository, digest);
+        }
         let Some(data) = self.layer(repository, digest)? else { return Ok(None) };
         self.leases.renew(repository, &data);
         Ok(self.home.stat(&layout::data(&data))?.map(|stat| stat.len))

@@ -5,6 +5,7 @@
 //! them to a blocking thread.
 
 mod buffers;
+mod collect;
 mod fill;
 mod home;
 mod layout;
@@ -35,6 +36,7 @@ use crate::metrics::Metrics;
 use crate::oci::{ByteRange, Digest, Owner, Repository};
 use crate::tasks::{Tasks, lock};
 
+pub use self::collect::{CollectError, Marked, Pass, Removed, What};
 pub use self::fill::{Fill, FillError, FillOptions, FillReader, Source, SourceError, SourceStream};
 pub use self::manifests::{ManifestCommit, NewManifest, Removal};
 pub use self::origins::{Origin, OriginState, Visibility};
@@ -194,6 +196,11 @@ impl Store {
             Self { options, home, buffers, fills, reserved, leases, uploads, metrics, tasks, _lock: lock };
         store.adopt()?;
         Ok(Arc::new(store))
+    }
+
+    /// How long a promise to a pusher is kept.
+    pub fn lease_term(&self) -> Duration {
+        self.options.lease
     }
 
     pub fn data_dir(&self) -> &Path {

@@ -23,6 +23,14 @@ impl Store {
         Ok(())
     }
 
+    /// Removes content, and counts it no more.
+    pub(super) fn remove_content(&self, digest: &Digest, size: u64) -> Result<(), Error> {
+        self.home.delete_with_dir(&layout::data(digest))?;
+        self.metrics.store_entries.sub(1);
+        self.metrics.store_bytes.sub(i64::try_from(size).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
     fn count(&self, entries: u64, bytes: u64) {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.metrics.store_entries.add(gauge(entries));

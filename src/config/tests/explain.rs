@@ -37,6 +37,8 @@ fn the_shipped_example_loads_as_it_is_and_with_every_key_enabled() {
         "operations",
         "upstream.\"docker.io\".requests_per_minute",
         "hosted.shadow",
+        "hosted.retention",
+        "gc.untagged",
         "cache.reader_timeout",
         "freshness.rules.\"library/*:1.*\"",
         "negative.denied",

@@ -1,0 +1,492 @@
+//! Collection over the real disk, with both kinds of owners, and against pushers.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+
+use super::*;
+use crate::clock::Clock;
+use crate::disk::RealDisk;
+use crate::disk::hooked::Hooked;
+use crate::oci::{Algorithm, UploadId, UpstreamHost};
+use crate::store::tests::options;
+use crate::store::{Committed, Grant, ManifestCommit, NewManifest, Options, Visibility};
+use crate::tasks::Tasks;
+
+const TERM: Duration = Duration::from_secs(600);
+
+fn open_on(data: &Path, disk: impl crate::disk::Disk) -> (Arc<Store>, Clock) {
+    let (clock, options) = (Clock::default(), Options { lease: TERM, ..options(data) });
+    let store = Store::open(options, Arc::new(disk), Arc::default(), clock.clone(), Tasks::default());
+    (store.unwrap(), clock)
+}
+
+fn open(data: &Path) -> (Arc<Store>, Clock) {
+    open_on(data, RealDisk)
+}
+
+fn hosted(name: &str) -> Grant {
+    let repository = Repository { owner: Owner::Hosted, name: name.parse().unwrap() };
+    Grant { repository, domain: "hosted".into(), visibility: Visibility::Public }
+}
+
+fn hub(name: &str) -> Grant {
+    let owner = Owner::Upstream(UpstreamHost::docker_hub());
+    let repository = Repository { owner, name: name.parse().unwrap() };
+    Grant { repository, domain: "docker.io".into(), visibility: Visibility::Public }
+}
+
+async fn push_as(store: &Arc<Store>, grant: &Grant, bytes: &[u8], algorithm: Algorithm) -> Digest {
+    let digest = Digest::of(algorithm, bytes);
+    let mut upload = store.start_upload(grant, UploadId::random()).await.unwrap();
+    upload.write(Bytes::copy_from_slice(bytes)).await.unwrap();
+    assert_eq!(upload.commit(&digest).await.unwrap(), Committed::Done { size: bytes.len() as u64 });
+    digest
+}
+
+async fn push(store: &Arc<Store>, grant: &Grant, bytes: &[u8]) -> Digest {
+    push_as(store, grant, bytes, Algorithm::Sha256).await
+}
+
+fn descriptor(digest: &Digest) -> String {
+    format!(r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{digest}","size":1}}"#)
+}
+
+fn image(blobs: &[Digest], subject: Option<&Digest>) -> String {
+    let layers: Vec<String> = blobs[1..].iter().map(descriptor).collect();
+    let subject = subject.map(|subject| format!(r#","subject":{}"#, descriptor(subject))).unwrap_or_default();
+    format!(r#"{{"config":{},"layers":[{}]{subject}}}"#, descriptor(&blobs[0]), layers.join(","))
+}
+
+fn index(manifests: &[Digest]) -> String {
+    format!(r#"{{"manifests":[{}]}}"#, manifests.iter().map(descriptor).collect::<Vec<_>>().join(","))
+}
+
+fn new(text: &str, blobs: &[Digest], manifests: &[Digest], tags: &[&str]) -> NewManifest {
+    NewManifest {
+        digest: Digest::sha256(text.as_bytes()),
+        bytes: Bytes::copy_from_slice(text.as_bytes()),
+        blobs: blobs.to_vec(),
+        manifests: manifests.to_vec(),
+        tags: tags.iter().map(|tag| tag.parse().unwrap()).collect(),
+        immutable: Vec::new(),
+    }
+}
+
+fn commit(store: &Store, grant: &Grant, new: &NewManifest) -> Digest {
+    assert_eq!(store.commit_manifest(grant, new).unwrap(), ManifestCommit::Done);
+    new.digest
+}
+
+/// A pass that takes every manifest without a tag or a lease for old.
+fn collect(store: &Store, dry_run: bool) -> Result<Vec<Removed>, CollectError> {
+    let mut told = Vec::new();
+    let mut report = |removed| told.push(removed);
+    let mut pass = Pass::new(store, dry_run, &mut report, &|| false);
+    let ended = run(&mut pass);
+    told.sort();
+    ended.map(|()| told)
+}
+
+fn run(pass: &mut Pass<'_>) -> Result<(), CollectError> {
+    for repository in pass.repositories()? {
+        let mut marked = pass.mark(&repository)?;
+        pass.drop_untagged(&mut marked, SystemTime::now() + TERM * 100)?;
+        pass.drop_links(&marked)?;
+    }
+    pass.drop_data()
+}
+
+fn told(removed: &[Removed], what: What) -> Vec<String> {
+    removed.iter().filter(|removed| removed.what == what).map(|removed| removed.subject.clone()).collect()
+}
+
+fn texts(digests: &[Digest]) -> Vec<String> {
+    let mut texts: Vec<String> = digests.iter().map(ToString::to_string).collect();
+    texts.sort();
+    texts
+}
+
+fn is_held(store: &Store, digest: &Digest) -> bool {
+    store.blob(digest).unwrap().is_some()
+}
+
+#[tokio::test]
+async fn what_nobody_needs_goes_and_a_dry_run_says_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, clock) = open(dir.path());
+    let (a, b, mirrored) = (hosted("a"), hosted("corp.internal/b"), hub("library/c"));
+    let kept = push(&store, &a, b"kept").await;
+    let shared = push(&store, &a, b"shared").await;
+    let cached = push(&store, &a, b"cached").await;
+    let spare = push(&store, &a, b"spare").await;
+    let other = push(&store, &b, b"shared").await;
+    assert_eq!(shared, other);
+    let text = image(&[kept], None);
+    let manifest = commit(&store, &a, &new(&text, &[kept], &[], &["1"]));
+    let text = image(&[shared], None);
+    commit(&store, &b, &new(&text, &[shared], &[], &["1"]));
+    store.link_layer(&mirrored, &cached).unwrap();
+    store.put_manifest(&mirrored, &Digest::sha256(b"upstream's"), b"upstream's").unwrap();
+    let unknown = dir.path().join(layout::data(&spare)).with_file_name("unknown");
+    std::fs::write(&unknown, "").unwrap();
+
+    assert_eq!(collect(&store, false).unwrap(), [], "everything is leased");
+    clock.advance(TERM);
+    let entries = store.metrics.store_entries.get();
+    let dry = collect(&store, true).unwrap();
+    assert_eq!(dry, collect(&store, true).unwrap(), "nothing was removed");
+    let real = collect(&store, false).unwrap();
+    assert_eq!(dry, real);
+    assert_eq!(told(&real, What::Link), texts(&[shared, cached, spare]));
+    assert_eq!(told(&real, What::Blob), texts(&[spare]), "what others link stays");
+    assert_eq!(real.iter().map(|removed| removed.bytes).sum::<u64>(), 5);
+    assert_eq!(store.metrics.store_entries.get(), entries - 1);
+    assert!(unknown.exists() && !is_held(&store, &spare));
+    assert!(store.has_layer(&a.repository, &kept).unwrap() && is_held(&store, &kept));
+    assert!(store.manifest(&a.repository, &manifest).unwrap().is_some());
+    assert!(store.has_layer(&b.repository, &shared).unwrap() && is_held(&store, &shared));
+    assert!(store.has_layer(&mirrored.repository, &cached).unwrap() && is_held(&store, &cached));
+    assert!(!dir.path().join(layout::layer(&a.repository, &spare)).parent().unwrap().exists());
+    assert_eq!(collect(&store, false).unwrap(), []);
+    // After a restart nothing goes within the term, for it is not known what was promised.
+    push(&store, &a, b"spare").await;
+    drop(store);
+    let (store, clock) = open(dir.path());
+    assert_eq!(collect(&store, false).unwrap(), []);
+    clock.advance(TERM);
+    assert_eq!(told(&collect(&store, false).unwrap(), What::Blob), texts(&[spare]));
+}
+
+#[tokio::test]
+async fn what_a_pusher_was_told_of_is_there_when_the_manifest_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, clock) = open(dir.path());
+    let grant = hosted("a");
+    let blob = push(&store, &grant, b"old and unreferenced").await;
+    clock.advance(TERM * 2);
+    assert_eq!(store.lease_blob(&grant.repository, &blob).unwrap(), Some(20));
+    assert_eq!(collect(&store, false).unwrap(), []);
+    let text = image(&[blob], None);
+    commit(&store, &grant, &new(&text, &[blob], &[], &["1"]));
+    clock.advance(TERM * 2);
+    assert_eq!(collect(&store, false).unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_blob_is_needed_by_each_of_its_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, clock) = open(dir.path());
+    let (a, b) = (hosted("a"), hosted("b"));
+    let long = push_as(&store, &a, b"one", Algorithm::Sha512).await;
+    let text = image(&[long], None);
+    commit(&store, &a, &new(&text, &[long], &[], &["1"]));
+    push_as(&store, &b, b"two", Algorithm::Sha512).await;
+    let short = Digest::sha256(b"two");
+    let text = image(&[short], None);
+    commit(&store, &b, &new(&text, &[short], &[], &["1"]));
+    let spare = push_as(&store, &b, b"three", Algorithm::Sha512).await;
+    clock.advance(TERM);
+    let gone = collect(&store, false).unwrap();
+    assert_eq!(told(&gone, What::Link), texts(&[Digest::sha256(b"three"), spare]));
+    assert_eq!(told(&gone, What::Blob), texts(&[Digest::sha256(b"three")]));
+    assert_eq!(store.layers(&a.repository).unwrap().len(), 2);
+    assert_eq!(store.layers(&b.repository).unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn manifests_are_held_by_tags_indexes_and_subjects() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, clock) = open(dir.path());
+    let grant = hosted("a");
+    let blob = push(&store, &grant, b"blob").await;
+    let put = |text: &str, manifests: &[Digest], tags: &[&str]| {
+        commit(&store, &grant, &new(text, &[], manifests, tags))
+    };
+    let one = |salt: &str| format!(r#"{{"config":{},"layers":[],"salt":"{salt}"}}"#, descriptor(&blob));
+    let held = put(&one("child"), &[], &[]);
+    let top = put(&index(&[held]), &[held], &["1"]);
+    let signature = put(&image(&[blob], Some(&top)), &[], &[]);
+    let of_signature = put(&image(&[blob], Some(&signature)), &[], &[]);
+    let child = put(&one("lost child"), &[], &[]);
+    let lost = put(&index(&[child]), &[child], &[]);
+    let lost_signature = put(&image(&[blob], Some(&lost)), &[], &[]);
+    let moved = put(&one("moved"), &[], &["2"]);
+    put(&one("new"), &[], &["2"]);
+    // It refers to what it holds, and nobody holds either.
+    let inner = put(&one("inner"), &[], &[]);
+    let ring = format!(r#"{{"manifests":[{0}],"subject":{0}}}"#, descriptor(&inner));
+    let ring = put(&ring, &[inner], &[]);
+    clock.advance(TERM);
+    let dry = collect(&store, true).unwrap();
+    let gone = collect(&store, false).unwrap();
+    assert_eq!(dry, gone);
+    let expected = texts(&[child, lost, lost_signature, moved, inner, ring]);
+    assert_eq!(told(&gone, What::Manifest), expected);
+    assert_eq!(told(&gone, What::Blob), expected);
+    for digest in [held, top, signature, of_signature] {
+        assert!(store.manifest(&grant.repository, &digest).unwrap().is_some());
+    }
+    let past = layout::tag_index(&grant.repository, &"2".parse().unwrap(), &moved);
+    assert!(!dir.path().join(past).exists(), "no tag remembers it");
+    assert!(is_held(&store, &blob));
+}
+
+/// What becomes leased after it was marked stays, and so does what it holds.
+#[tokio::test]
+async fn manifests_that_are_pushed_meanwhile_stay_with_what_they_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, clock) = open(dir.path());
+    let grant = hosted("a");
+    let blob = push(&store, &grant, b"blob").await;
+    let child = commit(&store, &grant, &new(&image(&[blob], None), &[blob], &[], &[]));
+    let pushed = new(&index(&[child]), &[], &[child], &[]);
+    let top = commit(&store, &grant, &pushed);
+    let signature = commit(&store, &grant, &new(&image(&[blob], Some(&top)), &[], &[], &[]));
+    clock.advance(TERM);
+    let mut report = |removed: Removed| panic!("{removed:?}");
+    let mut pass = Pass::new(&store, false, &mut report, &|| false);
+    let mut marked = pass.mark(&grant.repository).unwrap();
+    commit(&store, &grant, &pushed);
+    let gone = pass.drop_untagged(&mut marked, SystemTime::now() + TERM * 100).unwrap();
+    assert_eq!(gone, []);
+    assert!(store.manifest(&grant.repository, &signature).unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_repository_that_cannot_be_read_keeps_its_links_and_others_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, clock) = open(dir.path());
+    for (name, bytes) in [("lost", None), ("odd", Some("{}")), ("rotten", Some(r#"{"config":1}"#))] {
+        let grant = hosted(name);
+        push(&store, &grant, name.as_bytes()).await;
+        let text = format!("manifest of {name}");
+        let digest = commit(&store, &grant, &new(bytes.unwrap_or(&text), &[], &[], &[]));
+        let data = dir.path().join(layout::data(&digest));
+        match name {
+            "lost" => std::fs::remove_file(data).unwrap(),
+            "rotten" => std::fs::write(data, "rotten").unwrap(),
+            _ => {}
+        }
+    }
+    let healthy = push(&store, &hosted("healthy"), b"spare").await;
+    // A link that says nothing keeps what its name says; one that is only a directory, nothing.
+    let odd = push(&store, &hosted("links"), b"odd link").await;
+    let link = dir.path().join(layout::layer(&hosted("links").repository, &odd));
+    std::fs::write(&link, "nothing").unwrap();
+    let empty = push(&store, &hosted("empty"), b"empty").await;
+    std::fs::remove_file(dir.path().join(layout::layer(&hosted("empty").repository, &empty))).unwrap();
+    clock.advance(TERM);
+    let gone = collect(&store, false).unwrap();
+    assert_eq!(told(&gone, What::Link), texts(&[healthy]));
+    assert_eq!(told(&gone, What::Blob), texts(&[healthy, empty]));
+    assert!(link.exists());
+}
+
+#[tokio::test]
+async fn a_pass_that_is_too_old_or_stopped_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, clock) = open(dir.path());
+    let grant = hosted("a");
+    push(&store, &grant, b"spare").await;
+    clock.advance(TERM);
+    let mut report = |removed: Removed| panic!("{removed:?}");
+    let mut pass = Pass::new(&store, false, &mut report, &|| false);
+    let mut marked = pass.mark(&grant.repository).unwrap();
+    clock.advance(TERM);
+    let stale = pass.drop_links(&marked).unwrap_err();
+    assert!(matches!(stale, CollectError::Stale(_)) && stale.to_string().contains("gc.lease"), "{stale}");
+    commit(&store, &grant, &new(&image(&[Digest::sha256(b"spare")], None), &[], &[], &[]));
+    clock.advance(TERM);
+    let pass_in_time = pass.mark(&grant.repository).unwrap();
+    std::mem::drop(std::mem::replace(&mut marked, pass_in_time));
+    clock.advance(TERM);
+    assert!(matches!(
+        pass.drop_untagged(&mut marked, SystemTime::now() + TERM * 100),
+        Err(CollectError::Stale(_))
+    ));
+    let mut pass = Pass::new(&store, false, &mut report, &|| true);
+    assert!(matches!(run(&mut pass), Err(CollectError::Stopped)));
+}
+
+/// Between what was looked for and what is removed comes a fill's commit.
+#[tokio::test]
+async fn data_that_comes_while_links_are_looked_through_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, clock) = open(dir.path());
+    let (grant, digest) = (hub("library/a"), Digest::sha256(b"upstream's"));
+    let other = push(&store, &hosted("a"), b"other").await;
+    store.remove_layer(&hosted("a").repository, &other).unwrap();
+    clock.advance(TERM);
+    let mut told = Vec::new();
+    let mut report = |removed| told.push(removed);
+    let mut pass = Pass::new(&store, false, &mut report, &|| false);
+    let (at, linked) = pass.linked().unwrap();
+    assert!(linked.is_empty());
+    store.put_manifest(&grant, &digest, b"upstream's").unwrap();
+    assert!(!store.is_proven(&grant, &other).unwrap(), "asked for, it is leased too");
+    for digest in [digest, other] {
+        pass.drop_content(at, &digest, &[]).unwrap();
+        assert!(is_held(&store, &digest));
+    }
+    clock.advance(TERM);
+    assert!(matches!(pass.drop_content(at, &other, &[]), Err(CollectError::Stale(_))));
+    collect(&store, false).unwrap();
+    assert!(is_held(&store, &digest) && !is_held(&store, &other));
+    assert!(told.is_empty());
+}
+
+/// A disk that is so slow, once data is in its place and not yet linked, that leases end, and that lets
+/// collection begin just then.
+struct Slow {
+    store: OnceLock<(Arc<Store>, Clock)>,
+    pass: OnceLock<std::thread::JoinHandle<()>>,
+}
+
+impl Slow {
+    fn disk(self: &Arc<Self>) -> Hooked {
+        let slow = self.clone();
+        let sync_dir = move |dir: &Path| {
+            if dir.to_str().unwrap().contains("/blobs/")
+                && dir.join("data").exists()
+                && let Some((store, clock)) = slow.store.get()
+            {
+                slow.pass.get_or_init(|| begin(store.clone(), clock));
+            }
+            RealDisk.sync_dir(dir)
+        };
+        Hooked { sync_dir: Box::new(sync_dir), ..Hooked::default() }
+    }
+}
+
+/// Begins to collect, and gives it time to end, which it does if nobody holds the data.
+fn begin(store: Arc<Store>, clock: &Clock) -> std::thread::JoinHandle<()> {
+    clock.advance(TERM * 2);
+    let thread = std::thread::spawn(move || {
+        collect(&store, false).unwrap();
+    });
+    for _ in 0..100 {
+        if !thread.is_finished() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    thread
+}
+
+#[tokio::test]
+async fn data_is_not_removed_between_its_commit_and_its_link() {
+    for kind in ["manifest", "fill", "upload"] {
+        let dir = tempfile::tempdir().unwrap();
+        let slow = Arc::new(Slow { store: OnceLock::new(), pass: OnceLock::new() });
+        let (store, clock) = open_on(dir.path(), slow.disk());
+        assert!(slow.store.set((store.clone(), clock)).is_ok());
+        let (grant, bytes) = (hub("library/a"), Bytes::from_static(b"upstream's"));
+        let digest = Digest::sha256(&bytes);
+        match kind {
+            "manifest" => store.put_manifest(&grant, &digest, &bytes).unwrap(),
+            "fill" => {
+                let source = Arc::new(crate::store::fill::tests::Whole(bytes));
+                let Start::Reading(reader) = store.start_fill(&grant, &digest, source, true) else {
+                    panic!("nothing is held");
+                };
+                reader.drain().await;
+                assert!(store.tasks.drain(Duration::from_secs(20)).await);
+            }
+            _ => {
+                push(&store, &hosted("a"), &bytes).await;
+            }
+        }
+        let pass = loop {
+            // It has begun: data was put in its place.
+            if slow.pass.get().is_some_and(std::thread::JoinHandle::is_finished) {
+                break slow.pass.get();
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        };
+        assert!(pass.is_some() && is_held(&store, &digest) == (kind != "upload"), "{kind}");
+    }
+}
+
+/// Eight pushers share layers, delete some of what they pushed, and collection never rests. Nothing is
+/// too young for it: leases alone keep what is on its way.
+#[test]
+fn no_manifest_ever_lacks_a_blob_while_garbage_is_collected() {
+    let full = std::env::var_os("FOREBAY_FULL").is_some();
+    let time = Duration::from_millis(if full { 60_000 } else { 1500 });
+    let dir = tempfile::tempdir().unwrap();
+    let (store, clock) = open(dir.path());
+    clock.advance(TERM);
+    let (until, running, pushed) = (Instant::now() + time, AtomicUsize::new(8), AtomicUsize::new(0));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    let removed = std::thread::scope(|scope| {
+        for pusher in 0..8u64 {
+            let (store, clock, running, pushed) = (&store, &clock, &running, &pushed);
+            let handle = runtime.handle().clone();
+            scope.spawn(move || {
+                let mut turn = 0;
+                while Instant::now() < until {
+                    turn += 1;
+                    handle.block_on(push_one(store, pusher, turn));
+                    pushed.fetch_add(1, Ordering::SeqCst);
+                    // So that leases end now and then, though none that a push relies on.
+                    if turn % 4 == 0 {
+                        clock.advance(TERM / 64);
+                    }
+                }
+                running.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+        let mut removed = 0;
+        while running.load(Ordering::SeqCst) > 0 {
+            match collect(&store, false) {
+                Ok(gone) => removed += gone.len(),
+                Err(CollectError::Stale(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        removed
+    });
+    assert!(pushed.into_inner() > 8 && removed > 0, "{removed} things were removed");
+    for name in ["a", "corp.internal/b"] {
+        assert_whole(&store, &hosted(name).repository);
+    }
+}
+
+/// As clients do: HEAD each layer, upload or mount what is missing, put the manifest, maybe delete.
+async fn push_one(store: &Arc<Store>, pusher: u64, turn: u64) {
+    let names = ["a", "corp.internal/b"];
+    let (grant, other) = (hosted(names[(turn % 2) as usize]), hosted(names[((turn + 1) % 2) as usize]));
+    let mut blobs = Vec::new();
+    for layer in 0..3 {
+        let bytes = format!("layer {}", (turn * 7 + pusher * layer) % 12);
+        let digest = Digest::sha256(bytes.as_bytes());
+        if store.lease_blob(&grant.repository, &digest).unwrap().is_none()
+            && !store.mount(&grant, &other.repository, &digest).unwrap()
+        {
+            push(store, &grant, bytes.as_bytes()).await;
+        }
+        blobs.push(digest);
+    }
+    let tag = format!("{}", (pusher + turn) % 5);
+    let text = image(&blobs, None);
+    let manifest = new(&text, &blobs, &[], &[&tag]);
+    commit(store, &grant, &manifest);
+    if turn % 3 == 0 {
+        store.remove_manifest(&grant.repository, &manifest.digest, &|_| false).unwrap();
+    }
+}
+
+fn assert_whole(store: &Store, repository: &Repository) {
+    for name in store.revisions(repository).unwrap() {
+        let bytes = store.manifest(repository, &name).unwrap().expect("its bytes are there");
+        let ManifestKind::Image { config, layers } = Manifest::parse(&bytes, None).unwrap().kind else {
+            panic!("an image was pushed");
+        };
+        for blob in std::iter::once(config).chain(layers) {
+            let data = store.layer(repository, &blob.digest).unwrap().expect("it is linked");
+            assert!(is_held(store, &data), "{data} of {name}");
+        }
+    }
+}
