@@ -92,6 +92,8 @@ fn what_is_explained_loads_as_the_same() {
         "listen = \"0.0.0.0:5000\"\noperations = \"127.0.0.1:9090\"\n[upstream.\"localhost:5001\"]\nusername = \"we \\\"quote\\\"\"\n\
          password_file = {secret:?}\nrequests_per_minute = 7\nheader_timeout = \"1500ms\"\n[hosted]\nshadow = true\n\
          repositories = [\"team/**\"]\n[cache]\nmax_size = \"3GB\"\nmemory = \"7B\"\n[freshness.rules]\n\"b:*\" = \"90s\"\na = \"0s\"\n\
+         [gc]\ninterval = \"off\"\nuntagged = \"7d\"\n[[hosted.retention]]\nrepositories = \"ci/*\"\nkeep_last = 3\nkeep_for = \"30d\"\n\
+         [[hosted.retention]]\nrepositories = \"a\"\nkeep_tags = [\"v*\"]\nuntagged_for = \"0s\"\n\
          [[limits.network]]\ncidr = \"fd00::/8\"\nrequests = \"1/m\"\n[[limits.identity]]\nname = \"ci-*\"\nrequests = \"2/m\"\n\
          [auth]\nrealm = \"us\"\nmirror = true\n[[access.rule]]\nwho = [\"*\", \"certificate:a\"]\nrepositories = [\"**\"]\n\
          actions = [\"pull\", \"admin\"]\n\

@@ -114,3 +114,30 @@ fn data_is_a_directory() {
     assert!(case.error().contains("toml:1: data: ") && case.error().contains("is a file"));
     refused("data = \"\"", 1, &["name a directory"]);
 }
+
+#[test]
+fn garbage_and_retention() {
+    let config = loaded("");
+    assert_eq!(config.gc.interval, Some(Duration::from_secs(24 * 3600)));
+    assert_eq!((config.gc.untagged, config.store.lease), (None, Duration::from_secs(7200)));
+    let config = loaded(
+        "[gc]\ninterval = \"off\"\nlease = \"1m\"\nuntagged = \"7d\"\n[[hosted.retention]]\nrepositories = \"ci\"\n\
+         keep_last = 3\n[[hosted.retention]]\nrepositories = [\"corp.internal/**\"]\nkeep_for = \"30d\"\n\
+         keep_tags = [\"v*\"]\nuntagged_for = \"0s\"",
+    );
+    let day = Duration::from_secs(24 * 3600);
+    assert_eq!((config.gc.interval, config.gc.untagged), (None, Some(7 * day)));
+    assert_eq!(config.store.lease, Duration::from_secs(60));
+    let [first, second] = &*config.gc.retention else { panic!("two rules") };
+    assert_eq!((first.keep_last, first.keep_for, first.untagged_for), (Some(3), None, None));
+    assert_eq!((second.keep_for, second.untagged_for), (Some(30 * day), Some(Duration::ZERO)));
+    assert_eq!(second.keep_tags[0].as_str(), "v*");
+    refused("[gc]\nlease = \"59s\"", 2, &["gc.lease", "`1m`"]);
+    refused("[gc]\ninterval = \"1s\"", 2, &["gc.interval", "`1m`", "`off`"]);
+    refused("[gc]\nuntagged = \"never\"", 2, &["gc.untagged", "`keep`"]);
+    refused("[[hosted.retention]]\nkeep_last = 1", 1, &["hosted.retention.repositories", "Add"]);
+    refused("[[hosted.retention]]\nrepositories = []", 2, &["the list is empty"]);
+    refused("[[hosted.retention]]\nrepositories = [\"A\"]", 2, &["is no pattern"]);
+    refused("[[hosted.retention]]\nrepositories = [\"a\"]\nkeep_last = 0", 3, &["out of bounds"]);
+    refused("[[hosted.retention]]\nrepositories = [\"a\"]\nkeep = 1", 3, &["unknown key"]);
+}

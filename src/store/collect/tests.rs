@@ -1,23 +1,28 @@
 //! Collection over the real disk, with both kinds of owners, and against pushers.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, RwLock};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
 
 use super::*;
 use crate::clock::Clock;
-use crate::disk::RealDisk;
 use crate::disk::hooked::Hooked;
+use crate::disk::{Disk, RealDisk};
 use crate::oci::{Algorithm, UploadId, UpstreamHost};
 use crate::store::tests::options;
-use crate::store::{Committed, Grant, ManifestCommit, NewManifest, Options, Visibility};
+use crate::store::{
+    Committed, Grant, ManifestCommit, NewManifest, Options, Source, SourceError, SourceStream, Start,
+    Visibility,
+};
 use crate::tasks::Tasks;
 
 const TERM: Duration = Duration::from_secs(600);
 
-fn open_on(data: &Path, disk: impl crate::disk::Disk) -> (Arc<Store>, Clock) {
+fn open_on(data: &Path, disk: impl Disk) -> (Arc<Store>, Clock) {
     let (clock, options) = (Clock::default(), Options { lease: TERM, ..options(data) });
     let store = Store::open(options, Arc::new(disk), Arc::default(), clock.clone(), Tasks::default());
     (store.unwrap(), clock)
@@ -300,8 +305,7 @@ async fn a_pass_that_is_too_old_or_stopped_ends() {
     assert!(matches!(stale, CollectError::Stale(_)) && stale.to_string().contains("gc.lease"), "{stale}");
     commit(&store, &grant, &new(&image(&[Digest::sha256(b"spare")], None), &[], &[], &[]));
     clock.advance(TERM);
-    let pass_in_time = pass.mark(&grant.repository).unwrap();
-    std::mem::drop(std::mem::replace(&mut marked, pass_in_time));
+    marked = pass.mark(&grant.repository).unwrap();
     clock.advance(TERM);
     assert!(matches!(
         pass.drop_untagged(&mut marked, SystemTime::now() + TERM * 100),
@@ -375,92 +379,112 @@ fn begin(store: Arc<Store>, clock: &Clock) -> std::thread::JoinHandle<()> {
     thread
 }
 
+/// A source of one blob.
+struct Whole(Bytes);
+
+impl Source for Whole {
+    fn open(&self, start: u64, _: Option<u64>) -> BoxFuture<'_, Result<SourceStream, SourceError>> {
+        let stream = futures_util::stream::iter([Ok(self.0.clone())]).boxed();
+        let total = Some(self.0.len() as u64);
+        async move { Ok(SourceStream { start, total, stream }) }.boxed()
+    }
+}
+
 #[tokio::test]
 async fn data_is_not_removed_between_its_commit_and_its_link() {
-    for kind in ["manifest", "fill", "upload"] {
+    for kind in ["manifest", "fill"] {
         let dir = tempfile::tempdir().unwrap();
         let slow = Arc::new(Slow { store: OnceLock::new(), pass: OnceLock::new() });
         let (store, clock) = open_on(dir.path(), slow.disk());
         assert!(slow.store.set((store.clone(), clock)).is_ok());
         let (grant, bytes) = (hub("library/a"), Bytes::from_static(b"upstream's"));
         let digest = Digest::sha256(&bytes);
-        match kind {
-            "manifest" => store.put_manifest(&grant, &digest, &bytes).unwrap(),
-            "fill" => {
-                let source = Arc::new(crate::store::fill::tests::Whole(bytes));
-                let Start::Reading(reader) = store.start_fill(&grant, &digest, source, true) else {
-                    panic!("nothing is held");
-                };
-                reader.drain().await;
-                assert!(store.tasks.drain(Duration::from_secs(20)).await);
-            }
-            _ => {
-                push(&store, &hosted("a"), &bytes).await;
-            }
+        if kind == "manifest" {
+            store.put_manifest(&grant, &digest, &bytes).unwrap();
+        } else {
+            let source = Arc::new(Whole(bytes));
+            let Start::Reading(mut reader) = store.start_fill(&grant, &digest, source, true) else {
+                panic!("nothing is held");
+            };
+            while reader.next().await.is_some() {}
+            assert!(store.tasks.drain(Duration::from_secs(20)).await);
         }
-        let pass = loop {
-            // It has begun: data was put in its place.
-            if slow.pass.get().is_some_and(std::thread::JoinHandle::is_finished) {
-                break slow.pass.get();
-            }
+        let pass = slow.pass.get().expect("data was put in its place");
+        while !pass.is_finished() {
             tokio::time::sleep(Duration::from_millis(2)).await;
-        };
-        assert!(pass.is_some() && is_held(&store, &digest) == (kind != "upload"), "{kind}");
+        }
+        assert!(is_held(&store, &digest), "{kind}");
     }
 }
 
-/// Eight pushers share layers, delete some of what they pushed, and collection never rests. Nothing is
-/// too young for it: leases alone keep what is on its way.
+/// Eight pushers share layers, replace what they pushed, and collection never rests. Nothing is too
+/// young for it, and leases end all the time, except within a push.
 #[test]
 fn no_manifest_ever_lacks_a_blob_while_garbage_is_collected() {
     let full = std::env::var_os("FOREBAY_FULL").is_some();
     let time = Duration::from_millis(if full { 60_000 } else { 1500 });
     let dir = tempfile::tempdir().unwrap();
     let (store, clock) = open(dir.path());
-    clock.advance(TERM);
     let (until, running, pushed) = (Instant::now() + time, AtomicUsize::new(8), AtomicUsize::new(0));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    // Read by who pushes, written to while a term passes.
+    let term = RwLock::new(());
     let removed = std::thread::scope(|scope| {
-        for pusher in 0..8u64 {
-            let (store, clock, running, pushed) = (&store, &clock, &running, &pushed);
+        for pusher in 0..8 {
+            let (store, term, running, pushed) = (&store, &term, &running, &pushed);
             let handle = runtime.handle().clone();
             scope.spawn(move || {
-                let mut turn = 0;
+                // Also where this thread panics.
+                let _ends = Ends(running);
+                let mut former = None;
                 while Instant::now() < until {
-                    turn += 1;
-                    handle.block_on(push_one(store, pusher, turn));
-                    pushed.fetch_add(1, Ordering::SeqCst);
-                    // So that leases end now and then, though none that a push relies on.
-                    if turn % 4 == 0 {
-                        clock.advance(TERM / 64);
+                    let turn = pushed.fetch_add(1, Ordering::SeqCst);
+                    let _within = term.read().unwrap();
+                    let (grant, digest) = handle.block_on(push_one(store, pusher, turn));
+                    if let Some((grant, digest)) = former.replace((grant, digest)) {
+                        let grant: Grant = grant;
+                        store.remove_manifest(&grant.repository, &digest, &|_| false).unwrap();
                     }
                 }
-                running.fetch_sub(1, Ordering::SeqCst);
             });
         }
-        let mut removed = 0;
+        let mut removed = HashMap::new();
         while running.load(Ordering::SeqCst) > 0 {
-            match collect(&store, false) {
-                Ok(gone) => removed += gone.len(),
-                Err(CollectError::Stale(_)) => {}
-                Err(error) => panic!("{error}"),
+            {
+                let _all_wait = term.write().unwrap();
+                clock.advance(TERM);
+            }
+            for _ in 0..3 {
+                for one in collect(&store, false).unwrap() {
+                    *removed.entry(one.what).or_insert(0) += 1;
+                }
             }
         }
         removed
     });
-    assert!(pushed.into_inner() > 8 && removed > 0, "{removed} things were removed");
-    for name in ["a", "corp.internal/b"] {
-        assert_whole(&store, &hosted(name).repository);
+    assert!(pushed.into_inner() > 8 && removed[&What::Link] > 0 && removed[&What::Blob] > 0, "{removed:?}");
+    clock.advance(TERM);
+    collect(&store, false).unwrap();
+    let whole: usize = NAMES.iter().map(|name| assert_whole(&store, &hosted(name).repository)).sum();
+    assert!(whole > 0);
+}
+
+const NAMES: [&str; 2] = ["a", "corp.internal/b"];
+
+struct Ends<'a>(&'a AtomicUsize);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// As clients do: HEAD each layer, upload or mount what is missing, put the manifest, maybe delete.
-async fn push_one(store: &Arc<Store>, pusher: u64, turn: u64) {
-    let names = ["a", "corp.internal/b"];
-    let (grant, other) = (hosted(names[(turn % 2) as usize]), hosted(names[((turn + 1) % 2) as usize]));
+/// As clients do it: HEAD each layer, mount or upload what is missing, put the manifest.
+async fn push_one(store: &Arc<Store>, pusher: usize, turn: usize) -> (Grant, Digest) {
+    let (grant, other) = (hosted(NAMES[turn % 2]), hosted(NAMES[(turn + 1) % 2]));
     let mut blobs = Vec::new();
     for layer in 0..3 {
-        let bytes = format!("layer {}", (turn * 7 + pusher * layer) % 12);
+        let bytes = format!("layer {}", (turn / 2 * 5 + pusher * layer) % 40);
         let digest = Digest::sha256(bytes.as_bytes());
         if store.lease_blob(&grant.repository, &digest).unwrap().is_none()
             && !store.mount(&grant, &other.repository, &digest).unwrap()
@@ -469,18 +493,17 @@ async fn push_one(store: &Arc<Store>, pusher: u64, turn: u64) {
         }
         blobs.push(digest);
     }
-    let tag = format!("{}", (pusher + turn) % 5);
-    let text = image(&blobs, None);
-    let manifest = new(&text, &blobs, &[], &[&tag]);
-    commit(store, &grant, &manifest);
-    if turn % 3 == 0 {
-        store.remove_manifest(&grant.repository, &manifest.digest, &|_| false).unwrap();
-    }
+    let tag = (pusher + turn).to_string();
+    let manifest = new(&image(&blobs, None), &blobs, &[], &[&tag]);
+    let digest = commit(store, &grant, &manifest);
+    (grant, digest)
 }
 
-fn assert_whole(store: &Store, repository: &Repository) {
-    for name in store.revisions(repository).unwrap() {
-        let bytes = store.manifest(repository, &name).unwrap().expect("its bytes are there");
+/// Says how many manifests there are, each with all its blobs.
+fn assert_whole(store: &Store, repository: &Repository) -> usize {
+    let names = store.revisions(repository).unwrap();
+    for name in &names {
+        let bytes = store.manifest(repository, name).unwrap().expect("its bytes are there");
         let ManifestKind::Image { config, layers } = Manifest::parse(&bytes, None).unwrap().kind else {
             panic!("an image was pushed");
         };
@@ -489,4 +512,5 @@ fn assert_whole(store: &Store, repository: &Repository) {
             assert!(is_held(store, &data), "{data} of {name}");
         }
     }
+    names.len()
 }
