@@ -34,7 +34,7 @@ async fn acknowledged(mirror: &mut Mirror, round: u64) {
     }
     // One tag of its own, and one that each round moves.
     let tag = format!("round-{round}");
-    let reference = if round % 2 == 0 { &tag } else { "latest" };
+    let reference = if round.is_multiple_of(2) { &tag } else { "latest" };
     let answer = repository.try_manifest(reference, &manifest).await.unwrap();
     mirror.kill();
     answer.expect(201);

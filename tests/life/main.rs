@@ -9,6 +9,7 @@ mod dropin;
 mod events;
 mod lists;
 mod operations;
+mod round_trip;
 mod proxy;
 mod referrers;
 mod signals;

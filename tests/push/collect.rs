@@ -16,7 +16,7 @@ use super::support::stored_blobs;
 #[test]
 fn what_was_deleted_goes_and_what_is_left_still_pulls() {
     isolated(async |directory| {
-        for (seed, mut registry) in (1..).zip(Hosting::both(&directory).await) {
+        for (seed, mut registry) in (1..).zip(Hosting::both_with(&directory, SHORT_LEASE).await) {
             let skopeo = Skopeo::new(&directory.join(format!("skopeo-{seed}")), "");
             let host = registry.host();
             let of = |name: &str| format!("{host}/{name}:1");

@@ -1,9 +1,15 @@
 //! Many tags and many repositories: every list is whole and in order, whatever the page.
 
+use std::path::Path;
+
 use futures_util::{StreamExt, stream};
+use reqwest::Method;
 
 use super::plain;
 use super::support::hosting::{Hosting, hosting};
+use super::support::namespace::isolated;
+use super::support::process::{command, run};
+use super::support::registry::{Registry, RegistryOptions};
 use super::support::repository::{Repository, pages};
 
 const TAGS: usize = 2000;
@@ -19,43 +25,54 @@ async fn tagged(repository: &Repository, tags: &[String]) {
     stream::iter(puts).buffer_unordered(16).collect::<()>().await;
 }
 
-#[tokio::test]
-async fn two_thousand_tags_come_whole_and_in_order() {
-    let directory = tempfile::tempdir().unwrap();
-    let mirror = hosting(directory.path(), "").await;
-    let repository = Repository::new(&mirror.url(), "app");
-    // Numbers without leading zeros, so that the order of numbers is not that of the list.
-    let mut tags: Vec<String> = (0..TAGS).map(|n| format!("v{n}")).collect();
-    tagged(&repository, &tags).await;
-    tags.sort();
-    assert_eq!(repository.tags(Some(10_000)).await, tags);
-    assert_eq!(repository.tags(None).await, tags);
-    assert_eq!(repository.tags(Some(333)).await, tags);
-    let last = pages(&repository, "tags/list?n=7&last=v998", "tags").await;
-    assert_eq!(last, ["v999"]);
-    let answer = repository.send(reqwest::Method::GET, "tags/list?n=0").await.expect(200);
-    let none: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
-    assert_eq!((none["tags"].as_array().map(Vec::len), answer.header("link")), (Some(0), None));
+/// The peer writes them, into memory, for it is quick: what is looked at here is how they are listed.
+#[test]
+fn two_thousand_tags_and_three_hundred_repositories_come_whole_and_in_order() {
+    isolated(async |directory| {
+        run(command("mount", ["-t", "tmpfs", "tmpfs", directory.to_str().unwrap()])).await;
+        listed_whole_and_in_order(&directory).await;
+    });
 }
 
-#[tokio::test]
-async fn three_hundred_repositories_come_whole_and_in_order() {
-    let directory = tempfile::tempdir().unwrap();
-    let mirror = hosting(directory.path(), "[hosted]\nrepositories = [\"*\", \"corp.internal/**\"]\n").await;
-    let mut names: Vec<String> = (0..REPOSITORIES)
-        .map(|n| if n % 3 == 0 { format!("app{n}") } else { format!("corp.internal/team-{}/app{n}", n % 7) })
-        .collect();
-    let tag = ["1".to_owned()];
+async fn listed_whole_and_in_order(directory: &Path) {
+    let (first, place) = (directory.join("distribution"), directory.join("forebay"));
+    let mut registry = Registry::start(&first, RegistryOptions::default()).await;
+    // Numbers without leading zeros, so that the order of numbers is not that of the list.
+    let mut tags: Vec<String> = (0..TAGS).map(|n| format!("v{n}")).collect();
+    tagged(&Repository::new(&registry.url(), "app"), &tags).await;
+    let other =
+        |n| if n % 3 == 0 { format!("app{n}") } else { format!("corp.internal/team-{}/app{n}", n % 7) };
+    let mut names: Vec<String> = (1..REPOSITORIES).map(other).collect();
     let pushes = names.iter().map(|name| {
-        let repository = Repository::new(&mirror.url(), name);
-        let tag = &tag;
-        async move { tagged(&repository, tag).await }
+        let repository = Repository::new(&registry.url(), name);
+        let tags = &tags[..1];
+        async move { tagged(&repository, tags).await }
     });
     stream::iter(pushes).buffer_unordered(16).collect::<()>().await;
+    registry.stop();
+    std::fs::create_dir_all(&place).unwrap();
+    std::fs::rename(registry.storage(), place.join("data")).unwrap();
+
+    let mirror = hosting(&place, "[hosted]\nrepositories = [\"*\", \"corp.internal/**\"]\n").await;
+    let repository = Repository::new(&mirror.url(), "app");
+    // One more of each, and one fewer.
+    tagged(&repository, &["v2a".to_owned()]).await;
+    repository.delete("manifests/v7").await.expect(202);
+    tagged(&Repository::new(&mirror.url(), "zebra"), &tags[..1]).await;
+    tags.push("v2a".to_owned());
+    tags.retain(|tag| tag != "v7");
+    tags.sort();
+    names.extend(["app".to_owned(), "zebra".to_owned()]);
     names.sort();
-    let any = Repository::new(&mirror.url(), "any");
-    for n in ["", "?n=1000", "?n=41"] {
-        assert_eq!(pages(&any, &format!("/v2/_catalog{n}"), "repositories").await, names, "{n}");
+    for n in [None, Some(333), Some(10_000)] {
+        assert_eq!(repository.tags(n).await, tags, "{n:?}");
+    }
+    assert_eq!(pages(&repository, "tags/list?n=7&last=v998", "tags").await, ["v999"]);
+    let answer = repository.send(Method::GET, "tags/list?n=0").await.expect(200);
+    let none: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!((none["tags"].as_array().map(Vec::len), answer.header("link")), (Some(0), None));
+    for n in ["", "?n=41", "?n=1000"] {
+        assert_eq!(pages(&repository, &format!("/v2/_catalog{n}"), "repositories").await, names, "{n}");
     }
 }
 

@@ -21,8 +21,13 @@ pub enum Hosting {
 impl Hosting {
     /// The peer, first, and Forebay, both empty and open to pushes from this machine.
     pub async fn both(directory: &Path) -> [Self; 2] {
+        Self::both_with(directory, "").await
+    }
+
+    /// The same, with this configuration of Forebay.
+    pub async fn both_with(directory: &Path, config: &str) -> [Self; 2] {
         let peer = Registry::start(&directory.join("distribution"), RegistryOptions::default()).await;
-        [Self::Distribution(peer), Self::forebay(&directory.join("forebay"), SHORT_LEASE).await]
+        [Self::Distribution(peer), Self::forebay(&directory.join("forebay"), config).await]
     }
 
     /// Forebay, configured so, without an upstream that answers.

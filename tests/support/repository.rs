@@ -19,6 +19,7 @@ pub struct Repository {
     /// `http://host:port/v2/name`
     pub base: String,
     pub name: String,
+    client: reqwest::Client,
     login: Option<(String, String)>,
 }
 
@@ -46,7 +47,7 @@ impl Answer {
 impl Repository {
     /// Of the registry at `url`, by somebody unknown.
     pub fn new(url: &str, name: &str) -> Self {
-        Self { base: format!("{url}/v2/{name}"), name: name.to_owned(), login: None }
+        Self { base: format!("{url}/v2/{name}"), name: name.to_owned(), client: http(), login: None }
     }
 
     /// The same, by `user`.
@@ -58,7 +59,7 @@ impl Repository {
     /// A request for a path of this repository or, as a `Location` may be, of the host, or any URL.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let base = url::Url::parse(&format!("{}/", self.base)).unwrap();
-        let request = http().request(method, base.join(path).unwrap());
+        let request = self.client.request(method, base.join(path).unwrap());
         match &self.login {
             Some((user, password)) => request.basic_auth(user, Some(password)),
             None => request,
