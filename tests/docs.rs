@@ -55,6 +55,7 @@ fn keys() -> BTreeSet<String> {
         if line.starts_with('[') {
             table = match line.trim_matches(['[', ']']) {
                 host if host.starts_with("upstream.") => "upstream.HOST.".to_owned(),
+                issuer if issuer.starts_with("auth.issuer.") => "auth.issuer.NAME.".to_owned(),
                 table => format!("{table}."),
             };
         } else if let Some((key, _)) = line.split_once(" = ").filter(|(key, _)| !key.contains(' ')) {

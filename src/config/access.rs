@@ -1,14 +1,19 @@
 //! Who may do what: logins, rules, and what is open without either.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::access::{Action, AuthOptions, LoginHosts, Push, Rule, Who, htpasswd};
+use crate::access::{
+    Action, AuthOptions, IssuerOptions, KeyOptions, LoginHosts, Push, Rule, TokenOptions, TokenServerOptions,
+    Who, htpasswd,
+};
 use crate::http::{self, OwnersOptions};
 
 use super::error::ConfigError;
 use super::explain::{Printer, texts};
 use super::section::{Found, Section};
-use super::{Config, files};
+use super::tree::join;
+use super::{Config, defaults, files, units};
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -28,7 +33,7 @@ pub fn push(text: &str) -> std::result::Result<Push, String> {
 pub fn read(
     root: &mut Section,
     push: Option<Push>,
-    _http: &http::Options,
+    http: &http::Options,
     owners: &OwnersOptions,
     warnings: &mut Vec<String>,
 ) -> Result<AuthOptions> {
@@ -42,6 +47,10 @@ pub fn read(
     options.anonymous_pull = auth.switch("anonymous_pull")?.unwrap_or(false);
     options.mirror = auth.switch("mirror")?.unwrap_or(false);
     let login_hosts = auth.texts("login_hosts")?;
+    options.tokens = tokens(&mut auth, warnings)?;
+    options.token_server = token_server(&mut auth)?;
+    options.issuers = issuers(auth.section("issuer")?)?;
+    options.certificates = http.tls.as_ref().is_some_and(|tls| tls.clients.is_some());
     auth.finish()?;
     options.rules = rules(root.section("access")?, &options, owners)?;
     options.login_hosts = match login_hosts {
@@ -54,10 +63,45 @@ pub fn read(
     Ok(options)
 }
 
+/// Whose certificates TLS clients may show, or have to.
+pub fn client_certificates(tls: &mut Section) -> Result<Option<(Found<String>, http::ClientCertificates)>> {
+    let ca = tls.text("client_ca_file")?;
+    let wanted = tls.text("client_auth")?;
+    let required = match &wanted {
+        None => false,
+        Some(found) => found.read(|text| match text.as_str() {
+            "required" => Ok(true),
+            "optional" => Ok(false),
+            _ => Err(format!("`{text}` is none of these: `optional` or `required`")),
+        })?,
+    };
+    match (ca, wanted) {
+        (None, None) => Ok(None),
+        (None, Some(wanted)) => {
+            Err(wanted.error("certificates are checked by the CA that signed them; set tls.client_ca_file"))
+        }
+        (Some(ca), _) => {
+            let ca_file = ca.read(|path| files::pem(path, "CERTIFICATE"))?;
+            Ok(Some((ca, http::ClientCertificates { ca_file, required })))
+        }
+    }
+}
+
 /// What is likely not meant.
 fn warn(options: &AuthOptions, warnings: &mut Vec<String>) {
     let mut warn = |text: &str| warnings.push(text.to_owned());
     let logins = options.has_logins();
+    if options.tokens.is_some() && options.token_server.is_some() {
+        warn(
+            "auth.tokens: not used, since auth.token_server names who gives out tokens; leave one of the two out",
+        );
+    }
+    let has_names = options.htpasswd_file.is_some() || !options.issuers.is_empty();
+    if options.tokens.is_some() && options.token_server.is_none() && !has_names {
+        warn(
+            "auth.tokens: there is nobody to give them to; set auth.htpasswd_file, or an [auth.issuer.\"NAME\"]",
+        );
+    }
     if logins && options.login_hosts == LoginHosts::These(Vec::new()) {
         warn(
             "auth.login_hosts: none, so `docker login` is not asked for a password, and dockerd and podman cannot \
@@ -104,6 +148,147 @@ fn passwords(path: &str) -> std::result::Result<PathBuf, String> {
     let text = String::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8 text", path.display()))?;
     htpasswd::Entries::parse(&text).map_err(|error| format!("{}, {error}", path.display()))?;
     Ok(path)
+}
+
+/// Tokens are given out where there is a table for them.
+fn tokens(auth: &mut Section, warnings: &mut Vec<String>) -> Result<Option<TokenOptions>> {
+    let mut section = auth.section("tokens")?;
+    let is_written = section.is_written();
+    let service = section.read("service", quotable)?;
+    let lifetime = section.read("lifetime", lifetime)?;
+    let key_file = section.text("key_file")?;
+    section.finish()?;
+    let key_file = key_file.map(|found| found.read(|path| files::pem(path, "PRIVATE KEY"))).transpose()?;
+    warnings.extend(key_file.as_deref().and_then(files::exposed));
+    Ok(is_written.then(|| TokenOptions {
+        service: service.unwrap_or_else(|| defaults::TOKEN_SERVICE.to_owned()),
+        lifetime: lifetime.unwrap_or(defaults::TOKEN_LIFETIME),
+        key_file,
+    }))
+}
+
+fn lifetime(text: &str) -> std::result::Result<Duration, String> {
+    let (least, most) = (Duration::from_secs(60), Duration::from_secs(24 * 3600));
+    match units::time(text)? {
+        time if (least..=most).contains(&time) => Ok(time),
+        _ => Err(format!("`{text}` is out of bounds; write a time from `60s` to `24h`, such as `5m`")),
+    }
+}
+
+fn token_server(auth: &mut Section) -> Result<Option<TokenServerOptions>> {
+    let mut section = auth.section("token_server")?;
+    if !section.is_written() {
+        return Ok(None);
+    }
+    let realm =
+        required(&mut section, "realm", "\"https://auth.corp/token\"")?.read(|text| web_address(text))?;
+    let service = required(&mut section, "service", "\"registry.corp\"")?.read(|text| quotable(text))?;
+    let issuer = required(&mut section, "issuer", "\"auth.corp\"")?.value;
+    let keys = keys(&mut section, true)?;
+    section.finish()?;
+    Ok(Some(TokenServerOptions { realm, service, issuer, keys }))
+}
+
+fn issuers(section: Section) -> Result<Vec<IssuerOptions>> {
+    let mut issuers: Vec<IssuerOptions> = Vec::new();
+    for (name, mut section) in section.named()? {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        if !name.value.bytes().all(plain) || name.value == "certificate" {
+            return Err(name.error(
+                "rules call an issuer by this name; write letters, digits, `-` and `_`, not `certificate`",
+            ));
+        }
+        let issuer = required(&mut section, "issuer", "\"https://gitlab.corp\"")?;
+        if issuers.iter().any(|other| other.issuer == issuer.value) {
+            return Err(
+                issuer.error(format!("{} has a table already; leave one of the two out", issuer.value))
+            );
+        }
+        let audience = match section.list("audience")? {
+            Some(found) if found.value.is_empty() => {
+                return Err(
+                    found.error("the list is empty, so no token would do; write what tokens have as `aud`")
+                );
+            }
+            Some(found) => found.value.into_iter().map(|found| found.value).collect(),
+            None => {
+                let reason = "tokens for others must not do here; add what the tokens have as `aud`, such as `audience = \
+                              [\"registry.corp\"]`";
+                return Err(section.missing("audience", reason));
+            }
+        };
+        let username_claim =
+            section.text("username_claim")?.map_or_else(|| "sub".to_owned(), |found| found.value);
+        let keys = keys(&mut section, false)?;
+        section.finish()?;
+        let (name, issuer) = (name.value, issuer.value);
+        issuers.push(IssuerOptions { name, issuer, keys, audience, username_claim });
+    }
+    Ok(issuers)
+}
+
+/// Where public keys are: one place at least.
+fn keys(section: &mut Section, certificates: bool) -> Result<KeyOptions> {
+    let file = |found: Option<Found<String>>, reader: fn(&str) -> std::result::Result<PathBuf, String>| {
+        found.map(|found| found.read(|path| reader(path))).transpose()
+    };
+    let url = section.text("jwks_url")?;
+    let mut options = KeyOptions {
+        jwks_url: url.map(|found| found.read(|text| key_address(text))).transpose()?,
+        jwks_file: file(section.text("jwks_file")?, files::json)?,
+        ca_file: file(section.text("ca_file")?, |path| files::pem(path, "CERTIFICATE"))?,
+        certificates_file: None,
+    };
+    if certificates {
+        let found = section.text("certificates_file")?;
+        options.certificates_file = file(found, |path| files::pem(path, "CERTIFICATE"))?;
+    }
+    if options.jwks_url.is_none() && options.jwks_file.is_none() && options.certificates_file.is_none() {
+        let also = if certificates { ", or `certificates_file`" } else { "" };
+        let reason = format!(
+            "its tokens are checked by its public keys; add `jwks_url = \"https://...\"` or `jwks_file`{also}"
+        );
+        return Err(section.missing("jwks_url", &reason));
+    }
+    Ok(options)
+}
+
+fn required(section: &mut Section, key: &'static str, example: &str) -> Result<Found<String>> {
+    match section.text(key)? {
+        Some(found) if found.value.is_empty() => {
+            Err(found.error(format!("it is empty; write it as in {example}")))
+        }
+        Some(found) => Ok(found),
+        None => Err(section.missing(key, &format!("it is needed; add `{key} = {example}`"))),
+    }
+}
+
+fn web_address(text: &str) -> std::result::Result<String, String> {
+    let url =
+        url::Url::parse(text).ok().filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
+    match url.filter(|_| quotable(text).is_ok()) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err(format!("`{text}` is no address; write it as in `https://auth.corp/token`")),
+    }
+}
+
+/// Keys that came over plain HTTP could be anybody's.
+fn key_address(text: &str) -> std::result::Result<String, String> {
+    web_address(text)?;
+    let url = url::Url::parse(text).map_err(|error| error.to_string())?;
+    let is_loopback = match url.host() {
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost",
+        None => false,
+    };
+    if url.scheme() == "http" && !is_loopback {
+        return Err(format!(
+            "`{text}`: who can change the answer on its way could sign logins; write `https://`, or fetch the keys \
+             yourself and name them as `jwks_file`"
+        ));
+    }
+    Ok(text.to_owned())
 }
 
 /// What may stand between the quotes of a header.
@@ -212,6 +397,34 @@ impl Config {
             LoginHosts::All => p.line("login_hosts", texts(&["*"])),
             LoginHosts::These(hosts) => p.line("login_hosts", texts(hosts)),
         }
+        match &auth.tokens {
+            None => p.out += "\n# [auth.tokens]: none are given out\n",
+            Some(tokens) => {
+                p.section("auth.tokens");
+                p.line("service", tokens.service.as_str());
+                p.time("lifetime", tokens.lifetime);
+                p.file(
+                    "key_file",
+                    tokens.key_file.as_ref(),
+                    "one that is made, <data>/forebay/token-key.pem",
+                );
+            }
+        }
+        if let Some(server) = &auth.token_server {
+            p.section("auth.token_server");
+            p.line("realm", server.realm.as_str());
+            p.line("service", server.service.as_str());
+            p.line("issuer", server.issuer.as_str());
+            p.file("certificates_file", server.keys.certificates_file.as_ref(), "none");
+            explain_keys(p, &server.keys);
+        }
+        for issuer in &auth.issuers {
+            p.section(join("auth.issuer", &issuer.name));
+            p.line("issuer", issuer.issuer.as_str());
+            p.line("audience", texts(&issuer.audience));
+            p.line("username_claim", issuer.username_claim.as_str());
+            explain_keys(p, &issuer.keys);
+        }
         for rule in &auth.rules {
             p.out += &format!(
                 "\n[[access.rule]] # {}\nwho = {}\nrepositories = {}\nactions = {}\n",
@@ -222,4 +435,13 @@ impl Config {
             );
         }
     }
+}
+
+fn explain_keys(p: &mut Printer<'_>, keys: &KeyOptions) {
+    match &keys.jwks_url {
+        Some(url) => p.line("jwks_url", url.as_str()),
+        None => p.unset("jwks_url", "none"),
+    }
+    p.file("jwks_file", keys.jwks_file.as_ref(), "none");
+    p.file("ca_file", keys.ca_file.as_ref(), "none: the system's CAs alone");
 }

@@ -132,9 +132,17 @@ fn operators_address(text: &str) -> std::result::Result<SocketAddr, String> {
 fn tls(mut section: Section, warnings: &mut Vec<String>) -> Result<Option<http::TlsOptions>> {
     let certificate = section.text("certificate_file")?;
     let key = section.text("key_file")?;
+    let clients = super::access::client_certificates(&mut section)?;
     section.finish()?;
     let (certificate, key) = match (certificate, key) {
-        (None, None) => return Ok(None),
+        (None, None) => match clients {
+            Some((found, _)) => {
+                return Err(
+                    found.error("clients show certificates over HTTPS only; set tls.certificate_file too")
+                );
+            }
+            None => return Ok(None),
+        },
         (Some(certificate), Some(key)) => (certificate, key),
         (Some(alone), None) => {
             return Err(alone.error("a certificate needs its key; set tls.key_file or --tls-key-file too"));
@@ -148,7 +156,8 @@ fn tls(mut section: Section, warnings: &mut Vec<String>) -> Result<Option<http::
     let certificate_file = certificate.read(|path| files::pem(path, "CERTIFICATE"))?;
     let key_file = key.read(|path| files::pem(path, "PRIVATE KEY"))?;
     warnings.extend(files::exposed(&key_file));
-    Ok(Some(http::TlsOptions { certificate_file, key_file }))
+    let clients = clients.map(|(_, clients)| clients);
+    Ok(Some(http::TlsOptions { certificate_file, key_file, clients }))
 }
 
 fn client_limits(limits: &mut Section, warnings: &mut Vec<String>) -> Result<access::Options> {

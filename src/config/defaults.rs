@@ -115,6 +115,11 @@ pub const EVENT_QUEUE: usize = 1000;
 /// A large layer on a slow line gets through before a restart.
 pub const SHUTDOWN_GRACE: Duration = seconds(300);
 
+/// What clients are told that tokens are for.
+pub const TOKEN_SERVICE: &str = "forebay";
+/// What was allowed is asked again soon; clients fetch a token for each pull anyway.
+pub const TOKEN_LIFETIME: Duration = minutes(5);
+
 pub const LOG_LEVEL: &str = "info";
 /// Who pulled what is the first question that is asked of a registry.
 pub const ACCESS_LOG: bool = true;

@@ -96,6 +96,16 @@ impl Config {
         p.section("tls");
         p.file("certificate_file", tls.map(|tls| &tls.certificate_file), "none: plain HTTP");
         p.file("key_file", tls.map(|tls| &tls.key_file), "none");
+        let clients = tls.and_then(|tls| tls.clients.as_ref());
+        p.file(
+            "client_ca_file",
+            clients.map(|clients| &clients.ca_file),
+            "none: clients show no certificates",
+        );
+        match clients.map(|clients| clients.required) {
+            Some(required) => p.line("client_auth", if required { "required" } else { "optional" }),
+            None => p.unset("client_auth", "none"),
+        }
         self.events.endpoints.iter().for_each(|endpoint| explain_endpoint(&mut p, endpoint));
         p.section("shutdown");
         p.time("grace", self.http.shutdown_grace);

@@ -49,6 +49,14 @@ pub fn pem(path: &str, label: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// A file of JSON.
+pub fn json(path: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(path);
+    let wrong = |error| format!("{} is no JSON: {error}; is this the right file?", path.display());
+    serde_json::from_slice::<serde::de::IgnoredAny>(&read(&path)?).map_err(wrong)?;
+    Ok(path)
+}
+
 /// A warning if everybody on this machine may read the file.
 pub fn exposed(path: &Path) -> Option<String> {
     let mode = std::fs::metadata(path).ok()?.mode();

@@ -51,6 +51,11 @@ impl Section {
         &self.path
     }
 
+    /// Whether anybody wrote it, if only its heading.
+    pub fn is_written(&self) -> bool {
+        self.origin.is_some()
+    }
+
     /// The dotted key of a value in this table.
     pub fn key(&self, key: &str) -> String {
         join(&self.path, key)

@@ -46,6 +46,8 @@ pub enum Code {
     TagInvalid,
     TooManyRequests,
     TooManyTags,
+    /// A request that is malformed in a way that has no code of its own.
+    Invalid,
     Unauthorized,
     Unavailable,
     Unknown,
@@ -76,7 +78,7 @@ impl Code {
             Self::Unauthorized => "UNAUTHORIZED",
             Self::Unavailable => "UNAVAILABLE",
             Self::Unknown => "UNKNOWN",
-            Self::Unsupported | Self::NoEndpoint => "UNSUPPORTED",
+            Self::Unsupported | Self::NoEndpoint | Self::Invalid => "UNSUPPORTED",
         }
     }
 
@@ -89,6 +91,7 @@ impl Code {
             | Self::ManifestInvalid
             | Self::SizeInvalid
             | Self::TagInvalid
+            | Self::Invalid
             | Self::PaginationNumberInvalid => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::UploadBusy => StatusCode::CONFLICT,

@@ -115,6 +115,10 @@ impl Service {
         body: &mut RequestBody,
     ) -> Answer {
         let (path, query) = (request.uri.path(), request.uri.query());
+        if arrival.door != Door::Operations && self.gives_tokens_at(path) {
+            self.limits.request(exchange.client).await.map_err(ApiError::too_many)?;
+            return self.token(request, arrival, exchange.client, body).await;
+        }
         let routed = route::parse(&self.owners, &request.method, path, query);
         let of_operator = routed.as_ref().is_ok_and(|routed| routed.route.is_operations());
         let caller = self.identify(request, arrival, exchange.client).await?;

@@ -239,7 +239,7 @@ impl Acceptor {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%peer, %error, "no TCP_NODELAY");
         }
-        let arrival = Arrival::new(peer, self.door, self.tls.is_some());
+        let mut arrival = Arrival::new(peer, self.door, self.tls.is_some());
         let (tls, service, patience) = (self.tls.clone(), self.service.clone(), self.patience);
         let (stop, cut) = (self.places.stop.clone(), self.places.cut.clone());
         let (metrics, tasks) = (self.metrics.clone(), self.tasks.clone());
@@ -251,6 +251,7 @@ impl Acceptor {
                     None => connection::serve(stream, arrival, service, patience, tasks, stop).await,
                     Some(tls) => match tls.accept(stream).await {
                         Ok(stream) => {
+                            arrival.certificate = tls::client_name(&stream);
                             connection::serve(stream, arrival, service, patience, tasks, stop).await
                         }
                         Err(error) => {

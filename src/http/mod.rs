@@ -20,6 +20,7 @@ mod receive;
 mod respond;
 mod route;
 mod tls;
+mod token;
 mod watch;
 
 use std::net::SocketAddr;
@@ -64,6 +65,17 @@ impl Options {
 pub struct TlsOptions {
     pub certificate_file: PathBuf,
     pub key_file: PathBuf,
+    /// Whose certificates show who a client is.
+    pub clients: Option<ClientCertificates>,
+}
+
+/// Certificates that TLS clients show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificates {
+    /// PEM.
+    pub ca_file: PathBuf,
+    /// Who has none gets no connection.
+    pub required: bool,
 }
 
 /// Whose which name is (design: "names, owners, trust").

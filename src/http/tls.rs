@@ -1,23 +1,30 @@
-//! The server's certificate: read, checked, taken up anew when its files change.
+//! The server's certificate, and the CA of its clients': read, checked, taken up anew when their files
+//! change.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use rustls::ServerConfig;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::TlsOptions;
+use super::{ClientCertificates, TlsOptions};
 
 /// Certificate chains and keys are a few KiB.
 const FILE_MAX: u64 = 1024 * 1024;
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// Longest name of a client.
+const NAME_MAX: usize = 255;
 /// How often the files are looked at.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 /// Plain text that one connection may hold: the fastest of those measured (speed.md).
@@ -58,6 +65,7 @@ pub struct Tls {
 pub struct Files {
     certificate: Vec<u8>,
     key: Vec<u8>,
+    client_ca: Option<Vec<u8>>,
 }
 
 impl Tls {
@@ -116,7 +124,11 @@ impl Tls {
 impl Files {
     async fn read(options: &TlsOptions) -> Result<Self, Error> {
         let certificate = read("certificate", &options.certificate_file).await?;
-        Ok(Self { certificate, key: read("key", &options.key_file).await? })
+        let client_ca = match &options.clients {
+            Some(clients) => Some(read("CA of clients", &clients.ca_file).await?),
+            None => None,
+        };
+        Ok(Self { certificate, key: read("key", &options.key_file).await?, client_ca })
     }
 }
 
@@ -151,7 +163,11 @@ fn configure(options: &TlsOptions, files: &Files) -> Result<ServerConfig, Error>
     let builder = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(|error| Error::Setup(error.to_string()))?;
-    let mut config = builder.with_no_client_auth().with_single_cert(chain, secret).map_err(|error| {
+    let builder = match options.clients.as_ref().zip(files.client_ca.as_deref()) {
+        Some((clients, pem)) => builder.with_client_cert_verifier(client_verifier(clients, pem)?),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_single_cert(chain, secret).map_err(|error| {
         if matches!(error, rustls::Error::InconsistentKeys(_)) {
             Error::Mismatch { certificate: certificate.clone(), key: key.clone() }
         } else {
@@ -166,6 +182,49 @@ fn configure(options: &TlsOptions, files: &Files) -> Result<ServerConfig, Error>
     Ok(config)
 }
 
+fn client_verifier(clients: &ClientCertificates, pem: &[u8]) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    let bad = |why: String| Error::File { what: "CA of clients", path: clients.ca_file.clone(), why };
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|error| bad(format!("is no PEM file: {error}")))?;
+        roots.add(certificate).map_err(|error| bad(format!("holds what is no certificate: {error}")))?;
+    }
+    if roots.is_empty() {
+        return Err(bad("holds no `BEGIN CERTIFICATE`: write the CA's certificate as PEM".to_owned()));
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    let verifier = if clients.required { verifier } else { verifier.allow_unauthenticated() };
+    verifier.build().map_err(|error| bad(error.to_string()))
+}
+
+/// Whom the client's certificate names: by its subject's common name, or else by its first alternative
+/// name. The handshake has checked it.
+pub fn client_name(stream: &TlsStream<TcpStream>) -> Option<Arc<str>> {
+    let (_, connection) = stream.get_ref();
+    name_of(connection.peer_certificates()?.first()?)
+}
+
+fn name_of(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let usable =
+        |name: &&str| !name.is_empty() && name.len() <= NAME_MAX && !name.chars().any(char::is_control);
+    let common = certificate.subject().iter_common_name().find_map(|name| name.as_str().ok());
+    if let Some(name) = common.filter(usable) {
+        return Some(name.into());
+    }
+    let alternatives =
+        certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectAlternativeName(names) => Some(names),
+            _ => None,
+        })?;
+    let name = alternatives.general_names.iter().find_map(|name| match name {
+        GeneralName::DNSName(name) | GeneralName::RFC822Name(name) | GeneralName::URI(name) => Some(*name),
+        _ => None,
+    });
+    name.filter(usable).map(Into::into)
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -175,8 +234,11 @@ pub(super) mod tests {
     pub fn write_pair(folder: &Path) -> (TlsOptions, CertificateDer<'static>) {
         let CertifiedKey { cert, signing_key } =
             generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let options =
-            TlsOptions { certificate_file: folder.join("cert.pem"), key_file: folder.join("key.pem") };
+        let options = TlsOptions {
+            certificate_file: folder.join("cert.pem"),
+            key_file: folder.join("key.pem"),
+            clients: None,
+        };
         std::fs::write(&options.certificate_file, cert.pem()).unwrap();
         std::fs::write(&options.key_file, signing_key.serialize_pem()).unwrap();
         (options, cert.der().clone())
@@ -196,6 +258,7 @@ pub(super) mod tests {
         let swapped = TlsOptions {
             certificate_file: options.key_file.clone(),
             key_file: options.certificate_file.clone(),
+            clients: None,
         };
         assert!(message(Tls::load(swapped).await).contains("BEGIN CERTIFICATE"));
         let twice = TlsOptions { key_file: options.certificate_file.clone(), ..options.clone() };

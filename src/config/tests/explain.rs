@@ -13,6 +13,7 @@ fn the_shipped_example_loads_as_it_is_and_with_every_key_enabled() {
     let case = Case::new("");
     let secret = case.file("hub", "secret", 0o600);
     let pem = case.file("pem", "-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\n", 0o600);
+    let jwks = case.file("jwks", "{}", 0o600);
     let htpasswd = case.file("htpasswd", "", 0o600);
     // Keys are commented out by `#` without a space, remarks by `# `.
     let enabled = example
@@ -26,7 +27,10 @@ fn the_shipped_example_loads_as_it_is_and_with_every_key_enabled() {
             Some("htpasswd_file") => format!("htpasswd_file = {htpasswd:?}"),
             Some("password_file") => format!("password_file = {secret:?}"),
             Some("header_files") => format!("header_files = {{ Authorization = {secret:?} }}"),
-            Some(key @ ("ca_file" | "certificate_file" | "key_file")) => format!("{key} = {pem:?}"),
+            Some("jwks_file") => format!("jwks_file = {jwks:?}"),
+            Some(
+                key @ ("ca_file" | "certificate_file" | "key_file" | "certificates_file" | "client_ca_file"),
+            ) => format!("{key} = {pem:?}"),
             _ => line.to_owned(),
         });
     case.rewrite(&enabled.collect::<Vec<_>>().join("\n"));
@@ -48,6 +52,11 @@ fn the_shipped_example_loads_as_it_is_and_with_every_key_enabled() {
         "hosted.push",
         "auth.htpasswd_file",
         "auth.login_hosts",
+        "auth.tokens.key_file",
+        "auth.token_server.certificates_file",
+        "auth.issuer.gitlab.username_claim",
+        "auth.issuer.kubernetes.jwks_file",
+        "tls.client_auth",
         "access.rule",
         "limits.trusted_proxies",
         "limits.idle_timeout",
@@ -95,7 +104,9 @@ fn what_is_explained_loads_as_the_same() {
          [gc]\ninterval = \"off\"\nuntagged = \"7d\"\n[[hosted.retention]]\nrepositories = \"ci/*\"\nkeep_last = 3\nkeep_for = \"30d\"\n\
          [[hosted.retention]]\nrepositories = \"a\"\nkeep_tags = [\"v*\"]\nuntagged_for = \"0s\"\n\
          [[limits.network]]\ncidr = \"fd00::/8\"\nrequests = \"1/m\"\n[[limits.identity]]\nname = \"ci-*\"\nrequests = \"2/m\"\n\
-         [auth]\nrealm = \"us\"\nmirror = true\n[[access.rule]]\nwho = [\"*\", \"certificate:a\"]\nrepositories = [\"**\"]\n\
+         [auth]\nrealm = \"us\"\nmirror = true\n[auth.tokens]\nlifetime = \"90s\"\n[auth.token_server]\n\
+         realm = \"https://a/t?x=1\"\nservice = \"s\"\nissuer = \"i\"\njwks_url = \"https://a/k\"\n[auth.issuer.gitlab]\n\
+         issuer = \"https://g\"\naudience = \"us\"\njwks_url = \"http://127.0.0.1:1/k\"\n[[access.rule]]\nwho = [\"*\", \"certificate:a\", \"gitlab:x/*\", \"gitlab:a=b,c=*\"]\nrepositories = [\"**\"]\n\
          actions = [\"pull\", \"admin\"]\n\
          [[events.endpoint]]\nname = \"a\"\nurl = \"http://localhost/?a=b\"\n\
          [[events.endpoint]]\nname = \"b\"\nurl = \"https://ci.example/\"\nattempts = 3\nactions = \"push\"\ntimeout = \"1500ms\"\n\
