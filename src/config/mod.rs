@@ -16,6 +16,7 @@ mod files;
 mod gc;
 mod hosted;
 mod names;
+mod permissions;
 mod section;
 mod tree;
 mod units;

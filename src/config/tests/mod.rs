@@ -1,5 +1,6 @@
 //! What the layers make together, and what every mistake is answered with.
 
+mod access;
 mod explain;
 mod layers;
 mod mistakes;
