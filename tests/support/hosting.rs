@@ -4,14 +4,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::mirror::{Mirror, MirrorOptions, forebay};
-use super::process::{command, free_port, run};
+use super::process::{attempt, command, free_port, run};
 use super::registry::{Registry, RegistryOptions};
 use super::repository::Repository;
 
 /// Short enough to be waited for.
 pub const LEASE: Duration = Duration::from_secs(1);
 /// The configuration with it.
-pub const SHORT_LEASE: &str = "[gc]\nlease = \"1s\"\n";
+pub const SHORT_LEASE: &str = "[gc]\nlease = \"1s\"\ninterval = \"off\"\n";
 
 pub enum Hosting {
     Distribution(Registry),
@@ -81,7 +81,12 @@ pub async fn hosting(directory: &Path, config: &str) -> Mirror {
 
 /// `forebay gc`, on a running server. What it printed.
 pub async fn collect(mirror: &Mirror) -> String {
+    try_collect(mirror).await.unwrap()
+}
+
+/// The same, which may fail.
+pub async fn try_collect(mirror: &Mirror) -> Result<String, String> {
     let mut gc = forebay(["gc", "--data"]);
     gc.arg(mirror.data());
-    run(gc).await
+    attempt(gc).await
 }
