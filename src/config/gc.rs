@@ -9,8 +9,9 @@ use super::error::ConfigError;
 use super::section::Section;
 use super::{build, defaults, names, units};
 
-/// A pusher must get from one of its requests to the next. Whose lease ends has to push that blob again.
-const SHORTEST_LEASE: Duration = Duration::from_secs(1);
+/// Without any, a blob could go between two requests of its pusher. Whose lease ends has to push that
+/// blob again, so short ones are of use to tests alone.
+const SHORTEST_LEASE: Duration = Duration::from_millis(1);
 /// A pass reads all links.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(60);
 

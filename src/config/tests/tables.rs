@@ -132,7 +132,7 @@ fn garbage_and_retention() {
     assert_eq!((first.keep_last, first.keep_for, first.untagged_for), (Some(3), None, None));
     assert_eq!((second.keep_for, second.untagged_for), (Some(30 * day), Some(Duration::ZERO)));
     assert_eq!(second.keep_tags[0].as_str(), "v*");
-    refused("[gc]\nlease = \"59s\"", 2, &["gc.lease", "`1m`"]);
+    refused("[gc]\nlease = \"0s\"", 2, &["gc.lease", "`1ms`"]);
     refused("[gc]\ninterval = \"1s\"", 2, &["gc.interval", "`1m`", "`off`"]);
     refused("[gc]\nuntagged = \"never\"", 2, &["gc.untagged", "`keep`"]);
     refused("[[hosted.retention]]\nkeep_last = 1", 1, &["hosted.retention.repositories", "Add"]);
