@@ -145,10 +145,16 @@ fn is_authority(text: &str) -> bool {
     let name = |host: &str| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
         let labels = host.strip_suffix('.').unwrap_or(host).split('.').all(|label| !label.is_empty());
-        // Numbers that are no address, for one, are no name either.
-        labels && host.bytes().all(plain) && url::Host::parse(host).is_ok()
+        labels && host.bytes().all(plain) && (is_plain_name(host) || url::Host::parse(host).is_ok())
     };
     text.len() <= AUTHORITY_MAX && port && host.is_none_or(name)
+}
+
+/// A name as nearly all are. Others may be numbers that are no address, or badly encoded.
+fn is_plain_name(host: &str) -> bool {
+    let encoded = |label: &str| label.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("xn--"));
+    let last = host.strip_suffix('.').unwrap_or(host).rsplit('.').next().unwrap_or_default();
+    last.starts_with(|c: char| c.is_ascii_alphabetic()) && !host.split('.').any(encoded)
 }
 
 fn is_port(text: &str) -> bool {
@@ -303,6 +309,11 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_plain_name_is_a_host(host in "[a-zA-Z0-9_-]{1,8}(\\.[a-zA-Z0-9_-]{1,8}){0,3}\\.?") {
+            prop_assert!(!is_plain_name(&host) || url::Host::parse(&host).is_ok(), "{host}");
+        }
+
         #[test]
         fn no_header_makes_a_base_that_is_no_url(junk in "[ -~]{0,40}") {
             for name in ["x-forwarded-host", "x-forwarded-prefix", "x-forwarded-proto", "forwarded"] {
