@@ -198,11 +198,8 @@ impl Hosted {
         let known = self.read(repository, |_, _| Ok(Some(()))).await?;
         let mut all = Vec::new();
         if known.is_some() {
-            let failed = |error| referrers::failed(repository, &error);
-            let found = self.referrers.of(&self.store, repository, subject).await.map_err(failed)?;
-            let (of, subject) = (repository.clone(), *subject);
-            let merged = self.store.run(move |store| referrers::merged(store, &of, &subject, found));
-            all = merged.await.map_err(failed)?;
+            let found = self.referrers.of(&self.store, repository, subject).await;
+            all = found.map_err(|error| referrers::failed(repository, &error))?;
         }
         Ok(ReferrersAnswer { referrers: Arc::new(all), served: Served::Hit })
     }

@@ -1,9 +1,10 @@
 //! Who refers to a manifest: an index in memory, made from the tree when it is first asked for.
 //!
 //! It can be thrown away at any time. The tree of CNCF distribution has no such index, so a
-//! repository's manifests are read once; what is put and deleted from then on is followed.
+//! repository's manifests are read once; what is put and deleted from then on is followed. What a
+//! referrer says of itself may be as large as a manifest, so that is read whenever it is listed.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use crate::oci::{self, Digest, Manifest, Repository, Tag};
 use crate::store::{self, Store};
 use crate::tasks::{Flights, Tasks, lock};
 
-/// Bytes of all indexes together, roughly. One that is larger is made anew each time.
-const BYTES_MAX: u64 = 64 << 20;
+/// Referrers in all indexes together: some 64 MiB. An index with more is made anew each time.
+const ENTRIES_MAX: u64 = 200_000;
 const FORGET_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 /// Bytes of what one manifest's referrers say of themselves, at most: more is not listed.
 const ONE_BYTES_MAX: usize = 32 << 20;
@@ -34,59 +35,50 @@ pub struct Referrers {
 /// The referrers in one repository.
 #[derive(Default)]
 struct Index {
-    by_subject: HashMap<Digest, BTreeMap<String, Arc<Referrer>>>,
+    by_subject: HashMap<Digest, BTreeSet<Digest>>,
     subjects: HashMap<Digest, Digest>,
-    bytes: usize,
 }
 
 impl Referrers {
     pub fn new(tasks: Tasks) -> Self {
         let weight = |_: &Repository, index: &Arc<Mutex<Index>>| {
-            u32::try_from(lock(index).bytes.saturating_add(256)).unwrap_or(u32::MAX)
+            u32::try_from(lock(index).subjects.len().saturating_add(1)).unwrap_or(u32::MAX)
         };
         let known =
-            Cache::builder().max_capacity(BYTES_MAX).weigher(weight).time_to_idle(FORGET_AFTER).build();
+            Cache::builder().max_capacity(ENTRIES_MAX).weigher(weight).time_to_idle(FORGET_AFTER).build();
         Self { known, building: Arc::default(), flights: Arc::new(Flights::new(tasks, "referrers")) }
     }
 
-    /// Those of a repository that refer to `subject`, by digest.
+    /// What refers to `subject` in a repository, and what its fallback tag lists besides, sorted by
+    /// digest.
     pub async fn of(
         &self,
         store: &Arc<Store>,
         repository: &Repository,
         subject: &Digest,
-    ) -> Result<Vec<Arc<Referrer>>, store::Error> {
+    ) -> Result<Vec<Referrer>, store::Error> {
         let index = match self.known.get(repository) {
             Some(index) => index,
             None => self.index(store, repository).await?,
         };
-        let index = lock(&index);
-        Ok(index.by_subject.get(subject).map(|found| found.values().cloned().collect()).unwrap_or_default())
+        let (of, subject) = (repository.clone(), *subject);
+        store.run(move |store| all(store, &of, &subject, &index)).await
     }
 
     async fn index(&self, store: &Arc<Store>, repository: &Repository) -> Kept {
         let (this, home, of) = (self.clone(), store.clone(), repository.clone());
-        let work = || async move {
-            lock(&this.building).insert(of.clone(), HashSet::new());
-            let (inner, name) = (this.clone(), of.clone());
-            let built = home.run(move |store| inner.build(store, &name)).await;
-            lock(&this.building).remove(&of);
-            built
-        };
+        let work = || async move { home.run(move |store| this.build(store, &of)).await };
         // None: it was ended by shutdown.
         self.flights.join(repository.clone(), work).await.unwrap_or_else(|| Ok(Arc::default()))
     }
 
     fn build(&self, store: &Store, repository: &Repository) -> Kept {
-        let mut index = Index::default();
-        let mut revisions = store.revisions(repository)?;
-        // sha512 last: it takes the place of its sha256.
-        revisions.sort_by_key(Digest::algorithm);
-        for digest in revisions {
-            index.read(store, repository, &digest)?;
-        }
+        lock(&self.building).insert(repository.clone(), HashSet::new());
+        let read = Index::of(store, repository);
         let mut building = lock(&self.building);
-        for digest in building.remove(repository).unwrap_or_default() {
+        let changed = building.remove(repository).unwrap_or_default();
+        let mut index = read?;
+        for digest in changed {
             index.read(store, repository, &digest)?;
         }
         let index = Arc::new(Mutex::new(index));
@@ -115,6 +107,18 @@ impl Referrers {
 }
 
 impl Index {
+    /// Of all manifests that the repository has.
+    fn of(store: &Store, repository: &Repository) -> Result<Self, store::Error> {
+        let mut index = Self::default();
+        let mut revisions = store.revisions(repository)?;
+        // sha512 last: it takes the place of its sha256.
+        revisions.sort_by_key(Digest::algorithm);
+        for digest in revisions {
+            index.read(store, repository, &digest)?;
+        }
+        Ok(index)
+    }
+
     /// Notes what the tree has of this manifest.
     fn read(&mut self, store: &Store, repository: &Repository, digest: &Digest) -> Result<(), store::Error> {
         self.remove(digest);
@@ -124,24 +128,21 @@ impl Index {
             self.remove(&data);
         }
         let Ok(manifest) = Manifest::parse(&bytes, None) else { return Ok(()) };
-        if let Some(subject) = manifest.subject.as_ref().map(|subject| subject.digest) {
-            self.add(subject, *digest, referrer(manifest, digest, bytes.len() as u64));
+        if let Some(subject) = manifest.subject {
+            self.add(subject.digest, *digest);
         }
         Ok(())
     }
 
-    fn add(&mut self, subject: Digest, digest: Digest, referrer: Referrer) {
-        self.bytes += weight(&referrer);
+    fn add(&mut self, subject: Digest, digest: Digest) {
         self.subjects.insert(digest, subject);
-        self.by_subject.entry(subject).or_default().insert(digest.to_string(), Arc::new(referrer));
+        self.by_subject.entry(subject).or_default().insert(digest);
     }
 
     fn remove(&mut self, digest: &Digest) {
         let Some(subject) = self.subjects.remove(digest) else { return };
         let Some(of_subject) = self.by_subject.get_mut(&subject) else { return };
-        if let Some(referrer) = of_subject.remove(&digest.to_string()) {
-            self.bytes = self.bytes.saturating_sub(weight(&referrer));
-        }
+        of_subject.remove(digest);
         if of_subject.is_empty() {
             self.by_subject.remove(&subject);
         }
@@ -167,17 +168,25 @@ fn weight(referrer: &Referrer) -> usize {
     512 + texts + annotations
 }
 
-/// What the repository has, and what its fallback tag lists besides, sorted by digest. Blocks.
-pub fn merged(
+/// What the repository has, and what its fallback tag lists besides. Blocks.
+fn all(
     store: &Store,
     repository: &Repository,
     subject: &Digest,
-    found: Vec<Arc<Referrer>>,
+    index: &Mutex<Index>,
 ) -> Result<Vec<Referrer>, store::Error> {
+    let found = lock(index).by_subject.get(subject).cloned().unwrap_or_default();
+    let own = found.iter().map(|digest| Ok(store.manifest(repository, digest)?.map(|bytes| (digest, bytes))));
+    let own = own.filter_map(Result::transpose).map(|found| {
+        let (digest, bytes) = found?;
+        let size = bytes.len() as u64;
+        Ok(Manifest::parse(&bytes, None).ok().map(|manifest| referrer(manifest, digest, size)))
+    });
+    let listed = listed(store, repository, subject)?.into_iter().map(Ok);
     let mut bytes = 0;
     let mut all = BTreeMap::new();
-    let listed = listed(store, repository, subject)?;
-    for referrer in found.iter().map(|referrer| (**referrer).clone()).chain(listed) {
+    for referrer in own.filter_map(Result::transpose).chain(listed) {
+        let referrer: Referrer = referrer?;
         bytes += weight(&referrer);
         if bytes > ONE_BYTES_MAX {
             tracing::warn!(%repository, %subject, "more refers to it than is listed");
@@ -208,20 +217,13 @@ mod tests {
     #[test]
     fn an_index_follows_what_comes_and_goes() {
         let digest = |n: u8| Digest::sha256(&[n]);
-        let one = |n: u8| Referrer {
-            media_type: "m".to_owned(),
-            digest: digest(n).to_string(),
-            size: 1,
-            artifact_type: None,
-            annotations: None,
-        };
         let mut index = Index::default();
-        index.add(digest(0), digest(1), one(1));
-        index.add(digest(0), digest(2), one(2));
+        index.add(digest(0), digest(1));
+        index.add(digest(0), digest(2));
         assert_eq!(index.by_subject[&digest(0)].len(), 2);
         index.remove(&digest(1));
         index.remove(&digest(9));
         index.remove(&digest(2));
-        assert!(index.by_subject.is_empty() && index.subjects.is_empty() && index.bytes == 0);
+        assert!(index.by_subject.is_empty() && index.subjects.is_empty());
     }
 }
