@@ -89,9 +89,9 @@ impl Service {
     /// The repository that is held under this name, where configuration and origin agree.
     pub(super) fn served(&self, name: &str, origin: &OriginState) -> Option<Repository> {
         match origin {
-            OriginState::Known(Origin { owner: Owner::Upstream(host), .. }) => {
+            OriginState::Known(origin @ Origin { owner: Owner::Upstream(_), .. }) => {
                 // The configured one knows whether it is the default.
-                let (host, _) = self.content.as_ref()?.mirror.upstreams().get_key_value(host)?;
+                let host = self.content.as_ref()?.mirror.upstream_of(origin)?;
                 let bare = if host.is_default() { name } else { name.split_once('/')?.1 };
                 let owner = Owner::Upstream(host.clone());
                 let repository = Repository { owner, name: bare.parse().ok()? };

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use super::memory::Subject;
 use super::{Mirror, lost};
 use crate::answer::Error;
-use crate::oci::{Owner, Reference, Repository};
+use crate::oci::{Owner, Reference, Repository, UpstreamHost};
 use crate::store::{Grant, Origin, OriginState, Visibility};
-use crate::upstream::{Identity, PrivatePolicy};
+use crate::upstream::{Identity, PrivatePolicy, Upstream};
 
 /// How long a proof that anybody may pull a repository is taken for its further content.
 const PROOF: Duration = Duration::from_secs(3600);
@@ -37,7 +37,19 @@ pub struct Access {
     pub grant: Grant,
 }
 
+/// Whether what is held was fetched with a credential that opens nothing now.
+fn is_barred(upstream: &Upstream, origin: &Origin) -> bool {
+    origin.visibility == Visibility::Shared && upstream.options().private != PrivatePolicy::Shared
+}
+
 impl Mirror {
+    /// The upstream that a held repository is of, as it is configured now. None: none that gives it out.
+    pub fn upstream_of(&self, origin: &Origin) -> Option<&UpstreamHost> {
+        let Owner::Upstream(host) = &origin.owner else { return None };
+        let (host, upstream) = self.upstreams().get_key_value(host)?;
+        (!is_barred(upstream, origin)).then_some(host)
+    }
+
     /// Refuses a repository of which disk and configuration disagree.
     pub(super) async fn standing(&self, repository: &Repository) -> Result<Arc<Standing>, Error> {
         if let Some(standing) = self.memory.standings.get(repository) {
@@ -55,9 +67,7 @@ impl Mirror {
         };
         let barred = match state {
             OriginState::Absent => false,
-            OriginState::Known(origin) if origin.owner == repository.owner => {
-                origin.visibility == Visibility::Shared && upstream.options().private != PrivatePolicy::Shared
-            }
+            OriginState::Known(origin) if origin.owner == repository.owner => is_barred(upstream, &origin),
             other => return Err(disagreement(repository, &other)),
         };
         let standing = Arc::new(Standing { barred, untold: false, proven_public: None });

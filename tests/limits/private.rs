@@ -97,6 +97,18 @@ impl Rig {
         let tags = format!("{}/v2/{repository}/tags/list", self.mirror.url());
         assert_eq!(http().get(tags).send().await.unwrap().status(), 403);
         assert_eq!(self.referrers(repository).await, (403, 0), "{repository}");
+        assert!(!self.lists(repository).await, "{repository}");
+    }
+
+    /// Whether the catalog and a search name it.
+    async fn lists(&self, repository: &str) -> bool {
+        let mut lists = false;
+        for path in ["/v2/_catalog", "/v1/search?q=e"] {
+            let answer = http().get(self.mirror.url() + path).send().await.unwrap();
+            assert_eq!(answer.status(), 200, "{path}");
+            lists |= answer.text().await.unwrap().contains(&format!("\"{repository}\""));
+        }
+        lists
     }
 
     /// Stops the mirror once all is on disk, and starts it with another configuration.
@@ -123,6 +135,7 @@ async fn shared_it_is_served_until_that_is_taken_back() {
     rig.mirror.linked(&format!("{SECRET}/_manifests/tags/1/current/link")).await;
     rig.restart_with("shared").await;
     rig.assert_open(SECRET).await;
+    assert!(rig.lists(SECRET).await);
 
     rig.restart_with("refuse").await;
     rig.assert_refused(SECRET).await;
