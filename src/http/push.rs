@@ -81,7 +81,8 @@ impl Service {
             Write::Finish(id, digest) => {
                 let turn = hosted.upload(repository, id).await?;
                 let turn = added(turn, headers, place, body).await?;
-                self.finish(&at, turn, digest).await?
+                let size = turn.finish(digest).await?;
+                self.pushed(&at, &digest, size)
             }
             Write::Cancel(id) => {
                 hosted.upload(repository, id).await?.cancel().await?;
@@ -136,27 +137,14 @@ impl Service {
         let Some(digest) = begin.digest.filter(|_| begin.mount.is_none()) else {
             return Ok(respond::upload(place.upload(id), id, 0));
         };
-        match turn.receive(body.take(), body.length()).await {
-            Ok(turn) => self.finish(at, turn, digest).await,
-            Err(error) => {
-                // The client was never told of it.
-                if let Ok(turn) = hosted.upload(repository, id).await {
-                    turn.cancel().await?;
-                }
-                Err(error.into())
-            }
-        }
+        let length = body.length();
+        let size = turn.receive_whole(body.take(), length, digest).await?;
+        Ok(self.pushed(at, &digest, size))
     }
 
-    async fn finish(
-        &self,
-        at: &Writing<'_>,
-        turn: Turn,
-        digest: Digest,
-    ) -> Result<Response<Payload>, ApiError> {
-        let size = turn.finish(digest).await?;
-        self.tell(at, events::Action::Push, || Target::blob(at.repository, &digest, Some(size)));
-        Ok(respond::created(at.place.blob(&digest), &digest))
+    fn pushed(&self, at: &Writing<'_>, digest: &Digest, size: u64) -> Response<Payload> {
+        self.tell(at, events::Action::Push, || Target::blob(at.repository, digest, Some(size)));
+        respond::created(at.place.blob(digest), digest)
     }
 
     async fn put_manifest(

@@ -229,6 +229,30 @@ impl Turn {
         uploads.to_the_end(self.take_in(chunks, length)).await
     }
 
+    /// All of a blob, of whose upload the client knows nothing: where it does not become one, the upload
+    /// goes, though the client has gone before.
+    pub async fn receive_whole(
+        self,
+        chunks: Chunks,
+        length: Option<u64>,
+        digest: Digest,
+    ) -> Result<u64, PushError> {
+        let uploads = self.uploads.clone();
+        let (of, repository, id) = (uploads.clone(), self.repository.clone(), self.id);
+        uploads
+            .to_the_end(async move {
+                let error = match self.take_in(chunks, length).await {
+                    Ok(turn) => return turn.commit(digest).await,
+                    Err(error) => error,
+                };
+                if let Ok(turn) = of.resume(&repository, id).await {
+                    turn.end().await?;
+                }
+                Err(error)
+            })
+            .await
+    }
+
     async fn take_in(mut self, mut chunks: Chunks, length: Option<u64>) -> Result<Self, PushError> {
         let mut got = 0;
         let mut interrupted = None;
@@ -309,5 +333,42 @@ impl Turn {
         self.uploads.forget(self.id);
         self.uploads.metrics.uploads.cell(UploadEnd::Cancelled).inc();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+    use crate::oci::Owner;
+    use futures_util::stream;
+
+    #[tokio::test]
+    async fn a_blob_by_one_request_leaves_nothing_where_its_client_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (metrics, clock, tasks) = (Arc::new(Metrics::new()), Clock::default(), Tasks::default());
+        let options = crate::store::tests::options(dir.path());
+        let store = Store::open(options, Arc::new(RealDisk), metrics.clone(), clock.clone(), tasks.clone());
+        let uploads = Uploads::new(store.unwrap(), metrics.clone(), clock, tasks);
+        let repository = Repository { owner: Owner::Hosted, name: "app".parse().unwrap() };
+        let turn = uploads.begin(&repository, 1).await.unwrap();
+        let (leave, left) = tokio::sync::oneshot::channel::<()>();
+        let gone = async {
+            let _ = left.await;
+            Err(Interrupted::Broken("gone".to_owned()))
+        };
+        let chunks = stream::iter([Ok(Bytes::from_static(b"a"))]).chain(stream::once(gone)).boxed();
+        // The request is dropped before its body ends.
+        let request = turn.receive_whole(chunks, Some(9), Digest::sha256(b"a"));
+        assert!(tokio::time::timeout(Duration::from_millis(1), request).await.is_err());
+        assert_eq!(metrics.uploads_open.get(), 1);
+        leave.send(()).unwrap();
+        let ended = async {
+            while metrics.uploads_open.get() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), ended).await.unwrap();
+        assert!(uploads.store.uploads().unwrap().is_empty());
     }
 }
