@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::uri::Authority;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, Version, header};
 
 use super::connection::Arrival;
 use super::error::{ApiError, Code};
@@ -15,12 +15,8 @@ use crate::access::{
 };
 use crate::oci::{Owner, Repository};
 
-const FORWARDING: [HeaderName; 4] = [
-    header::FORWARDED,
-    HeaderName::from_static("x-forwarded-for"),
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-real-ip"),
-];
+/// Headers that proxies add, besides all of `X-Forwarded-`.
+const FORWARDING: [HeaderName; 3] = [header::FORWARDED, header::VIA, HeaderName::from_static("x-real-ip")];
 
 impl Service {
     /// Who the request comes from. Wrong credentials are kept for [`Self::authorise`] to judge, since
@@ -32,15 +28,14 @@ impl Service {
         arrival: &Arrival,
         client: Client,
     ) -> Result<Caller, ApiError> {
-        let host = request.uri.authority().map(|authority| authority.as_str().to_owned());
-        let is_local = is_local(arrival, host.as_deref(), &request.headers);
+        let is_local = is_local(arrival, request);
         let mut caller = Caller {
             client,
             identity: Identity::Anonymous,
             is_local,
             grants: None,
             refused: None,
-            base: Arc::from(""),
+            base: Arc::default(),
         };
         if !self.gate.has_logins() {
             return Ok(caller);
@@ -232,15 +227,22 @@ fn may_pull(gate: &Gate, owners: &Owners, caller: &Caller, repository: &Reposito
 }
 
 /// Loopback alone shows nothing: a browser on this machine, led by a foreign page, and a proxy on
-/// it come from there too. Such requests name a foreign host or origin, or who they are passed on for.
-fn is_local(arrival: &Arrival, authority: Option<&str>, headers: &HeaderMap) -> bool {
+/// it come from there too. Such requests name a foreign host or origin, or who they are passed on
+/// for; or they are of HTTP/1.0, which of all clients nginx alone speaks, that says nothing else.
+fn is_local(arrival: &Arrival, request: &http::request::Parts) -> bool {
+    if !arrival.peer.ip().to_canonical().is_loopback() || request.version < Version::HTTP_11 {
+        return false;
+    }
+    let headers = &request.headers;
     let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let authority = request.uri.authority().map(Authority::as_str);
     let Some(host) = authority.or_else(|| text(header::HOST)) else { return false };
     let origin = text(header::ORIGIN).is_none_or(|origin| {
         origin.split_once("://").is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(host))
     });
-    let forwarded = FORWARDING.iter().any(|name| headers.contains_key(name));
-    arrival.peer.ip().to_canonical().is_loopback() && names_loopback(host) && origin && !forwarded
+    let is_forwarding =
+        |name: &HeaderName| name.as_str().starts_with("x-forwarded-") || FORWARDING.contains(name);
+    origin && names_loopback(host) && !headers.keys().any(is_forwarding)
 }
 
 fn names_loopback(authority: &str) -> bool {
@@ -257,13 +259,15 @@ mod tests {
 
     #[test]
     fn only_a_direct_request_by_a_local_name_is_local() {
-        let local = |peer: &str, pairs: &[(&'static str, &'static str)]| {
-            let headers = pairs
-                .iter()
-                .map(|(name, value)| (HeaderName::from_static(name), http::HeaderValue::from_static(value)));
-            let arrival = Arrival::new(format!("{peer}:1").parse().unwrap(), Door::All, false);
-            is_local(&arrival, None, &headers.collect())
+        let by = |version: Version, peer: &str, pairs: &[(&str, &str)]| {
+            let mut request = http::Request::put("/v2/").version(version);
+            for (name, value) in pairs {
+                request = request.header(*name, *value);
+            }
+            let (request, ()) = request.body(()).unwrap().into_parts();
+            is_local(&Arrival::new(format!("{peer}:1").parse().unwrap(), Door::All, false), &request)
         };
+        let local = |peer: &str, pairs: &[(&str, &str)]| by(Version::HTTP_11, peer, pairs);
         for host in ["localhost:5000", "127.0.0.1:5000", "[::1]:5000", "LOCALHOST", "127.1.2.3"] {
             assert!(local("127.0.0.1", &[("host", host)]), "{host}");
             assert!(local("[::1]", &[("host", host)]), "{host}");
@@ -276,7 +280,16 @@ mod tests {
         let with = |name, value| local("127.0.0.1", &[("host", "localhost:5000"), (name, value)]);
         assert!(with("origin", "http://localhost:5000"));
         assert!(!with("origin", "http://evil.test") && !with("origin", "null"));
-        for name in ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip"] {
+        assert!(!by(Version::HTTP_10, "127.0.0.1", &[("host", "localhost:5000")]), "nginx, as it comes");
+        for name in [
+            "forwarded",
+            "via",
+            "x-forwarded-for",
+            "x-forwarded-host",
+            "x-forwarded-proto",
+            "x-forwarded-server",
+            "x-real-ip",
+        ] {
             assert!(!with(name, "192.0.2.1"), "{name}");
         }
     }
