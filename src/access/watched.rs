@@ -38,6 +38,15 @@ struct Look {
     said: Option<String>,
 }
 
+/// A look under way. It ends with the request that began it, whose client may leave.
+struct Looking<'a>(&'a Mutex<Look>);
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        lock(self.0).busy = false;
+    }
+}
+
 /// What changes with a file's content.
 type Stamp = (u64, u64, u64, i64, i64);
 
@@ -67,9 +76,9 @@ impl<T: Send + Sync + 'static> Watched<T> {
             look.stamp
         };
         let (what, path, parse) = (self.what, self.path.clone(), self.parse);
+        let _looking = Looking(&self.look);
         let looked = tokio::task::spawn_blocking(move || look_again(what, &path, parse, known)).await;
         let mut look = lock(&self.look);
-        look.busy = false;
         match looked {
             Ok(Ok(None)) | Err(_) => {}
             Ok(Ok(Some((stamp, value)))) => {
@@ -154,5 +163,20 @@ mod tests {
         assert_eq!(later().await, 333);
         std::fs::write(&path, vec![b'1'; FILE_MAX as usize + 1]).unwrap();
         assert_eq!(later().await, 333);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_dropped_ends_its_look_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("number");
+        let clock = Clock::default();
+        std::fs::write(&path, "1").unwrap();
+        let watched = Watched::open("number", &path, number, clock.clone()).unwrap();
+        clock.advance(CHECK_EVERY);
+        // Polled once, and given up while the file is looked at.
+        let _ = tokio::time::timeout(Duration::ZERO, watched.current()).await;
+        std::fs::write(&path, "22").unwrap();
+        clock.advance(CHECK_EVERY);
+        assert_eq!(*watched.current().await, 22);
     }
 }
