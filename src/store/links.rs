@@ -75,10 +75,13 @@ impl Store {
     /// Whether the blob is held, and its bytes were fetched in this trust domain. Its data is leased:
     /// who asks is about to link it.
     pub fn is_proven(&self, grant: &Grant, digest: &Digest) -> Result<bool, Error> {
+        if self.home.stat(&layout::proof(&grant.domain, digest))?.is_none() {
+            // Anybody may ask for anything: what is not here takes no place among the leases.
+            return Ok(false);
+        }
         let _kept = self.leases.keep_data();
         self.leases.renew_data(digest);
-        Ok(self.home.stat(&layout::proof(&grant.domain, digest))?.is_some()
-            && self.home.stat(&layout::data(digest))?.is_some())
+        Ok(self.home.stat(&layout::data(digest))?.is_some())
     }
 
     /// Gives a repository a blob whose bytes are stored as `data`, by the name it was pushed by and
@@ -103,25 +106,29 @@ impl Store {
         let repository = &grant.repository;
         let _links = self.leases.repository(repository);
         let _kept = self.leases.keep_data();
-        self.leases.renew(repository, digest);
         let is_own = match self.origin(from)? {
             OriginState::Known(origin) => origin.owner == from.owner,
             OriginState::Unknown => from.owner == Owner::Hosted,
             OriginState::Absent => false,
         };
         let Some(data) = (if is_own { self.layer(from, digest)? } else { None }) else { return Ok(false) };
-        self.leases.renew(repository, &data);
         if self.home.stat(&layout::data(&data))?.is_none() {
             return Ok(false);
         }
+        self.leases.renew(repository, digest);
+        self.leases.renew(repository, &data);
         self.ensure_claimed(grant)?;
         self.home.settle(&layout::data(&data))?;
         self.link_pushed(repository, digest, &data)?;
         Ok(true)
     }
 
-    /// Renews the lease on a link and tells the blob's size in bytes, for the HEAD of a pusher.
+    /// Renews the lease on the link of a blob or manifest, where there is one, and tells the blob's size
+    /// in bytes, for the HEAD of a pusher.
     pub fn lease_blob(&self, repository: &Repository, digest: &Digest) -> Result<Option<u64>, Error> {
+        if !self.has_layer(repository, digest)? && self.revision(repository, digest)?.is_none() {
+            return Ok(None);
+        }
         {
             // With the lock held: else who takes links away could have looked for leases before, and
             // unlink it after the size was told.

@@ -119,17 +119,18 @@ impl Store {
         let manifests = manifest.manifests.iter().map(|digest| (digest, layout::revision as Key));
         let mut missing = Vec::new();
         for (digest, key) in blobs.chain(manifests) {
-            self.leases.renew(repository, digest);
             let link = key(repository, digest);
             let Some(data) = self.linked(&link, digest)? else {
                 missing.push(*digest);
                 continue;
             };
-            self.leases.renew(repository, &data);
             if self.home.stat(&layout::data(&data))?.is_none() {
                 missing.push(*digest);
                 continue;
             }
+            // Only what is there: a manifest can name more than could be remembered.
+            self.leases.renew(repository, digest);
+            self.leases.renew(repository, &data);
             self.home.settle(&link)?;
             self.home.settle(&layout::data(&data))?;
         }
