@@ -139,7 +139,11 @@ impl Collector {
             Ok(()) => PassEnd::Completed,
             Err(store::CollectError::Stale(_)) => PassEnd::Stale,
             Err(store::CollectError::Stopped) => PassEnd::Stopped,
-            Err(store::CollectError::Disk(_)) => PassEnd::Failed,
+            Err(
+                store::CollectError::Disk(_)
+                | store::CollectError::Strange(_)
+                | store::CollectError::NoRepository(_),
+            ) => PassEnd::Failed,
         };
         let seconds = started.elapsed().as_secs_f64();
         self.metrics.gc_passes.cell(end).inc();

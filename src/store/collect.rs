@@ -8,13 +8,15 @@
 //!
 //! A dry run takes nothing away, but counts what would be gone as gone.
 
+mod linked;
 mod untagged;
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::leases::Key;
-use super::links::{ALGORITHMS, LINK_MAX};
+use super::links::ALGORITHMS;
 use super::{Error, HeldTag, OriginState, Store, layout};
 use crate::oci::{Descriptor, Digest, Manifest, ManifestKind, Owner, Repository, Tag};
 
@@ -52,6 +54,17 @@ pub enum CollectError {
     Stale(Duration),
     #[error("it was stopped: the next pass goes on")]
     Stopped,
+    #[error(
+        "{} is neither a directory nor a file, so what is linked behind it is not known, and no blob goes: have the \
+         directory itself there, by a mount if it is on another disk",
+        .0.display()
+    )]
+    Strange(PathBuf),
+    #[error(
+        "blobs are held and not one repository, so no blob goes: if {} is on a disk of its own, mount that",
+        .0.display()
+    )]
+    NoRepository(PathBuf),
 }
 
 /// One pass. Every call blocks.
@@ -71,7 +84,7 @@ pub struct Marked {
     at: Instant,
     tags: Vec<(Tag, HeldTag)>,
     manifests: Vec<Found>,
-    /// Every manifest could be read.
+    /// Every tag and manifest could be read.
     is_whole: bool,
 }
 
@@ -125,14 +138,20 @@ impl<'a> Pass<'a> {
     pub fn mark(&self, repository: &Repository) -> Result<Marked, CollectError> {
         let (store, repository) = (self.store, repository.clone());
         let at = store.leases.mark(&repository);
-        let mut tags = Vec::new();
+        let (mut tags, mut is_whole) = (Vec::new(), true);
         for tag in store.tags(&repository)? {
             self.check()?;
-            if let Some(held) = store.tag(&repository, &tag)? {
-                tags.push((tag, held));
+            match store.tag(&repository, &tag)? {
+                Some(held) => tags.push((tag, held)),
+                // It may have been deleted just now.
+                None if store.home.stat(&layout::tag_current(&repository, &tag))?.is_none() => {}
+                None => {
+                    tracing::warn!(%repository, %tag, "a tag cannot be read: nothing of its repository goes");
+                    is_whole = false;
+                }
             }
         }
-        let mut marked = Marked { repository, at, tags, manifests: Vec::new(), is_whole: true };
+        let mut marked = Marked { repository, at, tags, manifests: Vec::new(), is_whole };
         let mut places = HashMap::new();
         for name in store.revisions(&marked.repository)? {
             self.check()?;
@@ -157,7 +176,7 @@ impl<'a> Pass<'a> {
     fn read(&self, repository: &Repository, name: &Digest) -> Result<Option<(Digest, Found)>, CollectError> {
         let (store, link) = (self.store, layout::revision(repository, name));
         let unreadable = |why: &str| {
-            tracing::warn!(%repository, digest = %name, why, "a manifest cannot be read: no link of its repository goes");
+            tracing::warn!(%repository, digest = %name, why, "a manifest cannot be read: nothing of its repository goes");
         };
         let (Some(stat), Some(data)) = (store.home.stat(&link)?, store.revision(repository, name)?) else {
             // It may have been deleted just now.
@@ -209,8 +228,12 @@ impl<'a> Pass<'a> {
         self.store.leases.keys().of(&(stored_name, part, digest))
     }
 
-    /// Removes these tags, where they are still what was marked.
+    /// Removes these tags, where they are still what was marked, and no pusher relies on what they
+    /// point to: a signature may come before what it signs.
     pub fn drop_tags(&mut self, marked: &mut Marked, tags: &[Tag]) -> Result<(), CollectError> {
+        if !marked.is_whole {
+            return Ok(());
+        }
         let tags: HashSet<&Tag> = tags.iter().collect();
         for (tag, held) in std::mem::take(&mut marked.tags) {
             if tags.contains(&tag) && self.drop_tag(&marked.repository, &tag, held)? {
@@ -225,7 +248,8 @@ impl<'a> Pass<'a> {
     fn drop_tag(&self, repository: &Repository, tag: &Tag, held: HeldTag) -> Result<bool, CollectError> {
         let _links = self.store.leases.repository(repository);
         self.check()?;
-        if self.store.tag(repository, tag)? != Some(held) {
+        let is_leased = self.store.leases.is_leased(repository, &held.digest);
+        if is_leased || self.store.tag(repository, tag)? != Some(held) {
             return Ok(false);
         }
         if !self.dry_run {
@@ -389,37 +413,6 @@ impl<'a> Pass<'a> {
             }
         }
         Ok(())
-    }
-
-    /// The data that links lead to, of all repositories, as far as they are not gone. A digest takes
-    /// 16 bytes, some 40 with the table around it: 40 MB for a million blobs.
-    fn linked(&self) -> Result<(Instant, HashSet<Key>), CollectError> {
-        let (store, keys) = (self.store, self.store.leases.keys());
-        let (at, mut linked) = (store.leases.mark_data(), HashSet::new());
-        for stored_name in store.stored_names(&["_manifests", "_layers"])? {
-            for (part, algorithm) in [layout::LAYERS, layout::REVISIONS]
-                .into_iter()
-                .flat_map(|part| ALGORITHMS.map(|of| (part, of)))
-            {
-                let dir = layout::links(&stored_name, part, algorithm);
-                for entry in store.home.list(&dir)? {
-                    self.check()?;
-                    let Some(hex) = entry.name.to_str().filter(|_| entry.is_dir) else { continue };
-                    let Ok(name) = format!("{}:{hex}", algorithm.as_str()).parse::<Digest>() else {
-                        continue;
-                    };
-                    let link = format!("{dir}/{hex}/link");
-                    let Some(stat) = store.home.stat(&link)? else { continue };
-                    if self.gone.contains(&self.key(&stored_name, part, &name)) {
-                        continue;
-                    }
-                    let to = if stat.len <= LINK_MAX as u64 { store.link(&link)? } else { None };
-                    // What cannot be read may have led to what its name says.
-                    linked.insert(keys.of(&to.unwrap_or(name)));
-                }
-            }
-        }
-        Ok((at, linked))
     }
 
     fn drop_content(&mut self, at: Instant, digest: &Digest, domains: &[&str]) -> Result<(), CollectError> {

@@ -39,9 +39,14 @@ pub fn data(digest: &Digest) -> String {
 pub const LAYERS: &str = "_layers";
 pub const REVISIONS: &str = "_manifests/revisions";
 
-/// Directory of the links of one part and algorithm, whoever the repository belongs to.
-pub fn links(stored_name: &str, part: &str, algorithm: Algorithm) -> String {
-    format!("{REPOSITORIES}/{stored_name}/{part}/{}", algorithm.as_str())
+/// Directory of the links of one part, whoever the repository belongs to.
+pub fn links(stored_name: &str, part: &str) -> String {
+    format!("{REPOSITORIES}/{stored_name}/{part}")
+}
+
+/// Directory of a repository's manifests and tags.
+pub fn manifests(stored_name: &str) -> String {
+    format!("{REPOSITORIES}/{stored_name}/_manifests")
 }
 
 pub fn repository(repository: &Repository) -> String {

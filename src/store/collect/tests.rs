@@ -1,5 +1,7 @@
 //! Collection over the real disk, with both kinds of owners, and against pushers.
 
+mod hazards;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
