@@ -178,8 +178,8 @@ impl Server {
     }
 }
 
-/// Runs one pass. Where its client has gone, a real one goes on by itself: half a collection is of
-/// no use to anybody. What would go is for the client alone, so that ends.
+/// Runs one pass, which logs what it did. Where its client has gone, a real one goes on by itself:
+/// half a collection is of no use to anybody. What would go is for the client alone, so that ends.
 async fn collect(collect: Collect, dry_run: bool, mut client: Listener, stop: impl Future<Output = ()>) {
     let (report, mut removed) = mpsc::channel(LINES);
     let mut run = collect(dry_run, report);
@@ -199,9 +199,6 @@ async fn collect(collect: Collect, dry_run: bool, mut client: Listener, stop: im
     }
     match ended {
         Ok(totals) => {
-            if !dry_run {
-                tracing::info!(?totals, "garbage was collected on command");
-            }
             client.tell(&Line::Totals(totals)).await;
         }
         Err(error) => {

@@ -35,6 +35,8 @@ async fn the_socket_lives_as_long_as_its_server() {
         let answer = version(&rig).await;
         let told = format!("{{\"protocol\":1,\"forebay\":\"{}\"}}", env!("CARGO_PKG_VERSION"));
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(&told), "{answer}");
+        let said = gc(&rig).await.unwrap();
+        assert!(said.contains("nothing would go"), "{said}");
         // A second server on the same data does not start, and takes nothing from the first.
         let data = rig.mirror.data();
         let arguments = ["serve", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()];
