@@ -1,4 +1,4 @@
-//! Forebay: a pull-through mirror for container images, in one binary.
+//! Forebay: a pull-through mirror of container registries and a registry beside it, in one binary.
 //!
 //! This page is the tour for who works on it; README.md is for who uses it.
 //!
@@ -27,7 +27,7 @@
 //! | [`registry`] | hosted repositories: uploads, manifests, deletes, referrers; never fetched |
 //! | [`answer`] | what mirror and registry both answer, and why there may be no answer |
 //! | [`upstream`] | one remote registry: requests, tokens, redirects, quota, limits, retries |
-//! | [`store`] | verified content at rest: blobs, fills, manifests, tags, origins |
+//! | [`store`] | verified content at rest: blobs, fills, uploads, manifests, tags, origins, collection |
 //! | [`disk`] | the file-system calls, behind a trait that a simulated disk can take |
 //! | [`oci`] | the vocabulary, pure: names, tags, digests, ranges, media types, manifests |
 //! | [`clock`], [`tasks`], [`metrics`], [`telemetry`] | the ground floor: time, tracked tasks and shared flights, counters, logs |
@@ -62,13 +62,37 @@
 //!    linked into its repository. Where the disk cannot take the blob, the fill goes on as a relay.
 //! 6. `http::exchange` follows the answer to its body's end: counters and the access line.
 //!
+//! # How a push flows
+//!
+//! ```text
+//! client -> http::handler -> http::auth       who asks, and may it?
+//!               |
+//!           http::push -> registry::uploads   whose turn is it with this upload?
+//!               |             |
+//!               |         store::uploads      batches hashed and written; sync, rename, link at the end
+//!               |
+//!           registry::push                    is the manifest one, and does it say what it names?
+//!               |
+//!           store::manifests                  all that it names leased, there and durable; then it, then its tags
+//! ```
+//!
+//! 1. An upload is in one hand at a time: whoever comes for it meanwhile waits, then is refused. What a
+//!    request brought before it broke off stays, for the next one or the next process.
+//! 2. `store::home` remembers which names this process has synced. Whatever else is seen on disk is synced
+//!    before anything that builds on it is acknowledged; what failed to sync is never believed again.
+//! 3. `store::leases` keeps collection off what a pusher was told of. Whoever makes links renews leases
+//!    first; collection looks at them last, under the same lock. Locks are taken in one order: that of the
+//!    repository, then that of the data.
+//!
 //! # The promises, and what holds them
 //!
 //! | promise | held by |
 //! |---|---|
 //! | one cold blob crosses once, whoever asks, whoever leaves | `tests/fill/once.rs`, `ranges.rs`, `sharing.rs`; `store::fill` |
 //! | no wrong blob is completed or kept | `store::fill` (`tests.rs`), `http::body` |
-//! | a push that was acknowledged survives kill -9, power loss and a failing disk | `store/tests/crash.rs` |
+//! | a push that was acknowledged survives kill -9, power loss and a failing disk | `store/tests/crash.rs`, `tests/crash/pushes.rs` |
+//! | collection takes nothing that a pusher or an image relies on | `store/collect/tests.rs`, `tests/push/race.rs`, `collect.rs` |
+//! | real clients push, log in and find what is theirs | `tests/push/` |
 //! | kill -9 leaves right bytes or none | `tests/crash/` |
 //! | what we hold, we serve, and say that it is stale | `tests/mirror.rs`, `tests/crash/`, `tests/clients.rs` |
 //! | no manifest is given whose blobs cannot be had | `tests/mirror.rs` |
@@ -78,7 +102,7 @@
 //! | what is private stays so; credentials go where they belong | `tests/limits/private.rs`, `upstream/tests/auth.rs`, `hops.rs` |
 //! | who may do what is a rule's or a default's word, whatever the spelling | `access::policy`, `tests/access/` |
 //! | a name has one owner, by configuration alone | `http::owners`, `config/tests/upstreams.rs`, `tests/mirror.rs` |
-//! | the tree is that of CNCF distribution, both ways | `tests/life/tree.rs` |
+//! | the tree is that of CNCF distribution, both ways | `tests/life/tree.rs`, `dropin.rs`, `round_trip.rs` |
 //! | no spelling of a path leads outside the tree | `http/route/tests.rs`, `store::layout` |
 //! | everything has a limit | `tests/limits/`, `http/listen/tests.rs`, `upstream::gate`, `access::limits` |
 //! | a configuration is taken whole or refused in one line | `tests/life/configuration.rs`, `signals.rs`, `config/tests/` |
