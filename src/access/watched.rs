@@ -86,7 +86,7 @@ impl<T: Send + Sync + 'static> Watched<T> {
                 self.current.store(Arc::new(value));
                 tracing::info!(path = %self.path.display(), "{} taken up as it is now", self.what);
             }
-            Ok(Err((stamp, why))) => {
+            Ok(Err(Unusable { stamp, why })) => {
                 look.stamp = stamp;
                 if look.said.as_ref() != Some(&why) {
                     tracing::error!("{why}: what it held before stays in use");
@@ -99,18 +99,24 @@ impl<T: Send + Sync + 'static> Watched<T> {
     }
 }
 
+/// What was found, and why it cannot be used.
+struct Unusable {
+    stamp: Option<Stamp>,
+    why: String,
+}
+
 /// None: it has not changed.
 fn look_again<T>(
     what: &'static str,
     path: &Path,
     parse: Parse<T>,
     known: Option<Stamp>,
-) -> Result<Option<(Stamp, T)>, (Option<Stamp>, String)> {
+) -> Result<Option<(Stamp, T)>, Unusable> {
     let found = std::fs::metadata(path).ok().map(|metadata| stamp(&metadata));
     if found.is_some() && found == known {
         return Ok(None);
     }
-    read(what, path, parse).map(Some).map_err(|why| (found, why))
+    read(what, path, parse).map(Some).map_err(|why| Unusable { stamp: found, why })
 }
 
 fn read<T>(what: &str, path: &Path, parse: Parse<T>) -> Result<(Stamp, T), String> {

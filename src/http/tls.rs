@@ -271,6 +271,50 @@ pub(super) mod tests {
         assert!(message(Tls::load(options).await).contains("larger than"));
     }
 
+    /// A certificate of a client, its key, and its own CA.
+    fn write_client(folder: &Path, name: &str) -> (ClientCertificates, reqwest::Identity) {
+        let mut params = rcgen::CertificateParams::new([]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let ca_file = folder.join("clients.pem");
+        std::fs::write(&ca_file, params.self_signed(&key).unwrap().pem()).unwrap();
+        let issuer = rcgen::Issuer::new(params, key);
+        let mut params = rcgen::CertificateParams::new([]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let pem = format!("{}{}", params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem());
+        let identity = reqwest::Identity::from_pem(pem.as_bytes()).unwrap();
+        (ClientCertificates { ca_file, required: true }, identity)
+    }
+
+    #[tokio::test]
+    async fn who_shows_no_certificate_gets_no_connection_where_one_is_required() {
+        let folder = tempfile::tempdir().unwrap();
+        let (options, trusted) = write_pair(folder.path());
+        let (clients, identity) = write_client(folder.path(), "ci");
+        let options = TlsOptions { clients: Some(clients.clone()), ..options };
+        let (tls, _) = Tls::load(options.clone()).await.unwrap();
+        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://localhost:{}/", socket.local_addr().unwrap().port());
+        let accepted = tokio::spawn(async move {
+            let mut names = Vec::new();
+            for _ in 0..2 {
+                let (stream, _) = socket.accept().await.unwrap();
+                names.push(tls.accept(stream).await.ok().map(|stream| client_name(&stream)));
+            }
+            names
+        });
+        let trusted = reqwest::Certificate::from_der(&trusted).unwrap();
+        let client = || reqwest::Client::builder().no_proxy().tls_certs_only([trusted.clone()]);
+        assert!(client().build().unwrap().get(&url).send().await.is_err());
+        let known = client().identity(identity).build().unwrap();
+        // Nothing answers behind the handshake.
+        assert!(known.get(&url).send().await.is_err());
+        assert_eq!(accepted.await.unwrap(), [None, Some(Some("ci".into()))]);
+        std::fs::write(&clients.ca_file, "no certificate").unwrap();
+        assert!(message(Tls::load(options).await).contains("clients.pem"));
+    }
+
     #[tokio::test]
     async fn a_new_pair_is_taken_up_and_a_bad_one_is_not() {
         let folder = tempfile::tempdir().unwrap();

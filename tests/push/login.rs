@@ -83,6 +83,12 @@ fn logins_open_pushes_and_wrong_passwords_do_not() {
         clients_log_in(&directory.join("at-distribution"), &dockerd, &peer.host()).await;
         let mirror = protected(&directory.join("forebay"), "login_hosts = [\"*\"]\n").await;
         clients_log_in(&directory.join("at-forebay"), &dockerd, &mirror.host()).await;
+        // The same by bearer tokens: docker then keeps a refresh token, and no password.
+        let config = "login_hosts = [\"*\"]\n[auth.tokens]\n";
+        let mirror = protected(&directory.join("tokens"), config).await;
+        clients_log_in(&directory.join("at-tokens"), &dockerd, &mirror.host()).await;
+        let kept = std::fs::read_to_string(dockerd.logins()).unwrap();
+        assert!(kept.contains("identitytoken"), "{kept}");
     });
 }
 
