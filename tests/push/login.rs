@@ -16,6 +16,7 @@ use super::support::process::{PATIENCE, attempt, run};
 use super::support::pushers::Pusher;
 use super::support::registry::{Auth, HTPASSWD, PASSWORD, Registry, RegistryOptions, USER};
 use super::support::repository::Repository;
+use super::support::token::TokenServer;
 
 /// Forebay with `USER`, whom `config` says more about.
 async fn protected(directory: &Path, config: &str) -> Mirror {
@@ -63,6 +64,12 @@ async fn clients_log_in(directory: &Path, dockerd: &Dockerd, host: &str) {
     })
     .await;
 
+    // What one repository has is mounted into another by the same login.
+    let mounted = of("mounted");
+    run(dockerd.docker(["tag", &of("by-dockerd"), &mounted])).await;
+    let said = run(dockerd.pushing(&mounted)).await;
+    assert!(said.contains("Mounted from by-dockerd"), "{said}");
+
     let podman = Podman::start(&directory.join("podman"), "http://127.0.0.1:9").await;
     podman.load(&layout, &of("by-podman")).await;
     let log_in = async |password: &str| attempt(podman.podman(login(host, password))).await;
@@ -89,6 +96,24 @@ fn logins_open_pushes_and_wrong_passwords_do_not() {
         clients_log_in(&directory.join("at-tokens"), &dockerd, &mirror.host()).await;
         let kept = std::fs::read_to_string(dockerd.logins()).unwrap();
         assert!(kept.contains("identitytoken"), "{kept}");
+    });
+}
+
+/// The same by bearer tokens, for which clients ask of themselves.
+#[test]
+fn logins_open_pushes_by_tokens() {
+    isolated(async |directory| {
+        let dockerd = Dockerd::start(&directory.join("dockerd"), "http://127.0.0.1:9").await;
+        let tokens = TokenServer::start().await;
+        tokens.allow(USER, PASSWORD, "*", "pull,push");
+        let options = RegistryOptions { auth: Auth::Token(tokens), ..Default::default() };
+        let peer = Registry::start(&directory.join("distribution"), options).await;
+        clients_log_in(&directory.join("at-distribution"), &dockerd, &peer.host()).await;
+        let config = "login_hosts = [\"*\"]\n[auth.tokens]\nlifetime = \"60s\"\n";
+        let mirror = protected(&directory.join("forebay"), config).await;
+        clients_log_in(&directory.join("at-forebay"), &dockerd, &mirror.host()).await;
+        let challenge = Repository::new(&mirror.url(), "by-dockerd").get("manifests/1").await.expect(401);
+        assert!(challenge.header("www-authenticate").unwrap().starts_with("Bearer "));
     });
 }
 
