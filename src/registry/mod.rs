@@ -14,6 +14,8 @@ mod uploads;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use self::referrers::Referrers;
 use self::uploads::Uploads;
 use crate::answer::{
@@ -58,12 +60,17 @@ impl Options {
 /// How often uploads are looked after, at most and at least.
 const TEND_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(3600));
 
+/// Walks through the whole tree at once, however many ask for the catalog: the disk and its threads are
+/// for pulls and pushes first.
+const WALKS: usize = 2;
+
 pub struct Hosted {
     options: Options,
     store: Arc<Store>,
     metrics: Arc<Metrics>,
     uploads: Arc<Uploads>,
     referrers: Referrers,
+    walks: Arc<Semaphore>,
 }
 
 /// What is pushed here is of one trust domain, and public within the policy.
@@ -80,7 +87,8 @@ impl Hosted {
         tasks: Tasks,
     ) -> Self {
         let uploads = Uploads::new(store.clone(), metrics.clone(), clock, tasks.clone());
-        Self { options, store, metrics, uploads, referrers: Referrers::new(tasks) }
+        let (referrers, walks) = (Referrers::new(tasks), Arc::new(Semaphore::new(WALKS)));
+        Self { options, store, metrics, uploads, referrers, walks }
     }
 
     /// The same under other options: what is under way goes on.
@@ -91,6 +99,7 @@ impl Hosted {
             metrics: self.metrics.clone(),
             uploads: self.uploads.clone(),
             referrers: self.referrers.clone(),
+            walks: self.walks.clone(),
         }
     }
 
@@ -208,7 +217,13 @@ impl Hosted {
     pub async fn held(&self) -> Result<Vec<(String, OriginState)>, Error> {
         let failed =
             |error: store::Error| Error::Disk { subject: "the catalog".to_owned(), why: error.to_string() };
-        self.store.run(Store::repositories).await.map_err(failed)
+        // Fails only where the semaphore is closed, which it never is. Who leaves does not end the walk.
+        let place = self.walks.clone().acquire_owned().await;
+        let walk = move |store: &Store| {
+            let _place = place;
+            store.repositories()
+        };
+        self.store.run(walk).await.map_err(failed)
     }
 
     /// Whether any repository may have this blob.
@@ -219,5 +234,32 @@ impl Hosted {
             .store
             .run(move |store| Ok(matches!(digest, Digest::Sha512(_)) || store.blob(&digest)?.is_some()));
         Ok(known.await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+
+    #[tokio::test]
+    async fn the_catalog_waits_while_others_walk_through_the_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        let (metrics, clock, tasks) = (Arc::new(Metrics::new()), Clock::default(), Tasks::default());
+        let options = crate::store::tests::options(dir.path());
+        let store = Store::open(options, Arc::new(RealDisk), metrics.clone(), clock.clone(), tasks.clone());
+        let options = Options {
+            delete: true,
+            immutable: Vec::new(),
+            upload_age: Duration::from_secs(60),
+            max_uploads: 1,
+            max_manifest: 1,
+        };
+        let hosted = Hosted::new(options.clone(), store.unwrap(), metrics, clock, tasks);
+        let walking = hosted.walks.acquire_many(WALKS as u32).await.unwrap();
+        let later = hosted.with(options);
+        assert!(tokio::time::timeout(Duration::from_millis(20), later.held()).await.is_err());
+        drop(walking);
+        assert_eq!(later.held().await.unwrap(), []);
     }
 }
