@@ -327,9 +327,10 @@ impl From<UnknownName> for ApiError {
     fn from(error: UnknownName) -> Self {
         let code = match error {
             UnknownName::Invalid(_) => Code::NameInvalid,
-            UnknownName::Upstream { .. } | UnknownName::Ambiguous { .. } | UnknownName::NoDefault(_) => {
-                Code::NameUnknown
-            }
+            UnknownName::Upstream { .. }
+            | UnknownName::Ambiguous { .. }
+            | UnknownName::Hosted { .. }
+            | UnknownName::NoDefault(_) => Code::NameUnknown,
         };
         Self::new(code, error.to_string())
     }

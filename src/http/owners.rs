@@ -43,6 +43,8 @@ pub enum UnknownName {
          ask for it as {host}'s, without the other registry"
     )]
     Ambiguous { name: Name, host: UpstreamHost },
+    #[error("`{name}` is a hosted name here (`hosted.repositories`), so {host}'s is not mirrored")]
+    Hosted { name: Name, host: UpstreamHost },
     #[error(
         "`{0}` is no hosted name, and names without a registry have no upstream here: see `hosted.repositories`"
     )]
@@ -108,6 +110,10 @@ impl Owners {
         let name: Name = name.parse()?;
         let name = if host.is_default() { self.of_default(name)? } else { name };
         let name = if host.is_docker_hub() { name.with_library() } else { name };
+        // They would stand in one folder. What is there must not decide, nor show in the answer.
+        if host.is_default() && self.hosted.is_match(name.as_str()) {
+            return Err(UnknownName::Hosted { host: host.clone(), name });
+        }
         Ok(Repository { owner: Owner::Upstream(host.clone()), name })
     }
 
@@ -241,6 +247,21 @@ mod tests {
             owners().resolve(None, "docker.io/ghcr.io/app"),
             Err(UnknownName::Ambiguous { .. })
         ));
+    }
+
+    #[test]
+    fn a_hosted_name_is_not_the_default_upstreams_in_any_spelling() {
+        for (host, name) in [
+            (Some("docker.io"), "corp.internal/app"),
+            (Some("dockerhub"), "corp.internal/app"),
+            (None, "docker.io/corp.internal/app"),
+            (None, "index.docker.io/corp.internal/a/b"),
+        ] {
+            assert!(
+                matches!(owners().resolve(host, name), Err(UnknownName::Hosted { .. })),
+                "{host:?} {name}"
+            );
+        }
     }
 
     #[test]
