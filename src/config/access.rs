@@ -114,7 +114,8 @@ fn warn(options: &AuthOptions, warnings: &mut Vec<String>) {
         warn(if logins {
             "hosted.push: \"open\" changes nothing once there is authentication"
         } else {
-            "hosted.push: \"open\" lets everybody who reaches this server push and delete; set auth.htpasswd_file"
+            "hosted.push: \"open\": NOBODY HAS TO LOG IN, so whoever reaches this server may push and replace images; \
+             set auth.htpasswd_file (auth.htpasswd in a registry's configuration), or listen on 127.0.0.1 alone"
         });
     }
     if options.anonymous_pull && !options.rules.is_empty() {

@@ -81,11 +81,6 @@ fn hosted(
             if !has_auth {
                 let open = Given { key: "auth".to_owned(), place: Place::Default, value: () };
                 mapping.text(&["hosted", "push"], &open, "open");
-                mapping.warn(
-                    &storage.given(),
-                    "NOBODY HAS TO LOG IN: as with registry:2 without `auth`, whoever reaches http.addr may push and \
-                     replace images; set auth.htpasswd, or http.addr to 127.0.0.1",
-                );
             }
         }
     }
