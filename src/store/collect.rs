@@ -8,17 +8,18 @@
 //!
 //! A dry run takes nothing away, but counts what would be gone as gone.
 
+mod data;
 mod linked;
+mod mark;
 mod untagged;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::leases::Key;
-use super::links::ALGORITHMS;
 use super::{Error, HeldTag, OriginState, Store, layout};
-use crate::oci::{Descriptor, Digest, Manifest, ManifestKind, Owner, Repository, Tag};
+use crate::oci::{Digest, Owner, Repository, Tag};
 
 /// A kind of thing that goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -132,80 +133,6 @@ impl<'a> Pass<'a> {
             _ => Some(Repository { owner: Owner::Hosted, name: name.parse().ok()? }),
         });
         Ok(hosted.collect())
-    }
-
-    /// Looks through a repository.
-    pub fn mark(&self, repository: &Repository) -> Result<Marked, CollectError> {
-        let (store, repository) = (self.store, repository.clone());
-        let at = store.leases.mark(&repository);
-        let (mut tags, mut is_whole) = (Vec::new(), true);
-        for tag in store.tags(&repository)? {
-            self.check()?;
-            match store.tag(&repository, &tag)? {
-                Some(held) => tags.push((tag, held)),
-                // It may have been deleted just now.
-                None if store.home.stat(&layout::tag_current(&repository, &tag))?.is_none() => {}
-                None => {
-                    tracing::warn!(%repository, %tag, "a tag cannot be read: nothing of its repository goes");
-                    is_whole = false;
-                }
-            }
-        }
-        let mut marked = Marked { repository, at, tags, manifests: Vec::new(), is_whole };
-        let mut places = HashMap::new();
-        for name in store.revisions(&marked.repository)? {
-            self.check()?;
-            match self.read(&marked.repository, &name)? {
-                None => marked.is_whole = false,
-                Some((data, found)) => {
-                    let place = *places.entry(data).or_insert(marked.manifests.len());
-                    match marked.manifests.get_mut(place) {
-                        Some(known) => {
-                            known.names.push(name);
-                            known.linked = known.linked.max(found.linked);
-                        }
-                        None => marked.manifests.push(found),
-                    }
-                }
-            }
-        }
-        Ok(marked)
-    }
-
-    /// A manifest, and the digest of its bytes. `None`: it cannot be read, so what it names is unknown.
-    fn read(&self, repository: &Repository, name: &Digest) -> Result<Option<(Digest, Found)>, CollectError> {
-        let (store, link) = (self.store, layout::revision(repository, name));
-        let unreadable = |why: &str| {
-            tracing::warn!(%repository, digest = %name, why, "a manifest cannot be read: nothing of its repository goes");
-        };
-        let (Some(stat), Some(data)) = (store.home.stat(&link)?, store.revision(repository, name)?) else {
-            // It may have been deleted just now.
-            if store.home.stat(&link)?.is_some() {
-                unreadable("its link names something else");
-            }
-            return Ok(None);
-        };
-        let Some(bytes) = store.manifest(repository, name)? else {
-            unreadable("its bytes are missing, or not those that its digest says");
-            return Ok(None);
-        };
-        let manifest = match Manifest::parse(&bytes, None) {
-            Ok(manifest) => manifest,
-            Err(error) => {
-                unreadable(&error.to_string());
-                return Ok(None);
-            }
-        };
-        let key = |of: &Descriptor| store.leases.keys().of(&of.digest);
-        let needs = match &manifest.kind {
-            ManifestKind::Image { config, layers } => {
-                std::iter::once(config).chain(layers).map(key).collect()
-            }
-            ManifestKind::Index { manifests } => manifests.iter().map(key).collect(),
-            ManifestKind::Artifact { blobs } => blobs.iter().map(key).collect(),
-        };
-        let subject = manifest.subject.map(|subject| subject.digest);
-        Ok(Some((data, Found { names: vec![*name], linked: stat.modified, needs, subject })))
     }
 
     /// Ends the pass where it was stopped.
@@ -389,52 +316,6 @@ impl<'a> Pass<'a> {
             return Ok(true);
         }
         Ok(store.unlink_layer(repository, name)?)
-    }
-
-    /// Removes data that no link of any repository leads to, whoever that belongs to.
-    pub fn drop_data(&mut self) -> Result<(), CollectError> {
-        let (at, linked) = self.linked()?;
-        let domains = self.store.home.list(layout::PROOFS_DIR)?;
-        let domains: Vec<&str> = domains.iter().filter_map(|domain| domain.name.to_str()).collect();
-        for algorithm in ALGORITHMS {
-            let root = layout::content_root(algorithm);
-            for shard in self.store.home.list(&root)? {
-                let Some(shard) = shard.name.to_str() else { continue };
-                for entry in self.store.home.list(&format!("{root}/{shard}"))? {
-                    self.check()?;
-                    let Some(hex) = entry.name.to_str() else { continue };
-                    let Ok(digest) = format!("{}:{hex}", algorithm.as_str()).parse::<Digest>() else {
-                        continue;
-                    };
-                    if !linked.contains(&self.store.leases.keys().of(&digest)) {
-                        self.drop_content(at, &digest, &domains)?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn drop_content(&mut self, at: Instant, digest: &Digest, domains: &[&str]) -> Result<(), CollectError> {
-        let store = self.store;
-        let removing = store.leases.remove_data();
-        self.check_mark(at)?;
-        if store.leases.is_data_leased(digest) {
-            return Ok(());
-        }
-        let Some(stat) = store.home.stat(&layout::data(digest))?.filter(|stat| stat.is_file) else {
-            return Ok(());
-        };
-        if !self.dry_run {
-            for domain in domains {
-                store.home.delete(&layout::proof_in(domain, digest))?;
-            }
-            store.remove_content(digest, stat.len)?;
-        }
-        drop(removing);
-        let subject = digest.to_string();
-        (self.report)(Removed { repository: None, what: What::Blob, subject, bytes: stat.len });
-        Ok(())
     }
 }
 

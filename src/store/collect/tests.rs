@@ -2,6 +2,7 @@
 
 mod hazards;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
@@ -14,7 +15,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::disk::hooked::Hooked;
 use crate::disk::{Disk, RealDisk};
-use crate::oci::{Algorithm, UploadId, UpstreamHost};
+use crate::oci::{Algorithm, Manifest, ManifestKind, UploadId, UpstreamHost};
 use crate::store::tests::options;
 use crate::store::{
     Committed, Grant, ManifestCommit, NewManifest, Options, Source, SourceError, SourceStream, Start,

@@ -1,0 +1,61 @@
+//! Data that no link leads to.
+
+use std::time::Instant;
+
+use super::{CollectError, Pass, Removed, What};
+use crate::oci::Digest;
+use crate::store::layout;
+use crate::store::links::ALGORITHMS;
+
+impl Pass<'_> {
+    /// Removes data that no link of any repository leads to, whoever that belongs to.
+    pub fn drop_data(&mut self) -> Result<(), CollectError> {
+        let (at, linked) = self.linked()?;
+        let domains = self.store.home.list(layout::PROOFS_DIR)?;
+        let domains: Vec<&str> = domains.iter().filter_map(|domain| domain.name.to_str()).collect();
+        for algorithm in ALGORITHMS {
+            let root = layout::content_root(algorithm);
+            for shard in self.store.home.list(&root)? {
+                let Some(shard) = shard.name.to_str() else { continue };
+                for entry in self.store.home.list(&format!("{root}/{shard}"))? {
+                    self.check()?;
+                    let Some(hex) = entry.name.to_str() else { continue };
+                    let Ok(digest) = format!("{}:{hex}", algorithm.as_str()).parse::<Digest>() else {
+                        continue;
+                    };
+                    if !linked.contains(&self.store.leases.keys().of(&digest)) {
+                        self.drop_content(at, &digest, &domains)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn drop_content(
+        &mut self,
+        at: Instant,
+        digest: &Digest,
+        domains: &[&str],
+    ) -> Result<(), CollectError> {
+        let store = self.store;
+        let removing = store.leases.remove_data();
+        self.check_mark(at)?;
+        if store.leases.is_data_leased(digest) {
+            return Ok(());
+        }
+        let Some(stat) = store.home.stat(&layout::data(digest))?.filter(|stat| stat.is_file) else {
+            return Ok(());
+        };
+        if !self.dry_run {
+            for domain in domains {
+                store.home.delete(&layout::proof_in(domain, digest))?;
+            }
+            store.remove_content(digest, stat.len)?;
+        }
+        drop(removing);
+        let subject = digest.to_string();
+        (self.report)(Removed { repository: None, what: What::Blob, subject, bytes: stat.len });
+        Ok(())
+    }
+}
