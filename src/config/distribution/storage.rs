@@ -53,7 +53,7 @@ pub fn storage(mapping: &mut Mapping, mut storage: Table, is_proxy: bool, has_au
     let enabled = delete.switch("enabled")?.unwrap_or(off);
     delete.finish(&mut mapping.warnings);
     if !is_proxy {
-        hosted(mapping, &storage, read_only, &enabled, has_auth);
+        hosted(mapping, read_only, &enabled, has_auth);
     }
     storage.skip(&["cache", "redirect", "tag"]);
     storage.finish(&mut mapping.warnings);
@@ -61,13 +61,7 @@ pub fn storage(mapping: &mut Mapping, mut storage: Table, is_proxy: bool, has_au
 }
 
 /// Without a proxy every name is hosted, and there is nobody to fetch anything from.
-fn hosted(
-    mapping: &mut Mapping,
-    storage: &Table,
-    read_only: Option<Given<bool>>,
-    delete: &Given<bool>,
-    has_auth: bool,
-) {
+fn hosted(mapping: &mut Mapping, read_only: Option<Given<bool>>, delete: &Given<bool>, has_auth: bool) {
     let no_proxy = Given { key: "proxy".to_owned(), place: Place::Default, value: () };
     mapping.text(&["default_upstream"], &no_proxy, "none");
     mapping.texts(&["hosted", "repositories"], &no_proxy, ["**".to_owned()]);
