@@ -106,7 +106,7 @@ fn what_is_likely_not_meant_is_warned_of() {
     let open = "[hosted]\npush = \"open\"\n";
     let rule = |who: &str| format!("[[access.rule]]\nwho = {who}\n{RULE}");
     for (config, part) in [
-        (loaded(open), "everybody who reaches this server"),
+        (loaded(open), "whoever reaches this server may push"),
         (loaded("[auth]\nanonymous_pull = true"), "no way to log in"),
         (loaded(&rule("\"alice\"")), "no way to log in"),
         (loaded("[auth.tokens]"), "nobody to give them to"),
