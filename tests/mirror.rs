@@ -15,7 +15,7 @@ use forebay::answer::{BlobWant, Error, ManifestAnswer, Served};
 use forebay::clock::Clock;
 use forebay::disk::RealDisk;
 use forebay::metrics::Metrics;
-use forebay::mirror::{Freshness, Mirror, Options, Toll};
+use forebay::mirror::{Asker, Freshness, Mirror, Options, Toll};
 use forebay::oci::{Owner, Reference, Repository, UpstreamHost};
 use forebay::store::{self, Store};
 use forebay::tasks::Tasks;
@@ -133,6 +133,10 @@ impl Rig {
         Self::over(upstream, dir, clock, &["docker.io", "other.example"]).await
     }
 
+    fn asker(&self) -> Asker<'_> {
+        Asker { toll: &self.purse }
+    }
+
     async fn get(&self, what: &str) -> Result<ManifestAnswer, Error> {
         self.ask(what, true).await
     }
@@ -143,12 +147,14 @@ impl Rig {
 
     async fn ask(&self, what: &str, body: bool) -> Result<ManifestAnswer, Error> {
         let repository = repository("docker.io", "library/app");
-        self.mirror.manifest(&self.purse, &repository, &reference(what), body).await
+        self.mirror.manifest(self.asker(), &repository, &reference(what), body).await
     }
 
     async fn blob(&self, host: &str, name: &str, digest: &str) -> Result<Vec<u8>, Error> {
-        let answer =
-            self.mirror.blob(&repository(host, name), &digest.parse().unwrap(), BlobWant::Whole).await?;
+        let answer = self
+            .mirror
+            .blob(self.asker(), &repository(host, name), &digest.parse().unwrap(), BlobWant::Whole)
+            .await?;
         let (mut body, mut all) = (answer.body.unwrap(), Vec::new());
         while let Some(piece) = body.next().await {
             all.extend_from_slice(&piece.unwrap());
@@ -265,7 +271,7 @@ async fn a_tag_that_was_dropped_is_kept_where_a_credential_is_configured_too() {
     let rig = Rig::over(upstream, dir, Clock::default(), &["paid.example"]).await;
     rig.upstream.put_image("library/app", "x", &Image::random(1, 1, 1000));
     let (app, x) = (repository("paid.example", "library/app"), reference("x"));
-    let get = || rig.mirror.manifest(&rig.purse, &app, &x, true);
+    let get = || rig.mirror.manifest(rig.asker(), &app, &x, true);
     assert_eq!(get().await.unwrap().served, Served::Miss);
     rig.upstream.on("HEAD", "/manifests/x").then(Fault::status(404));
     // By now, that anybody may pull it is to be proven again, and the proof is a 404.

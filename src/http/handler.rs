@@ -22,7 +22,7 @@ use crate::access::{Action, Caller, Client, External, Gate, Limits};
 use crate::answer::{BlobWant, Error, Served};
 use crate::events::{self, Events, Target};
 use crate::metrics::{Kind, Outcome};
-use crate::mirror::Mirror;
+use crate::mirror::{Asker, Mirror};
 use crate::oci::{Digest, Owner, Reference, Repository};
 use crate::registry::Hosted;
 use crate::tasks::Tasks;
@@ -152,7 +152,7 @@ impl Service {
                 exchange.of_repository(Kind::Blob, &repository, Some(Reference::Digest(digest)));
                 self.authorise(&caller, Action::Pull, &repository)?;
                 self.lease(request, &caller, &repository, &digest).await;
-                self.blob(request, exchange, &repository, &digest).await?
+                self.blob(request, &caller, exchange, &repository, &digest).await?
             }
             Route::Tags(repository, name, page) => {
                 exchange.of_repository(Kind::Tags, &repository, None);
@@ -209,7 +209,7 @@ impl Service {
         let answer = match repository.owner {
             Owner::Upstream(_) => {
                 let toll = self.limits.toll(caller);
-                content.mirror.manifest(&toll, repository, reference, body).await
+                content.mirror.manifest(Asker { toll: &toll }, repository, reference, body).await
             }
             Owner::Hosted => content.hosted.manifest(repository, reference).await,
         };
@@ -233,6 +233,7 @@ impl Service {
     async fn blob(
         &self,
         request: &request::Parts,
+        caller: &Caller,
         exchange: &Exchange,
         repository: &Repository,
         digest: &Digest,
@@ -240,7 +241,10 @@ impl Service {
         let content = self.content(Kind::Blob, Some(repository))?;
         let want = respond::blob_want(request.method == Method::HEAD, &request.headers, digest);
         let answer = match repository.owner {
-            Owner::Upstream(_) => content.mirror.blob(repository, digest, want).await,
+            Owner::Upstream(_) => {
+                let toll = self.limits.toll(caller);
+                content.mirror.blob(Asker { toll: &toll }, repository, digest, want).await
+            }
             Owner::Hosted => content.hosted.blob(repository, digest, want).await,
         };
         let answer = answer.map_err(|error| ApiError::of_content(&error, Kind::Blob, repository))?;

@@ -7,6 +7,7 @@ use super::route::{Page, Search};
 use crate::access::Caller;
 use crate::answer::ReferrersAnswer;
 use crate::metrics::{Kind, Outcome};
+use crate::mirror::Asker;
 use crate::oci::{Digest, Owner, Repository};
 use crate::store::{Origin, OriginState};
 
@@ -22,7 +23,10 @@ impl Service {
     ) -> Answer {
         let content = self.content(Kind::Tags, Some(repository))?;
         let answer = match repository.owner {
-            Owner::Upstream(_) => content.mirror.tags(&self.limits.toll(caller), repository).await,
+            Owner::Upstream(_) => {
+                let toll = self.limits.toll(caller);
+                content.mirror.tags(Asker { toll: &toll }, repository).await
+            }
             Owner::Hosted => content.hosted.tags(repository).await,
         };
         let answer = answer.map_err(|error| ApiError::of_content(&error, Kind::Tags, repository))?;
@@ -38,7 +42,8 @@ impl Service {
         let content = self.content(Kind::Referrers, Some(repository))?;
         let answer = match repository.owner {
             Owner::Upstream(_) => {
-                content.mirror.referrers(&self.limits.toll(caller), repository, subject).await
+                let toll = self.limits.toll(caller);
+                content.mirror.referrers(Asker { toll: &toll }, repository, subject).await
             }
             Owner::Hosted => content.hosted.referrers(repository, subject).await,
         };

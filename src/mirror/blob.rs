@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::memory::{SMALL_BLOB, Subject};
 use super::source::{BlobSource, upstream_error};
 use super::standing::Access;
-use super::{Mirror, lost};
+use super::{Asker, Mirror, lost};
 use crate::answer::{BlobAnswer, BlobWant, Error, Served};
 use crate::oci::{ByteRange, Digest, Repository};
 use crate::store::{BlobReader, FillReader, Source, Start};
@@ -33,6 +33,7 @@ fn part(want: BlobWant, size: u64) -> Result<Option<ByteRange>, Error> {
 impl Mirror {
     pub async fn blob(
         self: &Arc<Self>,
+        _asker: Asker<'_>,
         repository: &Repository,
         digest: &Digest,
         want: BlobWant,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::memory::Subject;
-use super::{Mirror, Toll, lost};
+use super::{Asker, Mirror, lost};
 use crate::answer::{Error, Served, TagsAnswer};
 use crate::oci::Repository;
 
@@ -14,7 +14,7 @@ const FRESH: Duration = Duration::from_secs(60);
 impl Mirror {
     pub async fn tags(
         self: &Arc<Self>,
-        toll: &dyn Toll,
+        asker: Asker<'_>,
         repository: &Repository,
     ) -> Result<TagsAnswer, Error> {
         let standing = self.standing(repository).await?;
@@ -27,7 +27,11 @@ impl Mirror {
         self.refused(repository, &Subject::Tags)?;
         if !self.lists.has(repository) {
             let subject = Subject::Tags.of(repository);
-            toll.cold_miss().await.map_err(|retry_after| Error::ClientLimited { subject, retry_after })?;
+            asker
+                .toll
+                .cold_miss()
+                .await
+                .map_err(|retry_after| Error::ClientLimited { subject, retry_after })?;
         }
         let mirror = self.clone();
         let listed = self.lists.join(repository.clone(), || {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::memory::{HeldManifest, Subject};
 use super::standing::{Access, Standing};
-use super::{Mirror, Toll, lost};
+use super::{Asker, Mirror, lost};
 use crate::answer::{BlobWant, Error, ManifestAnswer, Served};
 use crate::oci::{Digest, InvalidManifest, Manifest, ManifestKind, Reference, Repository};
 use crate::upstream::FetchedManifest;
@@ -18,7 +18,7 @@ const CONFIG_MAX: usize = 1024 * 1024;
 
 /// One client's request for a manifest.
 pub(super) struct Request<'a> {
-    pub toll: &'a dyn Toll,
+    pub asker: Asker<'a>,
     pub standing: Arc<Standing>,
     pub repository: &'a Repository,
 }
@@ -39,12 +39,12 @@ impl Mirror {
     /// A manifest of an upstream's repository. `body`: whether the bytes are wanted or the head will do.
     pub async fn manifest(
         self: &Arc<Self>,
-        toll: &dyn Toll,
+        asker: Asker<'_>,
         repository: &Repository,
         reference: &Reference,
         body: bool,
     ) -> Result<ManifestAnswer, Error> {
-        let request = Request { toll, standing: self.standing(repository).await?, repository };
+        let request = Request { asker, standing: self.standing(repository).await?, repository };
         match reference {
             Reference::Tag(tag) => self.by_tag(&request, tag, body).await,
             Reference::Digest(digest) => self.by_digest(&request, digest, body).await,
@@ -117,12 +117,12 @@ impl Mirror {
         request: &Request<'_>,
         reference: &Reference,
     ) -> Result<(Arc<HeldManifest>, Served), Error> {
-        let Request { toll, standing, repository } = request;
+        let Request { asker, standing, repository } = request;
         let key = ((*repository).clone(), reference.clone());
         let subject = Subject::Manifest(reference.clone());
         let access = self.access(repository, standing, &subject).await?;
         if !self.fetches.has(&key) {
-            let paid = toll.cold_miss().await;
+            let paid = asker.toll.cold_miss().await;
             paid.map_err(|retry_after| Error::ClientLimited {
                 subject: subject.of(repository),
                 retry_after,

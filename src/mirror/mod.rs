@@ -57,6 +57,12 @@ pub trait Toll: Send + Sync {
     fn cold_miss(&self) -> Pin<Box<dyn Future<Output = Result<(), Duration>> + Send + '_>>;
 }
 
+/// On whose behalf the mirror works.
+#[derive(Clone, Copy)]
+pub struct Asker<'a> {
+    pub toll: &'a dyn Toll,
+}
+
 pub struct Mirror {
     options: Options,
     upstreams: HashMap<UpstreamHost, Arc<Upstream>>,

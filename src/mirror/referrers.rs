@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::memory::Subject;
 use super::standing::Standing;
 use super::tag::{LONGEST_HOLD, PATIENCE, TROUBLE_HOLD};
-use super::{Mirror, Toll, lost};
+use super::{Asker, Mirror, lost};
 use crate::answer::{Error, Referrer, ReferrersAnswer, Served};
 use crate::oci::{Digest, Repository};
 use crate::upstream::ToldReferrers;
@@ -48,7 +48,7 @@ impl Mirror {
     /// All referrers of a manifest that upstream lists; none where upstream knows nothing of it.
     pub async fn referrers(
         self: &Arc<Self>,
-        toll: &dyn Toll,
+        asker: Asker<'_>,
         repository: &Repository,
         subject: &Digest,
     ) -> Result<ReferrersAnswer, Error> {
@@ -67,7 +67,11 @@ impl Mirror {
         }
         if known.is_none() && !self.referrers.has(&key) {
             let subject = wanted.of(repository);
-            toll.cold_miss().await.map_err(|retry_after| Error::ClientLimited { subject, retry_after })?;
+            asker
+                .toll
+                .cold_miss()
+                .await
+                .map_err(|retry_after| Error::ClientLimited { subject, retry_after })?;
         }
         let (mirror, before) = (self.clone(), known.clone());
         let flight = self.referrers.join(key.clone(), || {

@@ -73,7 +73,7 @@ impl Rig {
     }
 
     async fn referrers_of(&self, host: &str, name: &str) -> Result<ReferrersAnswer, Error> {
-        self.mirror.referrers(&self.purse, &repository(host, name), &subject()).await
+        self.mirror.referrers(self.asker(), &repository(host, name), &subject()).await
     }
 
     /// The digests that are listed, and how the list was served.
