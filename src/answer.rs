@@ -97,6 +97,9 @@ pub enum Error {
     /// The upstream cannot be had and nothing is held.
     #[error("{subject} is not held here and the upstream cannot be had now: {why}; try again later")]
     Unavailable { subject: String, why: String },
+    /// Nothing is held, and no upstream is asked.
+    #[error("{0} is not held here, and this mirror is offline, as configured (`offline`)")]
+    Offline(String),
     /// The upstream has it, in a form that is refused.
     #[error("{subject} is refused: {why}")]
     Unfit { subject: String, why: String },

@@ -77,6 +77,7 @@ pub async fn run(
         data = %app.store.data_dir().display(),
         upstreams = hosts.join(", "),
         tls = config.http.tls.is_some(),
+        offline = config.mirror.offline,
         "serving"
     );
     app.survey(&config);

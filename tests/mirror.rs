@@ -15,7 +15,7 @@ use forebay::answer::{BlobWant, Error, ManifestAnswer, Served};
 use forebay::clock::Clock;
 use forebay::disk::RealDisk;
 use forebay::metrics::Metrics;
-use forebay::mirror::{Asker, Freshness, Mirror, Options, Toll};
+use forebay::mirror::{Asker, Freshness, Mirror, Options, Stale, Toll};
 use forebay::oci::{Owner, Reference, Repository, UpstreamHost};
 use forebay::store::{self, Store};
 use forebay::tasks::Tasks;
@@ -43,7 +43,16 @@ struct Rig {
     mirror: Arc<Mirror>,
     purse: Purse,
     dir: Arc<tempfile::TempDir>,
+    stale: Stale,
+    offline: bool,
 }
+
+/// The defaults, but for the bound on trouble, which a rig sets.
+const STALE: Stale = Stale {
+    not_found: Some(Duration::from_secs(24 * 3600)),
+    denied: Duration::from_secs(900),
+    trouble: None,
+};
 
 fn repository(host: &str, name: &str) -> Repository {
     Repository { owner: Owner::Upstream(host.parse().unwrap()), name: name.parse().unwrap() }
@@ -87,6 +96,17 @@ impl Rig {
         clock: Clock,
         hosts: &[&str],
     ) -> Self {
+        Self::with(upstream, dir, clock, hosts, STALE, false).await
+    }
+
+    async fn with(
+        upstream: faulty::Upstream,
+        dir: Arc<tempfile::TempDir>,
+        clock: Clock,
+        hosts: &[&str],
+        stale: Stale,
+        offline: bool,
+    ) -> Self {
         let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::default());
         let options = store::Options {
             data: dir.path().to_owned(),
@@ -116,21 +136,26 @@ impl Rig {
             freshness: Freshness { rules: vec![], versions: 6 * HOUR, others: 5 * MINUTE, jitter: 0.0 },
             negative_not_found: Duration::from_secs(30),
             negative_denied: MINUTE,
-            stale_after_not_found: 24 * HOUR,
-            stale_after_denied: 15 * MINUTE,
+            stale,
+            offline,
             metadata_memory: 1 << 20,
             blob_memory: 1 << 20,
         };
         let mirror = Mirror::new(options, upstreams, store, clock.clone(), tasks.clone());
-        Self { upstream, clock, tasks, mirror, purse: Purse(AtomicUsize::new(1000)), dir }
+        Self { upstream, clock, tasks, mirror, purse: Purse(AtomicUsize::new(1000)), dir, stale, offline }
     }
 
     /// The same data and upstream, everything else anew.
     async fn restarted(self) -> Self {
+        let (stale, offline) = (self.stale, self.offline);
+        self.restarted_as(stale, offline).await
+    }
+
+    async fn restarted_as(self, stale: Stale, offline: bool) -> Self {
         let Self { upstream, clock, tasks, mirror, dir, .. } = self;
         assert!(tasks.drain(MINUTE).await);
         drop(mirror);
-        Self::over(upstream, dir, clock, &["docker.io", "other.example"]).await
+        Self::with(upstream, dir, clock, &["docker.io", "other.example"], stale, offline).await
     }
 
     fn asker(&self) -> Asker<'_> {
@@ -281,6 +306,110 @@ async fn a_tag_that_was_dropped_is_kept_where_a_credential_is_configured_too() {
     }
     rig.clock.advance(5 * HOUR);
     assert!(matches!(get().await, Err(Error::NotFound(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_long_a_tag_is_kept_that_upstream_dropped_is_configured() {
+    let (kept, dropped) =
+        (Stale { not_found: None, ..STALE }, Stale { not_found: Some(Duration::ZERO), ..STALE });
+    for (stale, days) in [(kept, Some(400)), (dropped, None)] {
+        let rig = Rig::new().await.restarted_as(stale, false).await;
+        rig.upstream.put_image("library/app", "x", &Image::random(1, 1, 1000));
+        rig.get("x").await.unwrap();
+        rig.upstream.on("HEAD", "/manifests/x").then(Fault::status(404));
+        rig.clock.advance(6 * MINUTE);
+        match days {
+            Some(days) => {
+                assert!(is_stale(&rig.get("x").await.unwrap()));
+                rig.clock.advance(days * 24 * HOUR);
+                assert!(is_stale(&rig.get("x").await.unwrap()));
+            }
+            None => assert!(matches!(rig.get("x").await, Err(Error::NotFound(_)))),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trouble_is_borne_for_as_long_as_is_configured_and_digests_for_good() {
+    let stale = Stale { trouble: Some(HOUR), ..STALE };
+    let rig = Rig::new().await.restarted_as(stale, false).await;
+    let image = Image::random(1, 1, 1000);
+    rig.upstream.put_image("library/app", "x", &image);
+    rig.get("x").await.unwrap();
+    for fault in [Fault::status(500), Fault::Delay(Duration::MAX), Fault::status(429)] {
+        rig.upstream.clear_rules();
+        rig.clock.advance(16 * MINUTE);
+        assert_eq!(rig.get("x").await.unwrap().served, Served::Revalidated, "a confirmation ends it");
+        rig.upstream.on("HEAD", "/manifests/").then(fault.clone());
+        rig.clock.advance(59 * MINUTE);
+        assert!(is_stale(&rig.get("x").await.unwrap()), "{fault:?}");
+        rig.clock.advance(2 * MINUTE);
+        let error = rig.get("x").await.unwrap_err();
+        let says = matches!(&error, Error::Unavailable { why, .. } if why.contains("`stale.trouble`"));
+        assert!(says || matches!(error, Error::UpstreamLimited { .. }), "{fault:?}: {error}");
+        let asked = rig.manifests("HEAD");
+        assert!(rig.get("x").await.is_err());
+        assert_eq!(rig.manifests("HEAD"), asked, "{fault:?}: not asked again at once");
+        assert_eq!(rig.get(image.digest()).await.unwrap().served, Served::Hit);
+    }
+    let rig = rig.restarted().await;
+    assert!(rig.get("x").await.is_err(), "a restart makes nothing young");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offline_what_is_held_is_served_and_nothing_is_asked() {
+    let rig = Rig::new().await;
+    let image = Image::random(1, 1, 1000);
+    rig.upstream.put_image("library/app", "x", &image);
+    rig.get("x").await.unwrap();
+    let layer = image.blobs.last().unwrap().digest.clone();
+    rig.blob("docker.io", "library/app", &layer).await.unwrap();
+    let rig = rig.restarted_as(Stale { trouble: Some(HOUR), ..STALE }, true).await;
+    let asked = rig.upstream.requests().len();
+    rig.clock.advance(400 * 24 * HOUR);
+    assert!(is_stale(&rig.get("x").await.unwrap()));
+    assert!(is_stale(&rig.head("x").await.unwrap()));
+    assert_eq!(rig.get(image.digest()).await.unwrap().served, Served::Hit);
+    rig.blob("docker.io", "library/app", &layer).await.unwrap();
+    let other = Image::random(2, 1, 1000);
+    for what in ["y", other.digest()] {
+        let error = rig.get(what).await.unwrap_err();
+        assert!(matches!(error, Error::Offline(_)), "{what}: {error}");
+    }
+    let missing = rig.blob("docker.io", "library/app", &other.blobs.last().unwrap().digest).await;
+    assert!(matches!(missing, Err(Error::Offline(_))));
+    assert_eq!(rig.upstream.requests().len(), asked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_wrong_ends_no_service() {
+    const DAY: i64 = 24 * 3600;
+    for off in [-(56 * 365 * DAY), -3600, DAY] {
+        let rig = Rig::new().await;
+        rig.upstream.put_image("library/app", "x", &Image::random(1, 1, 1000));
+        rig.get("x").await.unwrap();
+        // It jumps under the running server, then one starts with it.
+        rig.clock.set_wall_off(off);
+        assert_eq!(rig.get("x").await.unwrap().served, Served::Hit, "{off}");
+        rig.upstream.on("HEAD", "/manifests/x").then(Fault::status(500));
+        rig.clock.advance(6 * MINUTE);
+        assert!(is_stale(&rig.get("x").await.unwrap()), "{off}");
+        let rig = rig.restarted().await;
+        rig.clock.advance(MINUTE);
+        let new = Image::random(2, 1, 1000);
+        rig.upstream.put_image("library/app", "y", &new);
+        assert_eq!(rig.get("y").await.unwrap().digest.to_string(), new.digest(), "{off}");
+        assert!(rig.get("x").await.is_ok(), "{off}");
+        // And is set right again, in mid-outage.
+        rig.clock.set_wall_off(0);
+        rig.upstream.on("HEAD", "/manifests/").then(Fault::status(500));
+        let rig = rig.restarted().await;
+        for tag in ["x", "y"] {
+            assert!(rig.get(tag).await.is_ok(), "{off} {tag}");
+            rig.clock.advance(6 * MINUTE);
+            assert!(is_stale(&rig.get(tag).await.unwrap()), "{off} {tag}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -64,6 +64,9 @@ pub struct Settings {
     /// Take repositories of unknown origin for pushed ones, or for this upstream's
     #[arg(long, value_name = "hosted|HOST")]
     adopt: Option<String>,
+    /// Ask no upstream: serve what is held, and nothing else
+    #[arg(long)]
+    offline: bool,
     /// What to log: `error`, `warn`, `info`, `debug`, or `info,forebay::upstream=debug` [default: info]
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
@@ -91,6 +94,7 @@ impl From<Settings> for Flags {
             upstream: settings.upstream,
             operations: settings.operations,
             adopt: settings.adopt,
+            offline: settings.offline,
             log: settings.log,
             log_format: settings.log_format,
             htpasswd_file: settings.htpasswd_file,
@@ -134,6 +138,7 @@ Environment variables:
   FOREBAY_UPSTREAM              registries as host or host=url, parted by commas
   FOREBAY_OPERATIONS            address for metrics, health and the page
   FOREBAY_ADOPT                 whose repositories of unknown origin are: hosted, or an upstream
+  FOREBAY_OFFLINE               true: ask no upstream
   FOREBAY_LOG                   what to log
   FOREBAY_LOG_FORMAT            auto, text or json
   FOREBAY_HTPASSWD_FILE         names and bcrypt hashes of who may log in

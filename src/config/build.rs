@@ -246,8 +246,12 @@ fn mirror_options(root: &mut Section, cache: &mut Section) -> Result<mirror::Opt
         freshness: freshness(root.section("freshness")?)?,
         negative_not_found: time(&mut negative, "not_found", defaults::NOT_FOUND)?,
         negative_denied: time(&mut negative, "denied", defaults::DENIED)?,
-        stale_after_not_found: time(&mut stale, "not_found", defaults::STALE_NOT_FOUND)?,
-        stale_after_denied: time(&mut stale, "denied", defaults::STALE_DENIED)?,
+        stale: mirror::Stale {
+            not_found: stale.read("not_found", units::time_or_forever)?.unwrap_or(defaults::STALE_NOT_FOUND),
+            denied: time(&mut stale, "denied", defaults::STALE_DENIED)?,
+            trouble: stale.read("trouble", units::time_or_forever)?.unwrap_or(defaults::STALE_TROUBLE),
+        },
+        offline: root.switch("offline")?.unwrap_or(false),
         metadata_memory: memory / 2,
         blob_memory: memory - memory / 2,
     };

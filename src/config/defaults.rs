@@ -73,9 +73,11 @@ pub const NOT_FOUND: Duration = seconds(30);
 /// A changed permission is found soon; a denied client's retries stay here.
 pub const DENIED: Duration = seconds(60);
 /// A tag that upstream deleted by mistake survives a day of ours.
-pub const STALE_NOT_FOUND: Duration = hours(24);
+pub const STALE_NOT_FOUND: Option<Duration> = Some(hours(24));
 /// Access that was taken away must end soon, though not at a token server's every hiccup.
 pub const STALE_DENIED: Duration = minutes(15);
+/// An outage has no length that would make a build's failure better than an image of before it.
+pub const STALE_TROUBLE: Option<Duration> = None;
 
 /// Half of it for manifests, tags and links (some 20,000 of 3 KB), half for small blobs.
 pub const MEMORY: u64 = 128 * MIB;

@@ -26,6 +26,7 @@ pub struct Flags {
     pub upstream: Vec<String>,
     pub operations: Option<String>,
     pub adopt: Option<String>,
+    pub offline: bool,
     pub log: Option<String>,
     pub log_format: Option<String>,
     pub htpasswd_file: Option<String>,
@@ -76,6 +77,7 @@ const SETTINGS: [Setting; 7] = [
     },
 ];
 
+const OFFLINE: &str = "FOREBAY_OFFLINE";
 const LISTEN: &str = "FOREBAY_LISTEN";
 const UPSTREAM: &str = "FOREBAY_UPSTREAM";
 const CONFIG: &str = "FOREBAY_CONFIG";
@@ -174,6 +176,19 @@ impl Environment {
                 put(entries, setting.path, text_node(text.clone(), Origin::Flag(setting.flag)));
             }
         }
+        if let Some(text) = self.text(OFFLINE)? {
+            let origin = Origin::Variable(OFFLINE);
+            let found = Found { key: "offline".into(), origin: origin.clone(), value: text };
+            let offline = found.read(|text| match text.as_str() {
+                "true" | "1" => Ok(true),
+                "false" | "0" => Ok(false),
+                _ => Err(format!("`{text}` is neither `true` nor `false`")),
+            })?;
+            put(entries, &["offline"], Node { origin, kind: Kind::Switch(offline) });
+        }
+        if flags.offline {
+            put(entries, &["offline"], Node { origin: Origin::Flag("--offline"), kind: Kind::Switch(true) });
+        }
         // Empty parts of variables are nothing, as empty variables are; an empty flag is a mistake.
         let parts = |text: String| -> Vec<String> {
             let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
@@ -216,7 +231,7 @@ impl Environment {
         let known: Vec<&str> = SETTINGS
             .iter()
             .map(|setting| setting.variable)
-            .chain([LISTEN, UPSTREAM, CONFIG, ADOPT])
+            .chain([LISTEN, UPSTREAM, CONFIG, ADOPT, OFFLINE])
             .collect();
         let unknown = |name: &&str| {
             // Kubernetes and Docker links set these for a service that is called `forebay`.

@@ -15,7 +15,7 @@ use crate::telemetry::Format;
 use crate::upstream::{self, Password, PrivatePolicy};
 
 use super::tree::{join, quote_key};
-use super::units::{format_rate, format_size, format_time};
+use super::units::{format_rate, format_size, format_time, format_time_or_forever};
 use super::{Config, Sources};
 
 pub(super) struct Printer<'a> {
@@ -78,6 +78,7 @@ impl Config {
         p.line("data", self.store.data.display().to_string());
         let default = self.upstreams.first().map(|upstream| &upstream.host).filter(|host| host.is_default());
         p.line("default_upstream", default.map_or("none", |host| host.as_str()));
+        p.line("offline", self.mirror.offline);
         match self.http.operations {
             Some(address) => p.line("operations", address.to_string()),
             None => p.unset("operations", "on the public listeners only"),
@@ -174,8 +175,10 @@ impl Config {
         p.time("not_found", self.mirror.negative_not_found);
         p.time("denied", self.mirror.negative_denied);
         p.section("stale");
-        p.time("not_found", self.mirror.stale_after_not_found);
-        p.time("denied", self.mirror.stale_after_denied);
+        let stale = &self.mirror.stale;
+        p.line("not_found", format_time_or_forever(stale.not_found));
+        p.time("denied", stale.denied);
+        p.line("trouble", format_time_or_forever(stale.trouble));
     }
 
     fn explain_limits(&self, p: &mut Printer<'_>) {

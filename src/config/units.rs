@@ -89,6 +89,20 @@ pub fn timeout(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A time, or None for `forever`.
+pub fn time_or_forever(text: &str) -> Result<Option<Duration>, String> {
+    if text.trim() == "forever" {
+        Ok(None)
+    } else {
+        time(text).map(Some).map_err(|e| format!("{e}, or `forever`"))
+    }
+}
+
+/// What [`time_or_forever`] reads back as the same.
+pub fn format_time_or_forever(time: Option<Duration>) -> String {
+    time.map_or_else(|| "forever".to_owned(), format_time)
+}
+
 /// A time that [`time`] reads back as the same.
 pub fn format_time(time: Duration) -> String {
     humantime::format_duration(time).to_string()

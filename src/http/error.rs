@@ -187,6 +187,7 @@ impl ApiError {
         match error {
             Error::NotFound(subject) if hosted => Self::new(unknown(kind), not_hosted(subject, repository)),
             Error::NotFound(subject) => Self::new(unknown(kind), not_upstream(subject)),
+            Error::Offline(_) => Self::new(unknown(kind), message),
             Error::Denied { .. } => Self::new(Code::Denied, message),
             Error::UpstreamLimited { retry_after, .. } => {
                 Self::new(Code::TooManyRequests, message).retry_after(*retry_after).fault()

@@ -41,14 +41,24 @@ pub struct Options {
     pub negative_not_found: Duration,
     /// The same for 401 and 403.
     pub negative_denied: Duration,
-    /// How long a held tag outlives upstream's 404.
-    pub stale_after_not_found: Duration,
-    /// How long a held tag outlives its last proof when upstream says 401 or 403.
-    pub stale_after_denied: Duration,
+    pub stale: Stale,
+    /// No upstream is asked for anything: what is held is all there is.
+    pub offline: bool,
     /// Bytes of manifests, tags and links kept in memory.
     pub metadata_memory: u64,
     /// Bytes of small blobs kept in memory.
     pub blob_memory: u64,
+}
+
+/// How long a held tag is served though upstream does not confirm it. None: for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stale {
+    /// After upstream first said 404.
+    pub not_found: Option<Duration>,
+    /// After its last confirmation, when upstream says 401 or 403.
+    pub denied: Duration,
+    /// After its last confirmation, while upstream is in trouble, slow or out of quota.
+    pub trouble: Option<Duration>,
 }
 
 /// Asked before upstream quota is spent for a client that nobody else's work covers.
@@ -116,6 +126,14 @@ impl Mirror {
             Owner::Hosted => None,
         };
         found.ok_or_else(|| Error::NotFound(repository.to_string()))
+    }
+
+    /// Refuses to go on to an upstream where none is asked.
+    fn online(&self, subject: impl FnOnce() -> String) -> Result<(), Error> {
+        if !self.options.offline {
+            return Ok(());
+        }
+        Err(Error::Offline(subject()))
     }
 
     /// What upstream refused a moment ago, it is not asked again.

@@ -168,7 +168,8 @@ impl Mirror {
     /// served for a while that upstream has dropped. (A list that is empty there is empty here at once.)
     fn outlives_its_end(&self, known: &KnownReferrers) -> bool {
         let gone_for = known.gone_since.map(|since| self.clock.now().saturating_duration_since(since));
-        !known.list.is_empty() && gone_for.unwrap_or_default() < self.options.stale_after_not_found
+        !known.list.is_empty()
+            && self.options.stale.not_found.is_none_or(|longest| gone_for.unwrap_or_default() < longest)
     }
 
     /// Upstream has answered: that is answered from now on, and kept.

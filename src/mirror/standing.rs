@@ -83,6 +83,7 @@ impl Mirror {
         standing: &Standing,
         subject: &Subject,
     ) -> Result<Access, Error> {
+        self.online(|| subject.of(repository))?;
         let upstream = self.upstream(repository)?;
         let options = upstream.options();
         let identity = options.credential.as_ref().map_or(Identity::Anonymous, |_| Identity::Configured);

@@ -72,11 +72,21 @@ impl Mirror {
             return Ok(fresh);
         }
         let known = self.known_tag(request, tag).await;
-        let refused = || self.refused(request.repository, &Subject::Manifest(Reference::Tag(tag.clone())));
+        let subject = Subject::Manifest(Reference::Tag(tag.clone()));
+        let refused = || self.refused(request.repository, &subject);
         match &known {
+            Some(known) if self.options.offline => {
+                return Ok(Resolved::Known(
+                    known.clone(),
+                    Served::Stale("this mirror is offline, as configured".to_owned()),
+                ));
+            }
             Some(known) => {
                 if let Some(fresh) = self.while_fresh(known) {
                     return Ok(fresh);
+                }
+                if self.outlived_trouble(known).is_some() {
+                    refused()?;
                 }
                 if self.outlived_denial(known)
                     && let Err(denied @ Error::Denied { .. }) = refused()
@@ -147,7 +157,9 @@ impl Mirror {
     ) -> Result<ManifestAnswer, Error> {
         let Request { standing, repository, .. } = request;
         let Some(known) = self.known_tag(request, tag).await else { return Err(error) };
-        let Some(digest) = known.held() else { return Err(error) };
+        let Some(digest) = known.held().filter(|_| self.outlived_trouble(&known).is_none()) else {
+            return Err(error);
+        };
         let Some(held) = self.held_manifest(standing, repository, &digest).await else { return Err(error) };
         let why = error.to_string();
         let hold = match error {
@@ -208,7 +220,11 @@ impl Mirror {
         let Some(known) = known else { return flight.await.unwrap_or_else(lost) };
         match tokio::time::timeout(PATIENCE, flight).await {
             Ok(resolved) => resolved.unwrap_or_else(lost),
-            Err(_) => Ok(self.stale(repository, tag, &known, "the upstream is slow to answer", TROUBLE_HOLD)),
+            Err(_) => {
+                let why = "the upstream is slow to answer";
+                let error = Error::Unavailable { subject: subject.of(repository), why: why.to_owned() };
+                self.in_trouble(repository, tag, error, why, &known, TROUBLE_HOLD)
+            }
         }
     }
 
@@ -241,7 +257,7 @@ impl Mirror {
         match (head, known) {
             (Ok(head), known) => {
                 let paused = upstream.quota().paused_for;
-                Ok(self.told(repository, tag, head, known.as_deref(), paused))
+                self.told(repository, tag, head, known.as_deref(), paused)
             }
             (Err(error), None) => Err(self.refuse(repository, &subject, error)),
             (Err(error), Some(known)) => {
@@ -260,12 +276,14 @@ impl Mirror {
         head: ManifestHead,
         known: Option<&KnownTag>,
         paused: Option<Duration>,
-    ) -> Resolved {
-        let Some(digest) = head.digest else { return Resolved::Untold };
+    ) -> Result<Resolved, Error> {
+        let Some(digest) = head.digest else { return Ok(Resolved::Untold) };
         let same = known.filter(|known| known.digest == digest);
         if let (None, Some(known), Some(wait)) = (same, known, paused) {
             let why = "the tag has moved upstream, whose rate limit is exhausted";
-            return self.stale(repository, tag, known, why, wait.min(LONGEST_HOLD));
+            let subject = Subject::Manifest(Reference::Tag(tag.clone())).of(repository);
+            let limited = Error::UpstreamLimited { subject, retry_after: wait };
+            return self.in_trouble(repository, tag, limited, why, known, wait.min(LONGEST_HOLD));
         }
         let fresh_until = self.clock.now() + self.options.freshness.of(repository, tag);
         let mut fresh = KnownTag::new(digest, self.clock.wall(), fresh_until);
@@ -279,7 +297,7 @@ impl Mirror {
         }
         let fresh = Arc::new(fresh);
         self.memory.tags.insert((repository.clone(), tag.clone()), fresh.clone());
-        Resolved::Known(fresh, Served::Revalidated)
+        Ok(Resolved::Known(fresh, Served::Revalidated))
     }
 
     /// Upstream has not answered, or not well, for a tag that is known.
@@ -296,7 +314,8 @@ impl Mirror {
         let hold = match &error {
             Error::NotFound(_) => {
                 let since = known.gone_since.unwrap_or(now);
-                if now.saturating_duration_since(since) >= self.options.stale_after_not_found {
+                let gone_for = now.saturating_duration_since(since);
+                if self.options.stale.not_found.is_some_and(|longest| gone_for >= longest) {
                     self.forget(repository, tag);
                     let hold = self.options.negative_not_found;
                     return Err(self.remember(repository, &subject, error, hold));
@@ -312,16 +331,56 @@ impl Mirror {
                 }
                 LONGEST_HOLD
             }
-            Error::UpstreamLimited { retry_after, .. } => (*retry_after).min(LONGEST_HOLD),
-            _ => TROUBLE_HOLD,
+            Error::UpstreamLimited { retry_after, .. } => {
+                let hold = (*retry_after).min(LONGEST_HOLD);
+                return self.in_trouble(repository, tag, error, why, known, hold);
+            }
+            _ => return self.in_trouble(repository, tag, error, why, known, TROUBLE_HOLD),
         };
         Ok(self.stale(repository, tag, known, why, hold))
+    }
+
+    /// Upstream cannot say anything of a tag that is known: it is served for as long as is configured.
+    fn in_trouble(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        error: Error,
+        why: &str,
+        known: &KnownTag,
+        hold: Duration,
+    ) -> Result<Resolved, Error> {
+        let Some((age, longest)) = self.outlived_trouble(known) else {
+            return Ok(self.stale(repository, tag, known, why, hold));
+        };
+        let [age, longest] = [age, longest].map(|time| humantime::format_duration(whole_seconds(time)));
+        tracing::warn!(%repository, %tag, why, "a held tag is too old to be served stale (`stale.trouble`)");
+        let subject = Subject::Manifest(Reference::Tag(tag.clone()));
+        let error = match error {
+            limited @ Error::UpstreamLimited { .. } => limited,
+            _ => Error::Unavailable {
+                subject: subject.of(repository),
+                why: format!(
+                    "{why}; it is held, last confirmed {age} ago, and served for no longer than {longest} \
+                     without that (`stale.trouble`): pull it by digest, or raise the setting"
+                ),
+            },
+        };
+        Err(self.remember(repository, &subject, error, super::TROUBLE_HOLD))
+    }
+
+    /// The age of a tag's last confirmation, and the time after which it is not served in trouble any
+    /// more, where that is past. A clock that was set back makes nothing old.
+    fn outlived_trouble(&self, known: &KnownTag) -> Option<(Duration, Duration)> {
+        let longest = self.options.stale.trouble?;
+        let age = self.clock.wall().duration_since(known.seen).unwrap_or_default();
+        (age >= longest).then_some((age, longest))
     }
 
     /// Whether a denial ends what is known: upstream last said it too long ago.
     fn outlived_denial(&self, known: &KnownTag) -> bool {
         let age = self.clock.wall().duration_since(known.seen).unwrap_or_default();
-        age >= self.options.stale_after_denied
+        age >= self.options.stale.denied
     }
 
     /// Keeps what is known for a while without asking again, marked.
@@ -356,4 +415,8 @@ impl Mirror {
         let (tag, digest, seen) = (tag.clone(), known.digest, known.seen);
         self.writes.add(repository, "a tag", move |store| store.put_tag(&grant, &tag, &digest, seen));
     }
+}
+
+fn whole_seconds(time: Duration) -> Duration {
+    Duration::from_secs(time.as_secs())
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use super::*;
+use crate::mirror::Stale;
 use crate::oci::{Owner, UpstreamHost};
 use crate::telemetry::Format;
 use crate::upstream::PrivatePolicy;
@@ -28,8 +29,9 @@ fn nothing_at_all_is_a_configuration() {
         (seconds(6 * 3600), seconds(300), 0.1)
     );
     assert_eq!((config.mirror.negative_not_found, config.mirror.negative_denied), (seconds(30), seconds(60)));
-    assert_eq!(config.mirror.stale_after_not_found, seconds(24 * 3600));
-    assert_eq!(config.mirror.stale_after_denied, seconds(15 * 60));
+    let (not_found, denied) = (Some(seconds(24 * 3600)), seconds(15 * 60));
+    assert_eq!(config.mirror.stale, Stale { not_found, denied, trouble: None });
+    assert!(!config.mirror.offline);
     assert_eq!((config.mirror.metadata_memory, config.mirror.blob_memory), (64 << 20, 64 << 20));
     let hub = &config.upstreams[0];
     assert_eq!(hub.url.as_str(), "https://registry-1.docker.io/");
