@@ -10,7 +10,7 @@ packages="
   podman
   skopeo buildah
   busybox-static
-  iproute2 mount
+  iproute2 nftables mount
   nginx-light wrk
 "
 

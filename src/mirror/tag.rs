@@ -75,15 +75,13 @@ impl Mirror {
         let subject = Subject::Manifest(Reference::Tag(tag.clone()));
         let refused = || self.refused(request.repository, &subject);
         match &known {
-            Some(known) if self.options.offline => {
-                return Ok(Resolved::Known(
-                    known.clone(),
-                    Served::Stale("this mirror is offline, as configured".to_owned()),
-                ));
-            }
             Some(known) => {
                 if let Some(fresh) = self.while_fresh(known) {
                     return Ok(fresh);
+                }
+                if self.options.offline {
+                    let why = "this mirror is offline, as configured".to_owned();
+                    return Ok(Resolved::Known(known.clone(), Served::Stale(why)));
                 }
                 if self.outlived_trouble(known).is_some() {
                     refused()?;

@@ -78,6 +78,23 @@ impl Containerd {
         Self { process, directory: directory.to_owned(), snapshotter }
     }
 
+    /// Has `host` asked of the mirror at this URL first, as `docker.io` is.
+    pub fn mirrors(&self, host: &str, url: &str) {
+        let hosts = self.directory.join("certs.d").join(host);
+        std::fs::create_dir_all(&hosts).unwrap();
+        let text = format!(
+            "server = \"https://{host}\"\n[host.\"{url}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
+        );
+        std::fs::write(hosts.join("hosts.toml"), text).unwrap();
+    }
+
+    /// Pulls an image of any registry by way of its `hosts.toml`.
+    pub async fn pull_mirrored(&self, image: &str) {
+        let mut pull = self.ctr(["images", "pull", "--all-platforms", "--snapshotter", self.snapshotter]);
+        pull.arg("--hosts-dir").arg(self.directory.join("certs.d"));
+        run(with(pull, full(image))).await;
+    }
+
     fn socket(&self) -> PathBuf {
         self.directory.join("sock")
     }
@@ -189,6 +206,17 @@ impl Podman {
         std::fs::write(directory.join("auth.json"), "{}").unwrap();
         let driver = if overlay_works(directory).await { "overlay" } else { "vfs" };
         Self { directory: directory.to_owned(), driver }
+    }
+
+    /// Has `host` asked of `location` (`127.0.0.1:5000/host`) first, as `docker.io` is.
+    pub fn mirrors(&self, host: &str, location: &str) {
+        let file = self.directory.join("registries.conf");
+        let mut text = std::fs::read_to_string(&file).unwrap();
+        text += &format!(
+            "[[registry]]\nprefix = \"{host}\"\nlocation = \"{host}\"\n\
+             [[registry.mirror]]\nlocation = \"{location}\"\ninsecure = true\n"
+        );
+        std::fs::write(file, text).unwrap();
     }
 
     pub fn podman<const N: usize>(&self, arguments: [&str; N]) -> Command {

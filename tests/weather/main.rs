@@ -1,0 +1,10 @@
+//! Any registry, any client, any weather: many upstreams at once, and what is left of them.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bots;
+mod builds;
+mod links;
+mod many;
+mod offline;
