@@ -87,6 +87,11 @@ fn change(args: &HtpasswdArgs) -> Result<String, Refused> {
         }
         Err(error) => return Err(failed(file, &error)),
     };
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
+        let why =
+            format!("{}: the directory {} is not there; make it first", file.display(), folder.display());
+        return Err(misused(why));
+    }
     let hash = match args.delete {
         true => None,
         false => Some(htpasswd::hash(&password(user)?, args.cost).map_err(misused)?),

@@ -395,6 +395,10 @@ impl Config {
         p.line("anonymous_pull", auth.anonymous_pull);
         p.line("mirror", auth.mirror);
         match &auth.login_hosts {
+            // Not written out: with the first login, the default is another one.
+            LoginHosts::All if p.source("login_hosts") == "default" => {
+                p.unset("login_hosts", "all; with logins and an upstream, none unless written here");
+            }
             LoginHosts::All => p.line("login_hosts", texts(&["*"])),
             LoginHosts::These(hosts) => p.line("login_hosts", texts(hosts)),
         }

@@ -72,8 +72,8 @@ pub struct Choices {
 
 /// A configuration file is a page or two.
 const LARGEST_FILE: u64 = 1 << 20;
-const NO_REGISTRY_FILE: &str = "there is no such file; name the registry's own, which its image may have brought \
-                                along, or mount one there";
+const NO_REGISTRY_FILE: &str = "there is no such file; name the configuration of a registry:2 that is there (the \
+                                file that its image has is not in this one), or a Forebay's own with --config";
 const NO_FILE: &str = "there is no such file; correct --config or FOREBAY_CONFIG";
 
 /// Reads and checks the whole configuration. Called again, it reads the file again.

@@ -90,8 +90,8 @@ impl Service {
         }
         let message = match reason {
             Reason::PushIsLocal => format!(
-                "{action} of {repository} needs no login from this very machine only, by an address of it and \
-                 through no proxy"
+                "{action} of {repository} is for programs on this very machine only, by an address of it and \
+                 through no proxy; to allow others, set `auth.htpasswd_file`, or `hosted.push = \"open\"`"
             ),
             _ => {
                 let why = self.gate.policy().explain(reason);

@@ -52,8 +52,8 @@ pub enum PushError {
     #[error("the manifest names what {repository} does not have: {}; push that first", list(.missing))]
     Missing { repository: Repository, missing: Vec<Digest> },
     #[error(
-        "tag `{tag}` of {repository} may not be changed: it matches `{pattern}` of `hosted.immutable_tags`; push \
-         under another tag"
+        "tag `{tag}` of {repository} may not be changed: it matches `{pattern}` of `hosted.immutable_tags`; a \
+         new image goes under another tag"
     )]
     Immutable { repository: Repository, tag: Tag, pattern: String },
     #[error("nothing may be deleted here: `hosted.delete` is off in the configuration")]
