@@ -69,11 +69,9 @@ pub async fn run(
     app.take_commands(&collector).await?;
     let grace = config.http.shutdown_grace;
     let hosts: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.host.as_str()).collect();
-    let mut addresses: Vec<String> = listeners.addresses().iter().map(ToString::to_string).collect();
-    let operations = config.http.operations.and_then(|_| addresses.pop());
     tracing::info!(
-        listen = addresses.join(", "),
-        operations,
+        listen = listeners.public().join(", "),
+        operations = listeners.operations().map(|address| address.to_string()),
         data = %app.store.data_dir().display(),
         upstreams = hosts.join(", "),
         tls = config.http.tls.is_some(),
@@ -357,6 +355,7 @@ impl App {
         let (http, was) = (&new.http, &self.started.http);
         let parts = [
             ("listen", http.listen != was.listen),
+            ("listener", http.listeners != was.listeners),
             ("operations", http.operations != was.operations),
             ("tls", http.tls != was.tls),
             ("shutdown", http.shutdown_grace != was.shutdown_grace),

@@ -47,8 +47,9 @@
 //!           http::respond  <-----------------+             head, then body as it comes
 //! ```
 //!
-//! 1. `http::route` reads method, path and query once; `http::owners` turns every spelling of a
-//!    repository into one [`oci::Repository`]. Nothing below sees a raw string.
+//! 1. `http::route` reads method, path and query once; `http::address` says what listener, host, path and
+//!    `?ns=` are addressed to, and `http::owners` turns every spelling of a repository into one
+//!    [`oci::Repository`]. Nothing below sees a raw string.
 //! 2. A tag is fresh for a time, then confirmed by one HEAD however many clients wait. Where upstream
 //!    is in trouble, or slow, the tag that is held is served as stale. A digest is never confirmed.
 //! 3. A manifest that is not held is fetched by one GET. Before it is given out for the first time,
@@ -101,7 +102,7 @@
 //! | quota is spent once, read and obeyed | `tests/limits/quota.rs`, `upstream/tests/limits.rs` |
 //! | what is private stays so; credentials go where they belong | `tests/limits/private.rs`, `upstream/tests/auth.rs`, `hops.rs` |
 //! | who may do what is a rule's or a default's word, whatever the spelling | `access::policy`, `tests/access/` |
-//! | a name has one owner, by configuration alone | `http::owners`, `config/tests/upstreams.rs`, `tests/mirror.rs` |
+//! | a name has one owner, by configuration alone | `http::owners`, `http::address`, `config/tests/upstreams.rs`, `tests/mirror.rs` |
 //! | the tree is that of CNCF distribution, both ways | `tests/life/tree.rs`, `dropin.rs`, `round_trip.rs` |
 //! | no spelling of a path leads outside the tree | `http/route/tests.rs`, `store::layout` |
 //! | everything has a limit | `tests/limits/`, `http/listen/tests.rs`, `upstream::gate`, `access::limits` |

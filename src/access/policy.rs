@@ -5,7 +5,7 @@ use std::fmt;
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 use super::{Action, Identity, Who};
-use crate::oci::{Owner, Repository};
+use crate::oci::{Owner, Repository, UpstreamHost};
 
 /// While nobody can log in: from where hosted repositories are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +129,25 @@ impl Policy {
             Some(place) => Decision::Allowed(Reason::Rule(place)),
             None => Decision::Denied(Reason::NoRule),
         }
+    }
+
+    /// Whether there is anything of an upstream that may be pulled.
+    pub fn opens(&self, identity: &Identity, host: &UpstreamHost) -> bool {
+        let Defaults { logins, mirror, .. } = self.defaults;
+        if self.rules.is_empty() {
+            return !logins || !mirror || !identity.is_anonymous();
+        }
+        // Canonical names begin with the host: whether the rest of a pattern fits, some name has.
+        let reaches = |pattern: &String| match pattern.split_once('/') {
+            None => pattern == "**",
+            Some((first, _)) => glob(first).is_ok_and(|glob| glob.compile_matcher().is_match(host.as_str())),
+        };
+        self.rules.iter().any(|(rule, _)| {
+            let covers = |granted: &Action| matches!(granted, Action::Pull | Action::Admin);
+            rule.actions.iter().any(covers)
+                && rule.who.iter().any(|who| who.includes(identity))
+                && rule.repositories.iter().any(reaches)
+        })
     }
 
     /// What decided, for people.
@@ -286,6 +305,37 @@ mod tests {
         let decision = policy.decide(&user("alice"), false, Action::Push, &hosted("corp.internal/app"));
         let told = policy.explain(decision.reason());
         assert_eq!(told, "rule 1 at forebay.toml:3: alice may pull, push corp.internal/**");
+    }
+
+    #[test]
+    fn an_upstream_is_open_where_something_of_it_may_be_pulled() {
+        let (alice, host) =
+            (Identity::User("alice".into()), |host: &str| host.parse::<UpstreamHost>().unwrap());
+        let opens = |patterns: &str, actions: &[Action], who: &Identity, to: &str| {
+            Policy::new(vec![rule("alice", patterns, actions)], defaults()).unwrap().opens(who, &host(to))
+        };
+        for (pattern, expected) in [
+            ("ghcr.io/**", true),
+            ("ghcr.io/team/app", true),
+            ("**", true),
+            ("**/app", true),
+            ("*/app", true),
+            ("ghcr.*/x", true),
+            ("*.io/x", true),
+            ("quay.io/**", false),
+            ("ghcr.io", false),
+            ("*", false),
+        ] {
+            assert_eq!(opens(pattern, &[Action::Pull], &alice, "ghcr.io"), expected, "{pattern}");
+            assert!(!opens(pattern, &[Action::Push], &alice, "ghcr.io"), "{pattern}");
+            assert!(!opens(pattern, &[Action::Pull], &Identity::Anonymous, "ghcr.io"), "{pattern}");
+        }
+        let free = |defaults| Policy::new(Vec::new(), defaults).unwrap();
+        let anonymous = |policy: Policy| policy.opens(&Identity::Anonymous, &host("ghcr.io"));
+        assert!(anonymous(free(defaults())));
+        assert!(!anonymous(free(Defaults { mirror: true, ..defaults() })));
+        assert!(anonymous(free(Defaults { mirror: true, logins: false, ..defaults() })));
+        assert!(free(Defaults { mirror: true, ..defaults() }).opens(&alice, &host("ghcr.io")));
     }
 
     #[test]

@@ -59,7 +59,8 @@ pub fn read(
         None => LoginHosts::These(Vec::new()),
     };
     warnings.extend(options.htpasswd_file.as_deref().and_then(files::exposed));
-    warn(&options, warnings);
+    let asks = http.listeners.iter().any(|listener| listener.scope.serve == http::Serve::Hosted);
+    warn(&options, asks, warnings);
     Ok(options)
 }
 
@@ -87,8 +88,8 @@ pub fn client_certificates(tls: &mut Section) -> Result<Option<(Found<String>, h
     }
 }
 
-/// What is likely not meant.
-fn warn(options: &AuthOptions, warnings: &mut Vec<String>) {
+/// What is likely not meant. `asks`: there is a listener that asks for logins wherever it is reached.
+fn warn(options: &AuthOptions, asks: bool, warnings: &mut Vec<String>) {
     let mut warn = |text: &str| warnings.push(text.to_owned());
     let logins = options.has_logins();
     if options.tokens.is_some() && options.token_server.is_some() {
@@ -102,7 +103,7 @@ fn warn(options: &AuthOptions, warnings: &mut Vec<String>) {
             "auth.tokens: there is nobody to give them to; set auth.htpasswd_file, or an [auth.issuer.\"NAME\"]",
         );
     }
-    if logins && options.login_hosts == LoginHosts::These(Vec::new()) {
+    if logins && !asks && options.login_hosts == LoginHosts::These(Vec::new()) {
         warn(
             "auth.login_hosts: none, so `docker login` is not asked for a password, and dockerd and podman cannot \
              push: write the host and port that people log in at, `login_hosts = [\"registry.corp:5000\"]`, other \
@@ -376,7 +377,8 @@ fn pattern(text: &str, owners: &OwnersOptions) -> std::result::Result<String, St
     let first = text.split('/').next().unwrap_or_default();
     for (host, aliases) in &owners.upstreams {
         let hub = host.is_docker_hub() && ["index.docker.io", "registry-1.docker.io"].contains(&first);
-        if first != text && (hub || aliases.iter().any(|alias| alias == first)) {
+        let by_host = owners.hosts.iter().any(|(name, of)| name == first && of == host);
+        if first != text && (hub || by_host || aliases.iter().any(|alias| alias == first)) {
             let rest = &text[first.len()..];
             return Err(format!(
                 "rules name repositories by their registry's own host; write `{host}{rest}`"

@@ -1,6 +1,5 @@
 //! From what was written to checked options, table by table.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,13 +8,13 @@ use ipnet::IpNet;
 use crate::access::{self, IdentityLimit, Override, Rates, Wild};
 use crate::oci::{Owner, UpstreamHost};
 use crate::telemetry::{self, Format};
-use crate::{http, mirror, store};
+use crate::{mirror, store};
 
 use super::environment::Environment;
 use super::error::ConfigError;
 use super::section::{Found, Section};
 use super::tree::Entries;
-use super::{Choices, Config, defaults, events, files, gc, hosted, names, units, upstreams};
+use super::{Choices, Config, defaults, events, gc, hosted, listeners, names, units, upstreams};
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -32,13 +31,15 @@ pub fn build(
     let upstreams = upstreams::read(root.section("upstream")?, default_upstream, &mut warnings)?;
     let mut hosted = root.section("hosted")?;
     let push = hosted.read("push", super::access::push)?;
-    let (owners, shadow) = names::owners(&upstreams, &mut hosted, &mut warnings)?;
+    let tls = listeners::tls(root.section("tls")?, &mut warnings)?;
+    let further = listeners::further(&mut root, &upstreams, tls.is_some())?;
+    let (owners, shadow) = names::owners(&upstreams, &further, &mut hosted, &mut warnings)?;
     let upstreams: Vec<_> = upstreams.into_iter().map(|upstream| upstream.options).collect();
     let adopt = adopt.map(|adopt| adopt.read(|text| owner(text, &upstreams))).transpose()?;
     let mut limits = root.section("limits")?;
     let mut cache = root.section("cache")?;
     let (telemetry, log_format) = logs(root.section("log")?, environment.terminal)?;
-    let http = listeners(&mut root, &mut limits, &mut warnings)?;
+    let http = listeners::read(&mut root, tls, further, &mut limits)?;
     let (gc, lease) = gc::read(root.section("gc")?, &mut hosted)?;
     let config = Config {
         auth: super::access::read(&mut root, push, &http, &owners, &mut warnings)?,
@@ -61,103 +62,6 @@ pub fn build(
     cache.finish()?;
     root.finish()?;
     Ok(config)
-}
-
-fn listeners(root: &mut Section, limits: &mut Section, warnings: &mut Vec<String>) -> Result<http::Options> {
-    let listen = match root.list("listen")? {
-        Some(texts) => addresses(&texts)?,
-        None => defaults::listen(),
-    };
-    let operations = match root.text("operations")? {
-        Some(found) => {
-            let address = found.read(|text| operators_address(text))?;
-            if address.port() != 0 && listen.contains(&address) {
-                return Err(
-                    found.error(format!("{address} is in `listen` too; give operations another port"))
-                );
-            }
-            Some(address)
-        }
-        None => None,
-    };
-    let mut shutdown = root.section("shutdown")?;
-    let shutdown_grace = shutdown.read("grace", units::time)?.unwrap_or(defaults::SHUTDOWN_GRACE);
-    shutdown.finish()?;
-    let timeout = |limits: &mut Section, key, default| -> Result<Duration> {
-        Ok(limits.read(key, units::timeout)?.unwrap_or(default))
-    };
-    Ok(http::Options {
-        listen,
-        operations,
-        tls: tls(root.section("tls")?, warnings)?,
-        max_connections: limits
-            .number("max_connections", 1..=1_000_000)?
-            .unwrap_or(defaults::MAX_CONNECTIONS),
-        header_timeout: timeout(limits, "header_timeout", defaults::CLIENT_HEADER_TIMEOUT)?,
-        idle_timeout: timeout(limits, "idle_timeout", defaults::CLIENT_IDLE_TIMEOUT)?,
-        shutdown_grace,
-    })
-}
-
-fn addresses(texts: &Found<Vec<Found<String>>>) -> Result<Vec<SocketAddr>> {
-    let mut addresses = Vec::with_capacity(texts.value.len());
-    for found in &texts.value {
-        let address = found.read(|text| address(text))?;
-        // Port 0 asks for any free port, so it may be there twice.
-        if address.port() != 0 && addresses.contains(&address) {
-            return Err(found.error(format!("{address} is there twice; leave one out")));
-        }
-        addresses.push(address);
-    }
-    if addresses.is_empty() {
-        let reason = "the list is empty; name an address such as `0.0.0.0:5000`, or leave the key out";
-        return Err(texts.error(reason));
-    }
-    Ok(addresses)
-}
-
-fn address(text: &str) -> std::result::Result<SocketAddr, String> {
-    text.parse().map_err(|_| {
-        format!(
-            "`{text}` is no address with a port; write `127.0.0.1:5000`, `[::1]:5000`, or for every interface \
-             `0.0.0.0:5000` and `[::]:5000`"
-        )
-    })
-}
-
-fn operators_address(text: &str) -> std::result::Result<SocketAddr, String> {
-    text.parse().map_err(|_| format!("`{text}` is no address with a port; write `127.0.0.1:9090`"))
-}
-
-fn tls(mut section: Section, warnings: &mut Vec<String>) -> Result<Option<http::TlsOptions>> {
-    let certificate = section.text("certificate_file")?;
-    let key = section.text("key_file")?;
-    let clients = super::access::client_certificates(&mut section)?;
-    section.finish()?;
-    let (certificate, key) = match (certificate, key) {
-        (None, None) => match clients {
-            Some((found, _)) => {
-                return Err(
-                    found.error("clients show certificates over HTTPS only; set tls.certificate_file too")
-                );
-            }
-            None => return Ok(None),
-        },
-        (Some(certificate), Some(key)) => (certificate, key),
-        (Some(alone), None) => {
-            return Err(alone.error("a certificate needs its key; set tls.key_file or --tls-key-file too"));
-        }
-        (None, Some(alone)) => {
-            return Err(alone.error(
-                "a key needs its certificate; set tls.certificate_file or --tls-certificate-file too",
-            ));
-        }
-    };
-    let certificate_file = certificate.read(|path| files::pem(path, "CERTIFICATE"))?;
-    let key_file = key.read(|path| files::pem(path, "PRIVATE KEY"))?;
-    warnings.extend(files::exposed(&key_file));
-    let clients = clients.map(|(_, clients)| clients);
-    Ok(Some(http::TlsOptions { certificate_file, key_file, clients }))
 }
 
 fn client_limits(limits: &mut Section, warnings: &mut Vec<String>) -> Result<access::Options> {

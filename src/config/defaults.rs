@@ -28,6 +28,9 @@ pub fn listen() -> Vec<SocketAddr> {
     vec![(Ipv4Addr::LOCALHOST, 5000).into(), (Ipv6Addr::LOCALHOST, 5000).into()]
 }
 
+/// Owner and group may connect: a Unix socket's mode is who may reach it.
+pub const SOCKET_MODE: u32 = 0o660;
+
 /// Where packages of system services keep their state.
 pub const ROOT_DATA: &str = "/var/lib/forebay";
 

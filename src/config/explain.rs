@@ -30,6 +30,12 @@ impl Printer<'_> {
         self.out += &format!("\n[{}]\n", self.path);
     }
 
+    /// One of a list of tables.
+    pub fn table(&mut self, path: &str) {
+        self.path.clear();
+        self.out += &format!("\n[[{path}]] # {}\n", self.source(path));
+    }
+
     pub fn line(&mut self, key: &str, value: impl Into<Value>) {
         let key = quote_key(key);
         self.out += &format!("{key} = {} # {}\n", value.into(), self.source(&key));
@@ -74,7 +80,7 @@ impl Config {
     /// named by their files.
     pub fn explain(&self) -> String {
         let mut p = Printer { out: String::new(), path: String::new(), sources: &self.sources };
-        p.line("listen", texts(&self.http.listen));
+        self.explain_listen(&mut p);
         p.line("data", self.store.data.display().to_string());
         let default = self.upstreams.first().map(|upstream| &upstream.host).filter(|host| host.is_default());
         p.line("default_upstream", default.map_or("none", |host| host.as_str()));
@@ -86,8 +92,10 @@ impl Config {
         if let Some(adopt) = &self.store.adopt {
             p.unset("--adopt", &adopt.to_string());
         }
-        for (options, (_, aliases)) in self.upstreams.iter().zip(&self.owners.upstreams) {
-            explain_upstream(&mut p, options, aliases);
+        self.explain_listeners(&mut p);
+        for (options, (host, aliases)) in self.upstreams.iter().zip(&self.owners.upstreams) {
+            let hosts = self.owners.hosts.iter().filter(|(_, of)| of == host).map(|(name, _)| name);
+            explain_upstream(&mut p, options, aliases, &hosts.collect::<Vec<_>>());
         }
         self.explain_names_and_cache(&mut p);
         self.explain_freshness(&mut p);
@@ -107,6 +115,7 @@ impl Config {
             Some(required) => p.line("client_auth", if required { "required" } else { "optional" }),
             None => p.unset("client_auth", "none"),
         }
+        self.explain_certificates(&mut p);
         self.events.endpoints.iter().for_each(|endpoint| explain_endpoint(&mut p, endpoint));
         p.section("shutdown");
         p.time("grace", self.http.shutdown_grace);
@@ -252,10 +261,11 @@ fn explain_endpoint(p: &mut Printer<'_>, options: &EndpointOptions) {
     }
 }
 
-fn explain_upstream(p: &mut Printer<'_>, options: &upstream::Options, aliases: &[String]) {
+fn explain_upstream(p: &mut Printer<'_>, options: &upstream::Options, aliases: &[String], hosts: &[&String]) {
     p.section(join("upstream", options.host.as_str()));
     p.line("url", options.url.as_str());
     p.line("aliases", texts(aliases));
+    p.line("hosts", texts(hosts));
     let credential = options.credential.as_ref();
     match credential {
         Some(credential) => p.line("username", credential.username.as_str()),

@@ -15,6 +15,7 @@ mod explain;
 mod files;
 mod gc;
 mod hosted;
+mod listeners;
 mod names;
 mod permissions;
 mod section;

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use globset::GlobBuilder;
 
-use crate::http::OwnersOptions;
+use crate::http::{ListenerOptions, OwnersOptions, Serve};
+use crate::oci::UpstreamHost;
 
 use super::defaults;
 use super::error::ConfigError;
@@ -14,6 +15,7 @@ use super::upstreams::Upstream;
 /// Checks that no name has two owners. Also tells of `shadow`.
 pub fn owners(
     upstreams: &[Upstream],
+    listeners: &[ListenerOptions],
     hosted: &mut Section,
     warnings: &mut Vec<String>,
 ) -> Result<(OwnersOptions, bool), ConfigError> {
@@ -21,6 +23,9 @@ pub fn owners(
     let has_default = upstreams.iter().any(|upstream| upstream.options.host.is_default());
     let shadow = hosted.switch("shadow")?.unwrap_or(false);
     let patterns = hosted.texts("repositories")?;
+    // The listeners on which no name is Docker Hub's.
+    let hosted_only = listeners.iter().any(|listener| listener.scope.serve == Serve::Hosted);
+    let mut apart = Vec::new();
     for pattern in patterns.iter().flatten() {
         pattern.read(|text| check_pattern(text))?;
         let first = pattern.value.split('/').next().unwrap_or_default();
@@ -36,11 +41,15 @@ pub fn owners(
             continue;
         }
         let pattern_text = &pattern.value;
+        if !shadow && hosted_only {
+            apart.push(pattern_text.clone());
+            continue;
+        }
         if !shadow {
             return Err(pattern.error(format!(
                 "`{pattern_text}` matches names that Docker Hub may have, and dockerd would be given hosted images for \
-                 them; start the pattern with a component that has a dot, such as `corp.internal/**`, or set \
-                 `shadow = true` if that is what you want"
+                 them; start the pattern with a component that has a dot, such as `corp.internal/**`, or add a \
+                 [[listener]] with `serve = \"hosted\"` for them, or set `shadow = true` if that is what you want"
             )));
         }
         warnings.push(format!(
@@ -51,10 +60,17 @@ pub fn owners(
     let owners = OwnersOptions {
         upstreams: upstreams
             .iter()
-            .map(|Upstream { options, aliases }| {
+            .map(|Upstream { options, aliases, .. }| {
                 (options.host.clone(), aliases.iter().map(|alias| alias.value.clone()).collect())
             })
             .collect(),
+        hosts: upstreams
+            .iter()
+            .flat_map(|Upstream { options, hosts, .. }| {
+                hosts.iter().map(|host| (host.value.clone(), options.host.clone()))
+            })
+            .collect(),
+        apart,
         hosted: patterns.unwrap_or_else(|| vec![defaults::HOSTED.into()]),
     };
     Ok((owners, shadow))
@@ -66,25 +82,45 @@ fn claimed(upstreams: &[Upstream]) -> Result<HashMap<&str, &str>, ConfigError> {
         .iter()
         .map(|upstream| (upstream.options.host.as_str(), upstream.options.host.as_str()))
         .collect();
-    for Upstream { options, aliases } in upstreams {
-        for alias in aliases {
-            let text = alias.value.as_str();
+    for Upstream { options, aliases, hosts } in upstreams {
+        for (claim, kind) in
+            aliases.iter().map(|alias| (alias, "alias")).chain(hosts.iter().map(|host| (host, "host")))
+        {
+            let text = claim.value.as_str();
             match claimed.insert(text, options.host.as_str()) {
                 None => {}
                 Some(other) if other == text => {
                     return Err(
-                        alias.error(format!("`{text}` is an upstream's own name; choose another alias"))
+                        claim.error(format!("`{text}` is an upstream's own name; choose another {kind}"))
                     );
                 }
                 Some(other) => {
-                    return Err(alias.error(format!(
-                        "`{text}` is an alias of {other} already; leave one of the two out"
-                    )));
+                    return Err(
+                        claim.error(format!("`{text}` leads to {other} already; leave one of the two out"))
+                    );
                 }
             }
         }
     }
     Ok(claimed)
+}
+
+/// A virtual host: a name of this server's in DNS, without a port.
+pub fn check_host(text: &str) -> Result<(), String> {
+    let example = "write a name of this server's, such as `ghcr.mirror.corp`";
+    if text.contains(':') {
+        return Err(format!(
+            "`{text}` is more than a name: ports do not count, and schemes are not known here; {example}"
+        ));
+    }
+    if text == "localhost" || text.parse::<std::net::IpAddr>().is_ok() {
+        return Err(format!("`{text}` is what any client may find this server by; {example}"));
+    }
+    match text.parse::<UpstreamHost>() {
+        Ok(_) if text == text.to_ascii_lowercase() => Ok(()),
+        Ok(_) => Err(format!("`{text}`: write it in lower case")),
+        Err(_) => Err(format!("`{text}` is no host; {example}")),
+    }
 }
 
 /// What stands for components of names: their characters, `*`, and `**` as a component of its own.

@@ -11,10 +11,11 @@ use super::error::ConfigError;
 use super::section::{Found, Section};
 use super::{defaults, files, units};
 
-/// One upstream, and the aliases it claims.
+/// One upstream, and the aliases and virtual hosts it claims.
 pub struct Upstream {
     pub options: Options,
     pub aliases: Vec<Found<String>>,
+    pub hosts: Vec<Found<String>>,
 }
 
 /// The default one, if any, is first; it is there whether it has a table or not.
@@ -85,6 +86,10 @@ fn upstream(
     for alias in &aliases {
         alias.read(|text| check_alias(text))?;
     }
+    let claimed_hosts = table.texts("hosts")?.unwrap_or_default();
+    for host in &claimed_hosts {
+        host.read(|text| super::names::check_host(text))?;
+    }
     let found = table.text("url")?;
     let url = match &found {
         Some(found) => found.read(|text| base_url(text))?,
@@ -126,7 +131,7 @@ fn upstream(
         )));
     }
     table.finish()?;
-    Ok(Upstream { options, aliases })
+    Ok(Upstream { options, aliases, hosts: claimed_hosts })
 }
 
 fn credential(table: &mut Section, warnings: &mut Vec<String>) -> Result<Option<Credential>, ConfigError> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::uri::Authority;
 use http::{HeaderName, HeaderValue, Version, header};
 
+use super::address::{Address, Serve};
 use super::connection::Arrival;
 use super::error::{ApiError, Code};
 use super::handler::Service;
@@ -13,7 +14,7 @@ use super::respond::header_value;
 use crate::access::{
     Action, Caller, Challenge, Client, Decision, Gate, Grants, Identity, NotShown, Reason, Refused,
 };
-use crate::oci::{Owner, Repository};
+use crate::oci::{Owner, Repository, UpstreamHost};
 
 /// Headers that proxies add, besides all of `X-Forwarded-`.
 const FORWARDING: [HeaderName; 3] = [header::FORWARDED, header::VIA, HeaderName::from_static("x-real-ip")];
@@ -106,10 +107,17 @@ impl Service {
         may_pull(&self.gate, &self.owners, caller, repository)
     }
 
+    /// The upstreams of which the caller may pull something. The others' names are not told.
+    pub(super) fn open_upstreams(&self, caller: &Caller) -> Vec<String> {
+        let is_open = |host: &&UpstreamHost| may_pull_from(&self.gate, &self.owners, caller, host);
+        self.owners.configured().iter().filter(is_open).map(ToString::to_string).collect()
+    }
+
     /// Lets a caller in to what concerns no single repository: the ping of `/v2/`, the lists. `ping`
-    /// is one of the mirror where another registry is named, which is asked for no login by default.
-    pub(super) fn admit(&self, caller: &Caller, names_upstream: bool) -> Result<(), ApiError> {
-        if names_upstream && !self.gate.options().mirror {
+    /// is one of the mirror where another registry is addressed, which is asked for no login by default.
+    pub(super) fn admit(&self, caller: &Caller, address: &Address, is_ping: bool) -> Result<(), ApiError> {
+        let of_mirror = address.upstream().is_some() || address.serve == Serve::Mirror;
+        if is_ping && of_mirror && !self.gate.options().mirror {
             return Ok(());
         }
         if let Some(refused) = &caller.refused {
@@ -118,7 +126,9 @@ impl Service {
         let authority = caller.base.split_once("://").map_or("", |(_, authority)| authority);
         let authority = authority.split('/').next().unwrap_or_default();
         let shown = !caller.identity.is_anonymous() || caller.grants.is_some();
-        if shown || !self.gate.has_logins() || !self.gate.is_login_host(authority) {
+        // No mirror of dockerd's leads where nothing is mirrored: passwords sent there are meant for it.
+        let asks = address.serve == Serve::Hosted || self.gate.is_login_host(authority);
+        if shown || !self.gate.has_logins() || !asks {
             return Ok(());
         }
         match self.challenge(caller, None, None) {
@@ -223,6 +233,15 @@ fn may_pull(gate: &Gate, owners: &Owners, caller: &Caller, repository: &Reposito
             gate.policy().decide(&caller.identity, false, Action::Pull, repository).is_allowed()
         }
         _ => matches!(verdict(gate, owners, caller, Action::Pull, repository), Verdict::Yes),
+    }
+}
+
+fn may_pull_from(gate: &Gate, owners: &Owners, caller: &Caller, host: &UpstreamHost) -> bool {
+    match caller.grants.as_ref().filter(|grants| grants.is_foreign && gate.options().mirror) {
+        Some(grants) => grants.on_repositories(Action::Pull).any(|name| {
+            owners.resolve(None, name).is_ok_and(|granted| granted.owner == Owner::Upstream(host.clone()))
+        }),
+        None => gate.policy().opens(&caller.identity, host),
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::address::Scope;
 use super::handler::Service;
 use super::watch::{Activity, Observed, Patience, Verdict, Watch};
 use crate::tasks::Tasks;
@@ -38,9 +39,14 @@ pub enum Door {
 
 /// Where a connection comes from and at which door it arrived.
 pub struct Arrival {
+    /// Of a Unix socket: loopback, for only this machine reaches one.
     pub peer: SocketAddr,
     pub door: Door,
+    /// Which names the listener has.
+    pub scope: Arc<Scope>,
     pub tls: bool,
+    /// The host that the client's TLS asked for (SNI).
+    pub server_name: Option<Arc<str>>,
     /// Whose certificate the client showed.
     pub certificate: Option<Arc<str>>,
     pub activity: Arc<Activity>,
@@ -48,7 +54,15 @@ pub struct Arrival {
 
 impl Arrival {
     pub fn new(peer: SocketAddr, door: Door, tls: bool) -> Self {
-        Self { peer, door, tls, certificate: None, activity: Arc::default() }
+        Self {
+            peer,
+            door,
+            scope: Arc::default(),
+            tls,
+            server_name: None,
+            certificate: None,
+            activity: Arc::default(),
+        }
     }
 }
 

@@ -55,6 +55,8 @@ pub enum Code {
     Unsupported,
     /// A path at which nothing is served.
     NoEndpoint,
+    /// An upstream that is not configured.
+    UpstreamUnknown,
 }
 
 impl Code {
@@ -69,7 +71,7 @@ impl Code {
             Self::ManifestInvalid | Self::ManifestTooLarge => "MANIFEST_INVALID",
             Self::ManifestUnknown => "MANIFEST_UNKNOWN",
             Self::NameInvalid => "NAME_INVALID",
-            Self::NameUnknown => "NAME_UNKNOWN",
+            Self::NameUnknown | Self::UpstreamUnknown => "NAME_UNKNOWN",
             Self::PaginationNumberInvalid => "PAGINATION_NUMBER_INVALID",
             Self::RangeInvalid => "RANGE_INVALID",
             Self::SizeInvalid => "SIZE_INVALID",
@@ -103,6 +105,7 @@ impl Code {
             | Self::BlobUploadUnknown
             | Self::ManifestUnknown
             | Self::NameUnknown
+            | Self::UpstreamUnknown
             | Self::NoEndpoint => StatusCode::NOT_FOUND,
             Self::Unsupported => StatusCode::METHOD_NOT_ALLOWED,
             Self::RangeInvalid => StatusCode::RANGE_NOT_SATISFIABLE,
@@ -165,6 +168,20 @@ impl ApiError {
     pub fn not_ready(kind: Kind, repository: Option<&Repository>) -> Self {
         let code = if is_mirrored_blob(kind, repository) { Code::BlobUnknown } else { Code::Unavailable };
         Self::new(code, "the store cannot be used yet: see the server's log").fault()
+    }
+
+    /// Of an upstream that is not configured: says which ones are.
+    pub fn among(self, configured: impl FnOnce() -> Vec<String>) -> Self {
+        if self.code != Code::UpstreamUnknown {
+            return self;
+        }
+        match configured().as_slice() {
+            [] => self,
+            known => {
+                let message = format!("{}; configured are {}", self.message, known.join(", "));
+                Self { message: message.into(), ..self }
+            }
+        }
     }
 
     fn retry_after(self, after: Duration) -> Self {
@@ -328,7 +345,11 @@ impl From<UnknownName> for ApiError {
     fn from(error: UnknownName) -> Self {
         let code = match error {
             UnknownName::Invalid(_) => Code::NameInvalid,
-            UnknownName::Upstream { .. }
+            UnknownName::Upstream(_) => Code::UpstreamUnknown,
+            UnknownName::Disagree { .. }
+            | UnknownName::HostedOnly(_)
+            | UnknownName::MirrorOnly(_)
+            | UnknownName::Apart(_)
             | UnknownName::Ambiguous { .. }
             | UnknownName::Hosted { .. }
             | UnknownName::NoDefault(_) => Code::NameUnknown,

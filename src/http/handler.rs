@@ -8,6 +8,7 @@ use http::{Method, Request, Response, Version, request};
 use ipnet::IpNet;
 use tracing::Instrument;
 
+use super::address::Entrance;
 use super::body::{Body, Payload};
 use super::connection::{Arrival, Door};
 use super::error::{ApiError, Code};
@@ -90,13 +91,13 @@ impl Service {
         };
         let answer = answered.instrument(span).await;
         body.discard(&self.tasks);
-        match answer {
-            Ok((response, outcome)) => exchange.deliver(response, outcome),
-            Err(error) => {
-                let outcome = error.outcome;
-                exchange.deliver(error.response(), outcome)
-            }
-        }
+        let (response, outcome) = answer.unwrap_or_else(|error| {
+            let outcome = error.outcome;
+            (error.response(), outcome)
+        });
+        let (path, query) = (request.uri.path(), request.uri.query());
+        let namespace = route::namespace(&self.owners, arrival.scope.serve, path, query);
+        exchange.deliver(respond::with_namespace(response, namespace), outcome)
     }
 
     /// By which base the client came here.
@@ -104,6 +105,8 @@ impl Service {
         // Over HTTP/2, and where a request line has a host, that is the one that counts.
         let host = request.uri.authority().map(http::uri::Authority::as_str);
         let host = host.or_else(|| request.headers.get(http::header::HOST)?.to_str().ok());
+        // What TLS was asked for counts where the request says nothing else.
+        let host = host.or(arrival.server_name.as_deref());
         External::seen(arrival.peer.ip(), &request.headers, host, arrival.tls, &self.trusted_proxies)
     }
 
@@ -119,7 +122,9 @@ impl Service {
             self.limits.request(exchange.client).await.map_err(ApiError::too_many)?;
             return self.token(request, arrival, exchange.client, body).await;
         }
-        let routed = route::parse(&self.owners, &request.method, path, query);
+        let authority = exchange.external.authority.clone();
+        let entrance = Entrance { scope: &arrival.scope, authority: &authority };
+        let routed = route::parse(&self.owners, entrance, &request.method, path, query);
         let of_operator = routed.as_ref().is_ok_and(|routed| routed.route.is_operations());
         let caller = self.identify(request, arrival, exchange.client).await?;
         if of_operator || arrival.door == Door::Operations {
@@ -128,15 +133,15 @@ impl Service {
             self.limits.request(&caller).await.map_err(ApiError::too_many)?;
         }
         exchange.of_caller(&caller);
-        let routed = routed?;
+        let routed = routed.map_err(|error| error.among(|| self.open_upstreams(&caller)))?;
         if !of_operator && arrival.door == Door::Operations {
             let message = "this listener is the operator's: images are served at the other one";
             return Err(ApiError::new(Code::NoEndpoint, message));
         }
         let namespace = routed.namespace.as_deref();
-        let (response, outcome) = match routed.route {
+        Ok(match routed.route {
             Route::Base => {
-                self.admit(&caller, path != "/v2/" || namespace.is_some())?;
+                self.admit(&caller, &routed.address, true)?;
                 (respond::base(), Outcome::Hit)
             }
             Route::ToBase(location) => (respond::redirect(location), Outcome::Hit),
@@ -168,14 +173,14 @@ impl Service {
             }
             Route::Catalog(page) => {
                 exchange.of_list(Kind::Catalog);
-                self.admit(&caller, false)?;
-                self.catalog(path, &caller, &page).await?
+                self.admit(&caller, &routed.address, false)?;
+                self.catalog(path, &caller, &routed.address, &page).await?
             }
             Route::SearchPing => (respond::search_ping(), Outcome::Hit),
             Route::Search(search) => {
                 exchange.of_list(Kind::Search);
-                self.admit(&caller, false)?;
-                self.search(&caller, &search).await?
+                self.admit(&caller, &routed.address, false)?;
+                self.search(&caller, &routed.address, &search).await?
             }
             Route::Write(repository, write) => {
                 let (action, kind, reference) = write.nature();
@@ -188,8 +193,7 @@ impl Service {
             route @ (Route::Metrics | Route::Healthz | Route::Readyz | Route::Home) => {
                 operations::answer(self, &route, &exchange.external, arrival)?
             }
-        };
-        Ok((respond::with_namespace(response, routed.namespace), outcome))
+        })
     }
 
     pub(super) fn content(&self, kind: Kind, repository: Option<&Repository>) -> Result<&Content, ApiError> {

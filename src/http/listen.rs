@@ -3,24 +3,25 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::Options;
+use super::address::Scope;
 use super::connection::{self, Arrival, Door};
 use super::handler::Service;
+use super::socket::{Passed, Socket, Stream, UnixError};
 use super::tls::{self, Tls};
 use super::watch::Patience;
+use super::{ListenAddress, Options};
 use crate::metrics::{Limit, Limited, Metrics};
 use crate::tasks::Tasks;
 
-/// Connections that the kernel holds for us until we take them.
-const BACKLOG: u32 = 1024;
 /// Connections to the operator's listener, which clients cannot use up.
 const OPERATIONS_MAX: usize = 64;
 /// Rest after a failure to accept, such as too many open files.
@@ -31,6 +32,15 @@ const ACCEPT_REST: Duration = Duration::from_millis(200);
 pub enum BindError {
     #[error("cannot listen on {address}: {source}; {remedy}")]
     Address { address: SocketAddr, remedy: &'static str, source: io::Error },
+    #[error("cannot listen on unix:{path}: {source}", path = path.display())]
+    Unix { path: PathBuf, source: UnixError },
+    #[error("a socket that was passed cannot be used: {0}")]
+    Passed(io::Error),
+    #[error(
+        "no socket{} was passed to this process{}: start it by a socket unit of systemd's, or correct `listen` and \
+         [[listener]]", named(.name.as_deref()), others(.left)
+    )]
+    NonePassed { name: Option<String>, left: Vec<String> },
     #[error(transparent)]
     Tls(#[from] tls::Error),
     #[error("no address to listen on: set `listen`")]
@@ -39,9 +49,16 @@ pub enum BindError {
 
 /// Bound sockets, not yet served.
 pub struct Listeners {
-    sockets: Vec<(TcpListener, Door)>,
+    bound: Vec<Bound>,
     tls: Option<(Arc<Tls>, tls::Files)>,
     options: Options,
+}
+
+struct Bound {
+    socket: Socket,
+    door: Door,
+    scope: Arc<Scope>,
+    tls: bool,
 }
 
 impl Listeners {
@@ -56,33 +73,60 @@ impl Listeners {
             None => None,
         };
         let public = if options.operations.is_some() { Door::Public } else { Door::All };
-        let doors = options.listen.iter().map(|address| (*address, public));
-        let doors = doors.chain(options.operations.map(|address| (address, Door::Operations)));
-        let (mut sockets, mut passed_over) = (Vec::new(), None);
-        for (address, door) in doors {
-            // Beside its like of IPv4, `[::]` takes IPv6 alone; else it takes both, as the system has it.
-            let twin = SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, address.port()));
-            let alone = address.ip().is_unspecified() && options.listen.contains(&twin);
-            match bind(address, alone) {
-                Ok(socket) => sockets.push((socket, door)),
-                Err(source) if door != Door::Operations && lacks_ipv6(address, &source) => {
-                    tracing::warn!(%address, error = %source, "no IPv6 here: not listening on this address");
-                    passed_over = Some((address, source));
+        let of_all = |address: &SocketAddr| (*address, public, Arc::default(), tls.is_some());
+        let mut tcp: Vec<(SocketAddr, Door, Arc<Scope>, bool)> = options.listen.iter().map(of_all).collect();
+        let mut bound = Vec::new();
+        let mut passed = Passed::take().map_err(BindError::Passed)?;
+        // Those that are called by name first: the others take what is left.
+        let named = |address: &ListenAddress| !matches!(address, ListenAddress::Systemd(None));
+        let (first, last) = options.listeners.iter().partition::<Vec<_>, _>(|one| named(&one.address));
+        for listener in first.into_iter().chain(last) {
+            let scope = Arc::new(listener.scope.clone());
+            let sockets = match &listener.address {
+                ListenAddress::Tcp(address) => {
+                    tcp.push((*address, public, scope, listener.tls));
+                    continue;
                 }
-                Err(source) => return Err(BindError::address(address, source)),
-            }
+                ListenAddress::Unix { path, mode } => {
+                    let socket = Socket::unix(path, *mode).await;
+                    vec![socket.map_err(|source| BindError::Unix { path: path.clone(), source })?]
+                }
+                ListenAddress::Systemd(name) => match passed.named(name.as_deref()) {
+                    sockets if sockets.is_empty() => return Err(BindError::none_passed(name, &passed)),
+                    sockets => sockets,
+                },
+            };
+            let of = |socket| Bound { socket, door: public, scope: scope.clone(), tls: listener.tls };
+            bound.extend(sockets.into_iter().map(of));
         }
-        if sockets.iter().all(|(_, door)| *door == Door::Operations) {
-            return Err(
-                passed_over.map_or(BindError::None, |(address, source)| BindError::address(address, source))
-            );
+        if !passed.left().is_empty() {
+            let names = passed.left().join(", ");
+            tracing::warn!(names, "passed sockets that nothing listens on: see `systemd` in `listen`");
         }
-        Ok(Self { sockets, tls, options: options.clone() })
+        tcp.extend(options.operations.map(|address| (address, Door::Operations, Arc::default(), false)));
+        let others = std::mem::replace(&mut bound, bind(tcp)?);
+        let operations = bound.iter().position(|one| one.door == Door::Operations).unwrap_or(bound.len());
+        bound.splice(operations..operations, others);
+        if bound.iter().all(|one| one.door == Door::Operations) {
+            return Err(BindError::None);
+        }
+        Ok(Self { bound, tls, options: options.clone() })
     }
 
-    /// The addresses bound, in the order of the options, the operator's last.
+    /// The addresses of TCP that are bound, in the order of the options, the operator's last.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.sockets.iter().filter_map(|(socket, _)| socket.local_addr().ok()).collect()
+        self.bound.iter().filter_map(|one| one.socket.address()).collect()
+    }
+
+    /// Where clients connect, for people.
+    pub fn public(&self) -> Vec<String> {
+        let public = self.bound.iter().filter(|one| one.door != Door::Operations);
+        public.map(|one| one.socket.shown()).collect()
+    }
+
+    /// Where the operator does.
+    pub fn operations(&self) -> Option<SocketAddr> {
+        self.bound.iter().find(|one| one.door == Door::Operations)?.socket.address()
     }
 
     /// Serves until `shutdown`. Then nothing new is taken, what is under way may end within the
@@ -105,14 +149,15 @@ impl Listeners {
             });
             tls
         });
-        for (socket, door) in self.sockets {
-            let (places, tls) = match door {
-                Door::Operations => (operations.clone(), None),
-                Door::All | Door::Public => (public.clone(), tls.clone()),
+        for Bound { socket, door, scope, tls: encrypted } in self.bound {
+            let places = match door {
+                Door::Operations => operations.clone(),
+                Door::All | Door::Public => public.clone(),
             };
-            let (service, metrics) = (service.clone(), metrics.clone());
-            let acceptor = Acceptor { door, tls, places, service, metrics, patience, tasks: tasks.clone() };
-            tasks.spawn("accept", acceptor.run(socket));
+            let tls = tls.clone().filter(|_| encrypted);
+            let (service, metrics, tasks) = (service.clone(), metrics.clone(), tasks.clone());
+            let acceptor = Acceptor { door, scope, tls, places, service, metrics, patience, tasks };
+            acceptor.tasks.clone().spawn("accept", acceptor.run(socket));
         }
         shutdown.await;
         service.load().draining.begin();
@@ -134,17 +179,43 @@ impl BindError {
         };
         Self::Address { address, remedy, source }
     }
+
+    fn none_passed(name: &Option<String>, passed: &Passed) -> Self {
+        let left = passed.left().into_iter().map(str::to_owned).collect();
+        Self::NonePassed { name: name.clone(), left }
+    }
 }
 
-fn bind(address: SocketAddr, v6_only: bool) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    if v6_only && address.is_ipv6() {
-        rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
+fn named(name: Option<&str>) -> String {
+    name.map(|name| format!(" called `{name}`")).unwrap_or_default()
+}
+
+fn others(left: &[String]) -> String {
+    if left.is_empty() { String::new() } else { format!(", only {}", left.join(", ")) }
+}
+
+fn bind(addresses: Vec<(SocketAddr, Door, Arc<Scope>, bool)>) -> Result<Vec<Bound>, BindError> {
+    let all: Vec<SocketAddr> = addresses.iter().map(|(address, ..)| *address).collect();
+    let (mut bound, mut passed_over) = (Vec::new(), None);
+    for (address, door, scope, tls) in addresses {
+        // Beside its like of IPv4, `[::]` takes IPv6 alone; else it takes both, as the system has it.
+        let twin = SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, address.port()));
+        let alone = address.ip().is_unspecified() && all.contains(&twin);
+        match Socket::tcp(address, alone) {
+            Ok(socket) => bound.push(Bound { socket, door, scope, tls }),
+            Err(source) if door != Door::Operations && lacks_ipv6(address, &source) => {
+                tracing::warn!(%address, error = %source, "no IPv6 here: not listening on this address");
+                passed_over = Some((address, source));
+            }
+            Err(source) => return Err(BindError::address(address, source)),
+        }
     }
-    // A restart finds its port though old connections linger.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
+    match passed_over {
+        Some((address, source)) if bound.iter().all(|one| one.door == Door::Operations) => {
+            Err(BindError::address(address, source))
+        }
+        _ => Ok(bound),
+    }
 }
 
 fn lacks_ipv6(address: SocketAddr, error: &io::Error) -> bool {
@@ -185,6 +256,7 @@ impl Places {
 /// Takes one listener's connections.
 struct Acceptor {
     door: Door,
+    scope: Arc<Scope>,
     tls: Option<Arc<Tls>>,
     places: Places,
     service: Arc<ArcSwap<Service>>,
@@ -194,12 +266,12 @@ struct Acceptor {
 }
 
 impl Acceptor {
-    async fn run(self, socket: TcpListener) {
+    async fn run(self, socket: Socket) {
         let stop = self.places.stop.clone();
         tokio::select! { () = stop.cancelled() => {}, () = self.accept(socket) => {} }
     }
 
-    async fn accept(&self, socket: TcpListener) {
+    async fn accept(&self, socket: Socket) {
         // Trouble that lasts is logged when it begins.
         let (mut failing, mut full) = (false, false);
         loop {
@@ -235,11 +307,24 @@ impl Acceptor {
         self.places.free.clone().acquire_owned().await.ok()
     }
 
-    fn spawn(&self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%peer, %error, "no TCP_NODELAY");
+    fn spawn(&self, stream: Stream, peer: SocketAddr, place: OwnedSemaphorePermit) {
+        match stream {
+            Stream::Tcp(stream) => {
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%peer, %error, "no TCP_NODELAY");
+                }
+                self.serve(stream, peer, place);
+            }
+            Stream::Unix(stream) => self.serve(stream, peer, place),
         }
+    }
+
+    fn serve<I>(&self, stream: I, peer: SocketAddr, place: OwnedSemaphorePermit)
+    where
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let mut arrival = Arrival::new(peer, self.door, self.tls.is_some());
+        arrival.scope = self.scope.clone();
         let (tls, service, patience) = (self.tls.clone(), self.service.clone(), self.patience);
         let (stop, cut) = (self.places.stop.clone(), self.places.cut.clone());
         let (metrics, tasks) = (self.metrics.clone(), self.tasks.clone());
@@ -252,6 +337,7 @@ impl Acceptor {
                     Some(tls) => match tls.accept(stream).await {
                         Ok(stream) => {
                             arrival.certificate = tls::client_name(&stream);
+                            arrival.server_name = tls::server_name(&stream);
                             connection::serve(stream, arrival, service, patience, tasks, stop).await
                         }
                         Err(error) => {

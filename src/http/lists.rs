@@ -1,5 +1,6 @@
 //! Lists: tags, repositories, referrers, what is found by a search.
 
+use super::address::Address;
 use super::error::{ApiError, Code};
 use super::handler::{Answer, Service};
 use super::respond;
@@ -50,13 +51,26 @@ impl Service {
         answer.map_err(|error| ApiError::of_content(&error, Kind::Referrers, repository))
     }
 
-    pub(super) async fn catalog(&self, path: &str, caller: &Caller, page: &Page) -> Answer {
+    /// The repositories of what is addressed: all, one upstream's or the hosted ones.
+    pub(super) async fn catalog(
+        &self,
+        path: &str,
+        caller: &Caller,
+        address: &Address,
+        page: &Page,
+    ) -> Answer {
         let held = self.held(Kind::Catalog).await?;
         let last = page.last.as_deref().unwrap_or_default();
+        let listed = |name: &str, origin: &OriginState| {
+            // One upstream's names are told without it: only then do they differ from what is stored.
+            if address.upstream().is_none() && name <= last {
+                return None;
+            }
+            address.listed(&self.owners, &self.shows(caller, name, origin)?, name.to_owned())
+        };
         let mut names: Vec<String> = held
-            .into_iter()
-            .filter(|(name, origin)| name.as_str() > last && self.shows(caller, name, origin).is_some())
-            .map(|(name, _)| name)
+            .iter()
+            .filter_map(|(name, origin)| listed(name, origin).filter(|listed| listed.as_str() > last))
             .take(page.count.saturating_add(1))
             .collect();
         let more = names.len() > page.count;
@@ -65,17 +79,20 @@ impl Service {
     }
 
     /// Repositories whose name has the term in it, for `docker search`.
-    pub(super) async fn search(&self, caller: &Caller, search: &Search) -> Answer {
+    pub(super) async fn search(&self, caller: &Caller, address: &Address, search: &Search) -> Answer {
         let held = self.held(Kind::Search).await?;
         let term = search.term.to_lowercase();
         let found = held.iter().filter_map(|(name, origin)| self.shows(caller, name, origin));
         // The default upstream's are asked for here without their host, all others with it.
-        let named = found.map(|repository| match &repository.owner {
-            Owner::Upstream(host) if host.is_default() => {
-                (repository.name.to_string(), format!("mirrored from {host}"))
-            }
-            Owner::Upstream(host) => (repository.to_string(), format!("mirrored from {host}")),
-            Owner::Hosted => (repository.to_string(), "hosted here".to_owned()),
+        let named = found.filter_map(|repository| {
+            let (name, whose) = match &repository.owner {
+                Owner::Upstream(host) if host.is_default() => {
+                    (repository.name.to_string(), format!("mirrored from {host}"))
+                }
+                Owner::Upstream(host) => (repository.to_string(), format!("mirrored from {host}")),
+                Owner::Hosted => (repository.to_string(), "hosted here".to_owned()),
+            };
+            Some((address.listed(&self.owners, &repository, name)?, whose))
         });
         let found: Vec<_> = named.filter(|(name, _)| name.contains(&term)).take(search.count).collect();
         Ok((respond::search(&search.term, &found), Outcome::Hit))

@@ -3,6 +3,7 @@
 //! A connection (`listen`, `tls`, `connection`, `watch`) brings requests; `handler` leads each through
 //! `route`, the layers below (`push` for writes, `lists` for lists) and `respond` or `error`; `exchange` follows it to its body's end.
 
+mod address;
 mod auth;
 mod body;
 mod connection;
@@ -19,16 +20,19 @@ mod query;
 mod receive;
 mod respond;
 mod route;
+mod socket;
 mod tls;
 mod token;
 mod watch;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::oci::UpstreamHost;
 
+pub use address::{Scope, Serve};
 pub use body::{Body, BodyError};
 pub use connection::{Arrival, Door};
 pub use exchange::{Reports, RequestIds};
@@ -42,9 +46,11 @@ pub use watch::Activity;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     pub listen: Vec<SocketAddr>,
+    /// Further listeners, each with what it serves.
+    pub listeners: Vec<ListenerOptions>,
     /// Metrics, health and the page on a listener of their own; the public ones then have health only.
     pub operations: Option<SocketAddr>,
-    /// Of the public listeners; the operator's speaks plain HTTP.
+    /// Of `listen` and those that ask for it; the operator's speaks plain HTTP.
     pub tls: Option<TlsOptions>,
     /// Open connections at most, all listeners together.
     pub max_connections: usize,
@@ -57,7 +63,52 @@ pub struct Options {
 
 impl Options {
     pub fn public(&self) -> Public {
-        Public { tls: self.tls.is_some(), port: self.listen.first().map_or(0, SocketAddr::port) }
+        let further = self.listeners.iter().find_map(|listener| match listener.address {
+            ListenAddress::Tcp(address) => Some(Public { tls: listener.tls, port: address.port() }),
+            ListenAddress::Unix { .. } | ListenAddress::Systemd(_) => None,
+        });
+        let first = self.listen.first().map(|first| Public { tls: self.tls.is_some(), port: first.port() });
+        first.or(further).unwrap_or(Public { tls: self.tls.is_some(), port: 0 })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListenerOptions {
+    pub address: ListenAddress,
+    pub scope: Scope,
+    pub tls: bool,
+}
+
+/// Where a listener is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    Tcp(SocketAddr),
+    /// `mode`: who may connect.
+    Unix {
+        path: PathBuf,
+        mode: u32,
+    },
+    /// Sockets that systemd passes: those of this name, or all that are not named elsewhere.
+    Systemd(Option<String>),
+}
+
+impl ListenAddress {
+    pub fn same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Unix { path: one, .. }, Self::Unix { path: other, .. }) => one == other,
+            (one, other) => one == other,
+        }
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix { path, .. } => write!(f, "unix:{}", path.display()),
+            Self::Systemd(Some(name)) => write!(f, "systemd:{name}"),
+            Self::Systemd(None) => f.write_str("systemd"),
+        }
     }
 }
 
@@ -65,8 +116,17 @@ impl Options {
 pub struct TlsOptions {
     pub certificate_file: PathBuf,
     pub key_file: PathBuf,
+    /// Further ones, for the hosts that they name.
+    pub others: Vec<Pair>,
     /// Whose certificates show who a client is.
     pub clients: Option<ClientCertificates>,
+}
+
+/// A certificate and its key, as PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pair {
+    pub certificate_file: PathBuf,
+    pub key_file: PathBuf,
 }
 
 /// Certificates that TLS clients show.
@@ -79,10 +139,14 @@ pub struct ClientCertificates {
 }
 
 /// Whose which name is (design: "names, owners, trust").
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct OwnersOptions {
     /// Every configured upstream with its aliases. One may be the default.
     pub upstreams: Vec<(UpstreamHost, Vec<String>)>,
+    /// Virtual hosts: by which `Host` of a request which upstream is meant.
+    pub hosts: Vec<(String, UpstreamHost)>,
     /// Glob patterns of hosted names: `*` (one component), `corp.internal/**`.
     pub hosted: Vec<String>,
+    /// Those of the patterns whose names are served only where nothing is mirrored.
+    pub apart: Vec<String>,
 }

@@ -85,7 +85,8 @@ fn images(external: &External, arrival: &Arrival, public: Public) -> External {
     let authority = external.authority.parse::<Authority>();
     let name = authority.as_ref().map_or("localhost", Authority::host);
     let authority = match (public.tls, public.port) {
-        (true, 443) | (false, 80) => name.to_owned(),
+        // 0: nobody knows which.
+        (true, 443) | (false, 80) | (_, 0) => name.to_owned(),
         (_, port) => format!("{name}:{port}"),
     };
     External { tls: public.tls, authority, prefix: String::new() }

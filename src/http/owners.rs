@@ -9,13 +9,19 @@ use crate::oci::{InvalidName, Name, Owner, Repository, UpstreamHost};
 
 /// Turns every spelling of a repository into its canonical identity.
 pub struct Owners {
-    /// By host and by alias, in lower case.
+    /// By host, by alias and by virtual host, in lower case.
     upstreams: HashMap<String, UpstreamHost>,
+    /// By what requests have as `Host`: virtual hosts, which have no port here.
+    hosts: HashMap<String, UpstreamHost>,
+    /// The same by upstreams' own names, with the port that they are configured with.
+    own_hosts: HashMap<String, UpstreamHost>,
     hosted: GlobSet,
+    /// Of those, the ones that every listener serves.
+    everywhere: GlobSet,
     /// Whose names are that say no registry and are not hosted.
     default: Option<UpstreamHost>,
-    /// The configured hosts, sorted, for messages.
-    configured: String,
+    /// Every upstream, sorted.
+    configured: Vec<UpstreamHost>,
 }
 
 /// A pattern of hosted names that cannot be read.
@@ -34,10 +40,23 @@ pub struct InvalidPattern {
 pub enum UnknownName {
     #[error(transparent)]
     Invalid(#[from] InvalidName),
+    /// What is configured is told to whom it concerns only.
+    #[error("`{0}` is not mirrored here; start with `--upstream {0}` to add it")]
+    Upstream(String),
     #[error(
-        "`{asked}` is not mirrored here: configured are {configured}; start with `--upstream {asked}` to add it"
+        "this request names one registry by {first} and another by {second}: \
+         have both name the same one, or leave one out"
     )]
-    Upstream { asked: String, configured: String },
+    Disagree { first: String, second: String },
+    #[error("`{0}` is no hosted name, and this listener serves hosted images only: ask another listener")]
+    HostedOnly(String),
+    #[error("`{0}` is a hosted name, and this listener serves mirrored images only: ask another listener")]
+    MirrorOnly(Name),
+    #[error(
+        "`{0}` is a hosted name that Docker Hub could have too: only listeners that serve hosted images alone \
+         serve it"
+    )]
+    Apart(Name),
     #[error(
         "`{name}` would be taken for a repository of {host}: \
          ask for it as {host}'s, without the other registry"
@@ -53,24 +72,33 @@ pub enum UnknownName {
 
 impl Owners {
     pub fn new(options: OwnersOptions) -> Result<Self, InvalidPattern> {
-        let mut configured: Vec<&str> = options.upstreams.iter().map(|(host, _)| host.as_str()).collect();
+        let mut configured: Vec<UpstreamHost> =
+            options.upstreams.iter().map(|(host, _)| host.clone()).collect();
         configured.sort_unstable();
-        let configured =
-            if configured.is_empty() { "no upstreams".to_owned() } else { configured.join(", ") };
-        let mut upstreams = HashMap::new();
+        let (mut upstreams, mut own_hosts) = (HashMap::new(), HashMap::new());
         for (host, aliases) in &options.upstreams {
             let hub: &[&str] =
                 if host.is_docker_hub() { &["index.docker.io", "registry-1.docker.io"] } else { &[] };
-            let aliases = aliases.iter().map(String::as_str);
-            for spelling in aliases.chain(hub.iter().copied()).chain([host.as_str()]) {
+            let own = hub.iter().copied().chain([host.as_str()]);
+            let names_no_machine = own.clone().filter(|own| !is_any_machine(own));
+            own_hosts.extend(names_no_machine.map(|own| (own.to_owned(), host.clone())));
+            for spelling in aliases.iter().map(String::as_str).chain(own) {
                 upstreams.insert(spelling.to_ascii_lowercase(), host.clone());
             }
         }
+        let hosts: HashMap<String, UpstreamHost> =
+            options.hosts.into_iter().map(|(host, upstream)| (host.to_ascii_lowercase(), upstream)).collect();
+        upstreams.extend(hosts.clone());
         let default = options.upstreams.iter().map(|(host, _)| host).find(|host| host.is_default()).cloned();
-        Ok(Self { upstreams, hosted: patterns(&options.hosted)?, default, configured })
+        let hosted = patterns(&options.hosted)?;
+        let everywhere: Vec<String> =
+            options.hosted.into_iter().filter(|pattern| !options.apart.contains(pattern)).collect();
+        let everywhere = patterns(&everywhere)?;
+        Ok(Self { upstreams, hosts, own_hosts, hosted, everywhere, default, configured })
     }
 
-    /// `host`: what `?ns=` or the path's prefix named. `name`: as it stands in the path, decoded.
+    /// A repository's identity, wherever it is served. `host`: what the request is addressed to besides
+    /// the name. `name`: as it stands in the path, decoded.
     pub fn resolve(&self, host: Option<&str>, name: &str) -> Result<Repository, UnknownName> {
         // Without upstreams, a client that is sent here for another registry means what is hosted.
         if let Some(host) = host.filter(|_| !self.upstreams.is_empty()) {
@@ -90,7 +118,7 @@ impl Owners {
         if let Some((first, _)) = name.split_once('/').filter(|(first, _)| first.contains('.'))
             && host.is_docker_hub()
         {
-            return Err(self.unknown(first));
+            return Err(unknown(first));
         }
         Ok(Repository { owner: Owner::Upstream(host.clone()), name: parsed })
     }
@@ -98,11 +126,35 @@ impl Owners {
     /// The configured upstream of this host or alias.
     pub fn upstream(&self, asked: &str) -> Result<&UpstreamHost, UnknownName> {
         let found = self.upstreams.get(asked).or_else(|| self.upstreams.get(&asked.to_ascii_lowercase()));
-        found.ok_or_else(|| self.unknown(asked))
+        found.ok_or_else(|| unknown(asked))
     }
 
-    fn unknown(&self, asked: &str) -> UnknownName {
-        UnknownName::Upstream { asked: asked.chars().take(80).collect(), configured: self.configured.clone() }
+    /// The upstream that a request's `Host` means: by one of its virtual hosts, whatever the port, or
+    /// by its own name, where DNS leads that here. Nobody is let in by this: it is one more way to name
+    /// what is configured.
+    pub fn of_authority(&self, authority: &str) -> Option<&UpstreamHost> {
+        let authority = authority.to_ascii_lowercase();
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => (host, Some(port)),
+            _ => (authority.as_str(), None),
+        };
+        let host = host.strip_suffix('.').unwrap_or(host);
+        // Another port than HTTP's own may be that of anything else on the same machine.
+        let own = match port {
+            None | Some("80" | "443") => self.own_hosts.get(host),
+            Some(_) => None,
+        };
+        self.hosts.get(host).or(own).or_else(|| self.own_hosts.get(&authority))
+    }
+
+    /// Every upstream, sorted.
+    pub fn configured(&self) -> &[UpstreamHost] {
+        &self.configured
+    }
+
+    /// Whether a hosted name is served only where nothing is mirrored.
+    pub fn is_apart(&self, name: &Name) -> bool {
+        self.hosted.is_match(name.as_str()) && !self.everywhere.is_match(name.as_str())
     }
 
     /// For an upstream named by the client: only then a bare `nginx` means Docker Hub's.
@@ -126,6 +178,16 @@ impl Owners {
             _ => Ok(name),
         }
     }
+}
+
+fn unknown(asked: &str) -> UnknownName {
+    UnknownName::Upstream(asked.chars().take(80).collect())
+}
+
+/// A name that every machine has for itself, or an address: clients reach Forebay by those.
+fn is_any_machine(host: &str) -> bool {
+    let name = host.split(':').next().unwrap_or_default();
+    name == "localhost" || name.parse::<std::net::Ipv4Addr>().is_ok()
 }
 
 /// `*` stays inside a component, `**` does not.
@@ -156,6 +218,8 @@ mod tests {
                 (host("localhost:5001"), vec!["local".to_owned()]),
             ],
             hosted: vec!["*".to_owned(), "corp.internal/**".to_owned()],
+            hosts: vec![("GHCR.mirror.corp".to_owned(), host("ghcr.io"))],
+            ..OwnersOptions::default()
         })
         .unwrap()
     }
@@ -193,13 +257,49 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_is_not_configured_is_refused_with_what_is() {
+    fn a_host_that_is_not_configured_is_refused() {
         for message in [resolve(Some("quay.io"), "org/app"), resolve(None, "quay.io/org/app")] {
-            assert!(message.contains("`quay.io`"), "{message}");
-            assert!(message.contains("docker.io, ghcr.io, localhost:5001"), "{message}");
+            assert!(message.contains("`quay.io` is not mirrored here"), "{message}");
+            assert!(!message.contains("ghcr.io"), "whom that concerns is decided elsewhere: {message}");
         }
-        let none = Owners::new(OwnersOptions { upstreams: vec![], hosted: vec![] }).unwrap();
+        let configured: Vec<_> = owners().configured().iter().map(ToString::to_string).collect();
+        assert_eq!(configured, ["docker.io", "ghcr.io", "localhost:5001"]);
+        let none = Owners::new(OwnersOptions::default()).unwrap();
         assert!(none.resolve(None, "library/nginx").is_err());
+    }
+
+    #[test]
+    fn a_virtual_host_names_its_upstream_at_any_port_and_an_upstreams_own_name_at_its_own() {
+        let owners = owners();
+        for (authority, expected) in [
+            ("ghcr.mirror.corp", Some("ghcr.io")),
+            ("Ghcr.Mirror.Corp.:5443", Some("ghcr.io")),
+            ("ghcr.io", Some("ghcr.io")),
+            ("ghcr.io:443", Some("ghcr.io")),
+            ("ghcr.io:80", Some("ghcr.io")),
+            ("ghcr.io:5000", None),
+            ("registry-1.docker.io", Some("docker.io")),
+            ("docker.io", Some("docker.io")),
+            ("localhost:5001", None),
+            ("localhost", None),
+            ("dockerhub", None),
+            ("mirror.corp", None),
+            ("x.ghcr.mirror.corp", None),
+            ("[::1]:5000", None),
+            ("", None),
+            (":", None),
+        ] {
+            assert_eq!(owners.of_authority(authority).map(UpstreamHost::as_str), expected, "{authority}");
+        }
+        assert_eq!(resolve(Some("ghcr.mirror.corp"), "org/app"), "ghcr.io: org/app");
+        assert_eq!(resolve(None, "ghcr.mirror.corp/org/app"), "ghcr.io: org/app");
+        let with_port = OwnersOptions {
+            upstreams: vec![("registry.corp:5000".parse().unwrap(), vec![])],
+            ..OwnersOptions::default()
+        };
+        let owners = Owners::new(with_port).unwrap();
+        assert!(owners.of_authority("registry.corp:5000").is_some());
+        assert!(owners.of_authority("registry.corp").is_none());
     }
 
     #[test]
@@ -207,7 +307,12 @@ mod tests {
         let host = |host: &str| host.parse::<UpstreamHost>().unwrap();
         let with = |upstreams: Vec<UpstreamHost>, hosted: &str| {
             let upstreams = upstreams.into_iter().map(|host| (host, vec![])).collect();
-            Owners::new(OwnersOptions { upstreams, hosted: vec![hosted.to_owned()] }).unwrap()
+            Owners::new(OwnersOptions {
+                upstreams,
+                hosted: vec![hosted.to_owned()],
+                ..OwnersOptions::default()
+            })
+            .unwrap()
         };
         let stored = |owners: &Owners, host: Option<&str>, name: &str| {
             let repository = owners.resolve(host, name).unwrap();
@@ -269,7 +374,8 @@ mod tests {
         let hosted = |pattern: &str, name: &str| {
             let hosted = vec![pattern.to_owned()];
             let upstreams = vec![(UpstreamHost::docker_hub(), vec![])];
-            let owners = Owners::new(OwnersOptions { upstreams, hosted }).unwrap();
+            let owners =
+                Owners::new(OwnersOptions { upstreams, hosted, ..OwnersOptions::default() }).unwrap();
             owners.resolve(None, name).unwrap().owner == Owner::Hosted
         };
         assert!(hosted("*", "app") && !hosted("*", "team/app"));
@@ -280,7 +386,7 @@ mod tests {
 
     #[test]
     fn a_bad_pattern_is_named() {
-        let options = OwnersOptions { upstreams: vec![], hosted: vec!["a[".to_owned()] };
+        let options = OwnersOptions { hosted: vec!["a[".to_owned()], ..OwnersOptions::default() };
         let message = Owners::new(options).err().unwrap().to_string();
         assert!(message.contains("`a[`"), "{message}");
     }

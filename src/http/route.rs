@@ -3,6 +3,7 @@
 use http::Method;
 use percent_encoding::percent_decode_str;
 
+use super::address::{self, Address, Entrance, Serve};
 use super::error::{ApiError, Code};
 use super::owners::Owners;
 use super::query::{Query, short};
@@ -79,18 +80,19 @@ pub struct Page {
     pub last: Option<String>,
 }
 
-/// A route, and the `?ns=` that led to it.
+/// A route, and by which address and `?ns=` it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Routed {
     pub route: Route,
+    pub address: Address,
     pub namespace: Option<String>,
     /// Where the repository is in the path, as the client wrote it: `/v2/<name>`.
     pub place: String,
 }
 
 impl Routed {
-    fn plain(route: Route) -> Self {
-        Self { route, namespace: None, place: String::new() }
+    fn plain(route: Route, address: Address) -> Self {
+        Self { route, address, namespace: None, place: String::new() }
     }
 }
 
@@ -103,28 +105,42 @@ impl Route {
 
 /// Reads a request line. Percent-encoding is decoded once; what is then no plain name, tag or
 /// digest is an error, so no spelling of `..` or `/` leads anywhere.
-pub fn parse(owners: &Owners, method: &Method, path: &str, query: Option<&str>) -> Result<Routed, ApiError> {
+pub fn parse(
+    owners: &Owners,
+    entrance: Entrance<'_>,
+    method: &Method,
+    path: &str,
+    query: Option<&str>,
+) -> Result<Routed, ApiError> {
     let path = percent_decode_str(path)
         .decode_utf8()
         .map_err(|_| ApiError::new(Code::NameInvalid, "the path is not UTF-8".to_owned()))?;
     let read = matches!(*method, Method::GET | Method::HEAD);
+    if let Some(route) = operations(&path).filter(|_| read) {
+        return Ok(Routed::plain(route, Address::default()));
+    }
     let fixed = operations(&path).map(Ok).or_else(|| search(&path, query));
     if let Some(route) = fixed {
         return if read {
-            route.map(Routed::plain)
+            let address = Address::of(owners, entrance, None, None);
+            route.and_then(|route| Ok(Routed::plain(route, address?)))
         } else {
             Err(ApiError::method(format!("{method} {path} is not served: use GET"), READ))
         };
     }
     let Some((prefix, rest)) = api(&path) else { return Err(no_endpoint(method, &path)) };
     let query = Query::parse(query);
-    let prefix = prefix.map(|host| owners.upstream(host).map(|_| host)).transpose()?;
-    let endpoint = Endpoint::parse(rest).ok_or_else(|| no_endpoint(method, &path))?;
     let namespace = query.first("ns");
-    let named = namespace.or(prefix);
+    let address = Address::of(owners, entrance, prefix, namespace)?;
+    let endpoint = Endpoint::parse(rest).ok_or_else(|| no_endpoint(method, &path))?;
+    let names = Names { owners, address: &address };
     let writes = !read || !endpoint.is_readable();
     if writes && !endpoint.name().is_empty() {
-        refuse_mirrored(&owners.resolve(named, endpoint.name())?, method)?;
+        if address.serve == Serve::Mirror && address.upstream().is_none() {
+            let message = "this listener serves mirrored images, which can only be read: push at another one";
+            return Err(ApiError::method(message.to_owned(), READ));
+        }
+        refuse_mirrored(&names.find(endpoint.name())?, method)?;
     }
     let methods = endpoint.methods();
     if !methods.split(", ").any(|known| known == method.as_str()) {
@@ -133,10 +149,30 @@ pub fn parse(owners: &Owners, method: &Method, path: &str, query: Option<&str>) 
     }
     let place = path[..path.len() - rest.map_or(0, str::len) + endpoint.name().len()].to_owned();
     let route = match endpoint.write(method) {
-        Some(write) => write.route(owners, named, &query)?,
-        None => endpoint.read(owners, named, &path, &query)?,
+        Some(write) => write.route(&names, &query)?,
+        None => endpoint.read(&names, &path, &query)?,
     };
-    Ok(Routed { route, namespace: namespace.map(str::to_owned), place })
+    let namespace = namespace.map(str::to_owned);
+    Ok(Routed { route, address, namespace, place })
+}
+
+/// The `?ns=` that a request's answer depends on, whether it is one or an error.
+pub fn namespace(owners: &Owners, serve: Serve, path: &str, query: Option<&str>) -> Option<String> {
+    api(path)?;
+    let query = Query::parse(query);
+    query.first("ns").filter(|asked| address::counts(owners, serve, asked)).map(str::to_owned)
+}
+
+/// Whose the names in a path are.
+struct Names<'a> {
+    owners: &'a Owners,
+    address: &'a Address,
+}
+
+impl Names<'_> {
+    fn find(&self, name: &str) -> Result<Repository, ApiError> {
+        Ok(self.address.repository(self.owners, name)?)
+    }
 }
 
 /// What is mirrored is read only, whoever asks and whatever else is wrong.
@@ -280,14 +316,8 @@ impl<'a> Endpoint<'a> {
         Some(Change { name: self.name(), what })
     }
 
-    fn read(
-        self,
-        owners: &Owners,
-        named: Option<&str>,
-        path: &str,
-        query: &Query,
-    ) -> Result<Route, ApiError> {
-        let of = |name: &str| owners.resolve(named, name);
+    fn read(self, names: &Names<'_>, path: &str, query: &Query) -> Result<Route, ApiError> {
+        let of = |name: &str| names.find(name);
         Ok(match self {
             Self::Base => Route::Base,
             Self::ToBase => Route::ToBase(format!("{path}/")),
@@ -313,8 +343,8 @@ impl<'a> Endpoint<'a> {
 }
 
 impl Change<'_> {
-    fn route(self, owners: &Owners, named: Option<&str>, query: &Query) -> Result<Route, ApiError> {
-        let repository = owners.resolve(named, self.name)?;
+    fn route(self, names: &Names<'_>, query: &Query) -> Result<Route, ApiError> {
+        let repository = names.find(self.name)?;
         let write = match self.what {
             What::Begin => Write::Begin(query.begin()?),
             What::Upload(id, method) => upload(&repository, id, &method, query)?,

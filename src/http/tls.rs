@@ -1,4 +1,4 @@
-//! The server's certificate, and the CA of its clients': read, checked, taken up anew when their files
+//! The server's certificates, and the CA of its clients': read, checked, taken up anew when their files
 //! change.
 
 use std::path::{Path, PathBuf};
@@ -8,17 +8,18 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{ClientCertificates, TlsOptions};
+use super::{ClientCertificates, Pair, TlsOptions};
 
 /// Certificate chains and keys are a few KiB.
 const FILE_MAX: u64 = 1024 * 1024;
@@ -63,8 +64,8 @@ pub struct Tls {
 /// The files' bytes, to tell whether they have changed.
 #[derive(PartialEq, Eq)]
 pub struct Files {
-    certificate: Vec<u8>,
-    key: Vec<u8>,
+    /// Certificate and key of each pair, in the order of the options.
+    pairs: Vec<(Vec<u8>, Vec<u8>)>,
     client_ca: Option<Vec<u8>>,
 }
 
@@ -77,7 +78,10 @@ impl Tls {
     }
 
     /// A client's handshake, which has 10 s.
-    pub async fn accept(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, HandshakeError> {
+    pub async fn accept<I>(&self, stream: I) -> Result<TlsStream<I>, HandshakeError>
+    where
+        I: AsyncRead + AsyncWrite + Unpin,
+    {
         let acceptor = TlsAcceptor::from(self.config.load_full());
         let accepted = acceptor.accept_with(stream, |connection| connection.set_buffer_limit(Some(BUFFER)));
         match tokio::time::timeout(HANDSHAKE_MAX, accepted).await {
@@ -123,12 +127,15 @@ impl Tls {
 
 impl Files {
     async fn read(options: &TlsOptions) -> Result<Self, Error> {
-        let certificate = read("certificate", &options.certificate_file).await?;
+        let mut pairs = Vec::new();
+        for Pair { certificate_file, key_file } in options.pairs() {
+            pairs.push((read("certificate", &certificate_file).await?, read("key", &key_file).await?));
+        }
         let client_ca = match &options.clients {
             Some(clients) => Some(read("CA of clients", &clients.ca_file).await?),
             None => None,
         };
-        Ok(Self { certificate, key: read("key", &options.key_file).await?, client_ca })
+        Ok(Self { pairs, client_ca })
     }
 }
 
@@ -146,19 +153,18 @@ async fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-fn configure(options: &TlsOptions, files: &Files) -> Result<ServerConfig, Error> {
-    let (certificate, key) = (&options.certificate_file, &options.key_file);
-    let bad = |what, path: &Path, why: String| Error::File { what, path: path.to_owned(), why };
-    let chain: Vec<CertificateDer> = CertificateDer::pem_slice_iter(&files.certificate)
-        .collect::<Result<_, _>>()
-        .map_err(|error| bad("certificate", certificate, format!("is no PEM file: {error}")))?;
-    if chain.is_empty() {
-        let why = "holds no `BEGIN CERTIFICATE`: write the server's certificate, then its issuers, as PEM";
-        return Err(bad("certificate", certificate, why.to_owned()));
+impl TlsOptions {
+    /// The one for whoever asks for no host, or another, is the first.
+    fn pairs(&self) -> Vec<Pair> {
+        let (certificate_file, key_file) = (self.certificate_file.clone(), self.key_file.clone());
+        std::iter::once(Pair { certificate_file, key_file }).chain(self.others.iter().cloned()).collect()
     }
-    let secret = PrivateKeyDer::from_pem_slice(&files.key).map_err(|error| {
-        bad("key", key, format!("holds no private key ({error}): write it as PEM, without a password"))
-    })?;
+}
+
+fn configure(options: &TlsOptions, files: &Files) -> Result<ServerConfig, Error> {
+    let pairs = options.pairs();
+    let pairs = pairs.iter().zip(&files.pairs).map(|(pair, (chain, key))| certified(pair, chain, key));
+    let certificates = Arc::new(Certificates(pairs.collect::<Result<_, _>>()?));
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
@@ -167,19 +173,78 @@ fn configure(options: &TlsOptions, files: &Files) -> Result<ServerConfig, Error>
         Some((clients, pem)) => builder.with_client_cert_verifier(client_verifier(clients, pem)?),
         None => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_single_cert(chain, secret).map_err(|error| {
-        if matches!(error, rustls::Error::InconsistentKeys(_)) {
-            Error::Mismatch { certificate: certificate.clone(), key: key.clone() }
-        } else {
-            bad(
-                "certificate",
-                certificate,
-                format!("cannot be used with the key in {}: {error}", key.display()),
-            )
-        }
-    })?;
+    let mut config = builder.with_cert_resolver(certificates);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+fn certified(pair: &Pair, certificate_pem: &[u8], key_pem: &[u8]) -> Result<Certified, Error> {
+    let Pair { certificate_file: certificate, key_file: key } = pair;
+    let bad = |what, path: &Path, why: String| Error::File { what, path: path.to_owned(), why };
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(certificate_pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| bad("certificate", certificate, format!("is no PEM file: {error}")))?;
+    let Some(own) = chain.first() else {
+        let why = "holds no `BEGIN CERTIFICATE`: write the server's certificate, then its issuers, as PEM";
+        return Err(bad("certificate", certificate, why.to_owned()));
+    };
+    let secret = PrivateKeyDer::from_pem_slice(key_pem).map_err(|error| {
+        bad("key", key, format!("holds no private key ({error}): write it as PEM, without a password"))
+    })?;
+    let hosts = hosts_of(own);
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let certified = CertifiedKey::from_der(chain, secret, &provider).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            Error::Mismatch { certificate: certificate.clone(), key: key.clone() }
+        }
+        error => bad(
+            "certificate",
+            certificate,
+            format!("cannot be used with the key in {}: {error}", key.display()),
+        ),
+    })?;
+    Ok(Certified { hosts, key: Arc::new(certified) })
+}
+
+/// A certificate and the names of hosts in it, in lower case.
+#[derive(Debug)]
+struct Certified {
+    hosts: Vec<String>,
+    key: Arc<CertifiedKey>,
+}
+
+/// The server's certificates, of which there is one at least.
+#[derive(Debug)]
+struct Certificates(Vec<Certified>);
+
+impl Certificates {
+    /// The one for a host: by its very name, by a wildcard for its last label, or else the first.
+    fn of(&self, host: Option<&str>) -> Option<&Certified> {
+        let host = host.map(str::to_ascii_lowercase);
+        let by = |name: &str| self.0.iter().find(|one| one.hosts.iter().any(|own| own == name));
+        let named = host.as_deref().and_then(|host| {
+            let wildcard = host.split_once('.').map(|(_, rest)| format!("*.{rest}"));
+            by(host).or_else(|| by(&wildcard?))
+        });
+        named.or(self.0.first())
+    }
+}
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.of(hello.server_name()).map(|one| one.key.clone())
+    }
+}
+
+/// The names of hosts that a certificate is for (RFC 6125: its alternative names alone).
+fn hosts_of(certificate: &CertificateDer<'_>) -> Vec<String> {
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
+    let names = certificate.subject_alternative_name().ok().flatten();
+    let hosts = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+        GeneralName::DNSName(host) => Some(host.to_ascii_lowercase()),
+        _ => None,
+    });
+    hosts.collect()
 }
 
 fn client_verifier(clients: &ClientCertificates, pem: &[u8]) -> Result<Arc<dyn ClientCertVerifier>, Error> {
@@ -200,9 +265,15 @@ fn client_verifier(clients: &ClientCertificates, pem: &[u8]) -> Result<Arc<dyn C
 
 /// Whom the client's certificate names: by its subject's common name, or else by its first alternative
 /// name. The handshake has checked it.
-pub fn client_name(stream: &TlsStream<TcpStream>) -> Option<Arc<str>> {
+pub fn client_name<I>(stream: &TlsStream<I>) -> Option<Arc<str>> {
     let (_, connection) = stream.get_ref();
     name_of(connection.peer_certificates()?.first()?)
+}
+
+/// The host that the client asked for (SNI).
+pub fn server_name<I>(stream: &TlsStream<I>) -> Option<Arc<str>> {
+    let (_, connection) = stream.get_ref();
+    connection.server_name().map(Into::into)
 }
 
 fn name_of(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
@@ -228,20 +299,70 @@ fn name_of(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use rcgen::{CertifiedKey, generate_simple_self_signed};
+    use rcgen::{CertifiedKey as New, generate_simple_self_signed};
 
     /// Writes a new pair; the certificate is also the CA to trust.
     pub fn write_pair(folder: &Path) -> (TlsOptions, CertificateDer<'static>) {
-        let CertifiedKey { cert, signing_key } =
-            generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let New { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let options = TlsOptions {
             certificate_file: folder.join("cert.pem"),
             key_file: folder.join("key.pem"),
+            others: Vec::new(),
             clients: None,
         };
         std::fs::write(&options.certificate_file, cert.pem()).unwrap();
         std::fs::write(&options.key_file, signing_key.serialize_pem()).unwrap();
         (options, cert.der().clone())
+    }
+
+    fn write_for(folder: &Path, hosts: &[&str]) -> Pair {
+        let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+        let name = hosts.first().cloned().unwrap_or_default().replace('*', "any");
+        let New { cert, signing_key } = generate_simple_self_signed(hosts).unwrap();
+        let file = |end: &str| folder.join(format!("{name}.{end}"));
+        let pair = Pair { certificate_file: file("crt"), key_file: file("key") };
+        std::fs::write(&pair.certificate_file, cert.pem()).unwrap();
+        std::fs::write(&pair.key_file, signing_key.serialize_pem()).unwrap();
+        pair
+    }
+
+    #[tokio::test]
+    async fn the_host_chooses_among_certificates_and_each_is_taken_up_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let (options, _) = write_pair(folder.path());
+        let others = [["ghcr.mirror.corp", "GHCR.io"].as_slice(), &["*.mirror.corp"]];
+        let others = others.map(|hosts| write_for(folder.path(), hosts)).to_vec();
+        let options = TlsOptions { others: others.clone(), ..options };
+        let mut files = Files::read(&options).await.unwrap();
+        let pairs = options.pairs();
+        let certified = |files: &Files| {
+            let all = pairs.iter().zip(&files.pairs).map(|(pair, (chain, key))| certified(pair, chain, key));
+            Certificates(all.map(Result::unwrap).collect())
+        };
+        let certificates = certified(&files);
+        let chosen = |host: Option<&str>| {
+            let one = certificates.of(host).unwrap();
+            certificates.0.iter().position(|own| std::ptr::eq(own, one)).unwrap()
+        };
+        for (host, expected) in [
+            (None, 0),
+            (Some("localhost"), 0),
+            (Some("elsewhere.example"), 0),
+            (Some("ghcr.mirror.corp"), 1),
+            (Some("GHCR.Mirror.Corp"), 1),
+            (Some("ghcr.io"), 1),
+            (Some("quay.mirror.corp"), 2),
+            (Some("a.b.mirror.corp"), 0),
+            (Some("mirror.corp"), 0),
+        ] {
+            assert_eq!(chosen(host), expected, "{host:?}");
+        }
+        let (tls, _) = Tls::load(options.clone()).await.unwrap();
+        assert_eq!(tls.check(&mut files).await, Ok(false));
+        write_for(folder.path(), &["*.mirror.corp"]);
+        assert_eq!(tls.check(&mut files).await, Ok(true));
+        std::fs::copy(&others[0].key_file, &others[1].key_file).unwrap();
+        assert!(tls.check(&mut files).await.unwrap_err().to_string().contains("any.mirror.corp.crt"));
     }
 
     fn message(loaded: Result<(Tls, Files), Error>) -> String {
@@ -258,6 +379,7 @@ pub(super) mod tests {
         let swapped = TlsOptions {
             certificate_file: options.key_file.clone(),
             key_file: options.certificate_file.clone(),
+            others: Vec::new(),
             clients: None,
         };
         assert!(message(Tls::load(swapped).await).contains("BEGIN CERTIFICATE"));

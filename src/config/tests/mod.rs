@@ -3,6 +3,7 @@
 mod access;
 mod explain;
 mod layers;
+mod listeners;
 mod mistakes;
 mod tables;
 mod upstreams;

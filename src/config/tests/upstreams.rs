@@ -149,7 +149,7 @@ fn a_name_has_one_owner() {
         )
     };
     loaded(&two("a", "b"));
-    refused(&two("a", "a"), 4, &["upstream.\"quay.io\".aliases: ", "`a` is an alias of ghcr.io already"]);
+    refused(&two("a", "a"), 4, &["upstream.\"quay.io\".aliases: ", "`a` leads to ghcr.io already"]);
     refused(&two("a", "ghcr.io"), 4, &["`ghcr.io` is an upstream's own name"]);
     refused(&two("docker.io", "b"), 2, &["`docker.io` is an upstream's own name"]);
     refused(&two("library", "b"), 2, &["`library`", "another alias"]);

@@ -6,6 +6,7 @@ use crate::http::{Draining, Owners, OwnersOptions, Public, Reports, RequestIds};
 use crate::oci::UpstreamHost;
 use std::num::NonZeroU32;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 const BLOB: &str =
@@ -14,6 +15,7 @@ const BLOB: &str =
 fn options() -> Options {
     Options {
         listen: vec!["127.0.0.1:0".parse().unwrap()],
+        listeners: Vec::new(),
         operations: None,
         tls: None,
         max_connections: 16,
@@ -35,11 +37,12 @@ fn service(requests: Option<Rate>) -> Service {
         trusted_proxies: Vec::new(),
     };
     let upstreams = vec![(UpstreamHost::docker_hub(), Vec::new())];
+    let owners = OwnersOptions { upstreams, hosted: vec!["*".to_owned()], ..OwnersOptions::default() };
     let (data, tasks) = (std::path::Path::new("/nonexistent"), Tasks::default());
     let gate = Gate::open(AuthOptions::default(), data, metrics.clone(), &Clock::default(), &tasks);
     Service {
         gate: Arc::new(gate.unwrap()),
-        owners: Arc::new(Owners::new(OwnersOptions { upstreams, hosted: vec!["*".to_owned()] }).unwrap()),
+        owners: Arc::new(Owners::new(owners).unwrap()),
         limits: Limits::new(limits, metrics.clone(), Clock::default()),
         trusted_proxies: Vec::new(),
         content: None,

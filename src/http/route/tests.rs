@@ -1,6 +1,6 @@
 use super::*;
-use crate::http::OwnersOptions;
 use crate::http::query::TAG_PARAMETERS_MAX;
+use crate::http::{OwnersOptions, Scope};
 use crate::oci::UpstreamHost;
 use proptest::prelude::*;
 
@@ -11,13 +11,18 @@ fn owners() -> Owners {
             ("ghcr.io".parse().unwrap(), vec![]),
         ],
         hosted: vec!["*".to_owned()],
+        ..OwnersOptions::default()
     })
     .unwrap()
 }
 
 fn request(method: &Method, target: &str) -> Result<Routed, ApiError> {
     let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
-    parse(&owners(), method, path, query)
+    parse(&owners(), at_no_host(&Scope::default()), method, path, query)
+}
+
+fn at_no_host(scope: &Scope) -> Entrance<'_> {
+    Entrance { scope, authority: "localhost:5000" }
 }
 
 fn get(target: &str) -> Result<Route, ApiError> {
@@ -63,7 +68,7 @@ fn endpoints_are_told_apart_from_the_right() {
         ("/dockerhub/v2/nginx/manifests/1", "docker.io: library/nginx manifest 1"),
         ("/v2/nginx/manifests/1?ns=docker.io", "docker.io: library/nginx manifest 1"),
         ("/v2/org/app/manifests/1?ns=ghcr.io", "ghcr.io: org/app manifest 1"),
-        ("/dockerhub/v2/org/app/manifests/1?ns=ghcr.io", "ghcr.io: org/app manifest 1"),
+        ("/dockerhub/v2/org/app/manifests/1?ns=docker.io", "docker.io: org/app manifest 1"),
         ("/v2/library%2Fnginx/manifests/1%2E27", "docker.io: library/nginx manifest 1.27"),
     ] {
         assert_eq!(read(target), expected, "{target}");
@@ -113,6 +118,7 @@ fn what_does_not_parse_has_its_status() {
         ("/v2/a/manifests/1?ns=", 404),
         ("/quay.io/v2/a/manifests/1", 404),
         ("/quay.io/v2/", 404),
+        ("/dockerhub/v2/org/app/manifests/1?ns=ghcr.io", 404),
         ("/v2/a/what/1", 404),
         ("/v2/a", 404),
         ("/v1/repositories", 404),
@@ -251,7 +257,7 @@ proptest! {
         path in "(/v2/)?([a-z./%0-9A-F:_-]{0,20}|/manifests/|/blobs/|/tags/list|\\.\\./|%2e%2e|.){0,6}",
         query in proptest::option::of("(n=|last=|ns=|&|[a-z0-9%.]){0,8}"),
     ) {
-        if let Ok(routed) = parse(&owners(), &Method::GET, &path, query.as_deref()) {
+        if let Ok(routed) = parse(&owners(), at_no_host(&Scope::default()), &Method::GET, &path, query.as_deref()) {
             let repository = match &routed.route {
                 Route::Manifest(repository, _) | Route::Blob(repository, _) | Route::Tags(repository, _, _) => repository,
                 _ => return Ok(()),
