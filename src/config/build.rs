@@ -14,17 +14,18 @@ use super::environment::Environment;
 use super::error::ConfigError;
 use super::section::{Found, Section};
 use super::tree::Entries;
-use super::{Choices, Config, defaults, events, gc, hosted, listeners, names, units, upstreams};
+use super::{Choices, Config, defaults, events, gc, hosted, listeners, names, presets, units, upstreams};
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
 /// `adopt` is apart from the tree: it is said once, by flag or variable, and not in a file.
 pub fn build(
-    entries: Entries,
+    mut entries: Entries,
     adopt: Option<Found<String>>,
     environment: &Environment,
     mut warnings: Vec<String>,
 ) -> Result<Config> {
+    presets::apply(&mut entries, &mut warnings);
     let sources = super::tree::origins(&entries);
     let mut root = Section::new("", entries);
     let default_upstream = upstreams::default(&mut root)?;

@@ -13,6 +13,8 @@ pub enum Origin {
     Variable(&'static str),
     /// A command-line flag's name.
     Flag(&'static str),
+    /// What is known of a registry by its host, given as a pattern.
+    Preset(&'static str),
     /// A dotted key of CNCF distribution's configuration.
     Distribution { key: Arc<str>, place: Place },
 }
@@ -51,6 +53,7 @@ impl fmt::Display for Origin {
         match self {
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
             Self::Variable(name) | Self::Flag(name) => f.write_str(name),
+            Self::Preset(host) => write!(f, "preset for {host}"),
             Self::Distribution { key, place: Place::File { path, line } } => {
                 write!(f, "{}:{line} ({key})", path.display())
             }

@@ -14,6 +14,7 @@ use crate::registry::Rule;
 use crate::telemetry::Format;
 use crate::upstream::{self, Password, PrivatePolicy};
 
+use super::presets::Preset;
 use super::tree::{join, quote_key};
 use super::units::{format_rate, format_size, format_time, format_time_or_forever};
 use super::{Config, Sources};
@@ -263,6 +264,9 @@ fn explain_endpoint(p: &mut Printer<'_>, options: &EndpointOptions) {
 
 fn explain_upstream(p: &mut Printer<'_>, options: &upstream::Options, aliases: &[String], hosts: &[&String]) {
     p.section(join("upstream", options.host.as_str()));
+    if let Some((preset, _)) = Preset::of(options.host.as_str()) {
+        p.unset("preset", preset.remark);
+    }
     p.line("url", options.url.as_str());
     p.line("aliases", texts(aliases));
     p.line("hosts", texts(hosts));

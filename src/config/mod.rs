@@ -18,6 +18,7 @@ mod hosted;
 mod listeners;
 mod names;
 mod permissions;
+mod presets;
 mod section;
 mod tree;
 mod units;

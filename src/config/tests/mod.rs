@@ -5,6 +5,7 @@ mod explain;
 mod layers;
 mod listeners;
 mod mistakes;
+mod presets;
 mod tables;
 mod upstreams;
 
