@@ -11,6 +11,7 @@ fn main() -> anyhow::Result<ExitCode> {
         match command {
             Command::Serve(args) => cli::serve::run(args, forebay::app::run).await,
             Command::CheckConfig(args) => cli::check_config::run(args),
+            Command::ClientConfig(args) => cli::client_config::run(args),
             Command::Gc(args) => cli::gc::run(args).await,
             Command::Htpasswd(args) => cli::htpasswd::run(args),
         }

@@ -1,6 +1,7 @@
 //! The command line: a file for each subcommand.
 
 pub mod check_config;
+pub mod client_config;
 pub mod gc;
 pub mod htpasswd;
 pub mod serve;
@@ -29,6 +30,7 @@ pub struct Cli {
 pub enum Command {
     Serve(serve::ServeArgs),
     CheckConfig(check_config::CheckConfigArgs),
+    ClientConfig(client_config::ClientConfigArgs),
     Gc(gc::GcArgs),
     Htpasswd(htpasswd::HtpasswdArgs),
 }
@@ -124,8 +126,8 @@ First success:
   forebay serve --data ./data
   docker pull localhost:5000/library/alpine:latest
   docker tag localhost:5000/library/alpine:latest localhost:5000/myapp:1.0 && docker push localhost:5000/myapp:1.0
-  To have dockerd ask Forebay first, put this into /etc/docker/daemon.json and reload dockerd (systemctl reload docker):
-  {\"registry-mirrors\": [\"http://127.0.0.1:5000\"]}
+  To have dockerd ask Forebay first (`forebay client-config --help` has other clients):
+  forebay client-config docker --out / && systemctl reload docker
 
 Configuration:
   Flags win over environment variables, those win over the file, the file wins over the defaults.
@@ -231,6 +233,7 @@ mod tests {
             &["--version"],
             &["serve", "--help"],
             &["check-config", "--help"],
+            &["client-config", "--help"],
             &["gc", "--help"],
             &["htpasswd", "--help"],
             &["help"],
@@ -250,7 +253,7 @@ mod tests {
         {
             assert!(help.contains(part), "{part} in\n{help}");
         }
-        for command in ["serve", "check-config", "gc", "htpasswd"] {
+        for command in ["serve", "check-config", "client-config", "gc", "htpasswd"] {
             let help = parse(&[command, "--help"]).unwrap_err().to_string();
             assert!(help.contains("Examples:"), "{help}");
         }
