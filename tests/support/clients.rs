@@ -99,6 +99,13 @@ impl Containerd {
         self.directory.join("sock")
     }
 
+    /// Pulls by other files than its own.
+    pub async fn pull_by(&self, hosts: &Path, image: &str) {
+        let mut pull = self.ctr(["images", "pull", "--snapshotter", self.snapshotter, "--hosts-dir"]);
+        pull.arg(hosts);
+        run(with(pull, full(image))).await;
+    }
+
     pub(super) fn ctr<const N: usize>(&self, arguments: [&str; N]) -> Command {
         let mut ctr = command("ctr", ["--address".as_ref(), self.socket().as_os_str()]);
         ctr.args(arguments);
@@ -140,15 +147,25 @@ pub struct Dockerd {
 
 impl Dockerd {
     pub async fn start(directory: &Path, mirror: &str) -> Self {
+        std::fs::create_dir_all(directory).unwrap();
+        let config = directory.join("daemon.json");
+        std::fs::write(&config, "{}").unwrap();
+        Self::with(directory, mirror, &config, &["--registry-mirror", mirror]).await
+    }
+
+    /// With a `daemon.json` that says which mirrors there are.
+    pub async fn by_file(directory: &Path, config: &Path) -> Self {
+        Self::with(directory, "http://127.0.0.1:1", config, &[]).await
+    }
+
+    async fn with(directory: &Path, mirror: &str, config: &Path, arguments: &[&str]) -> Self {
         let containerd = Containerd::start(&directory.join("containerd"), mirror).await;
         let at = |name: &str| directory.join(name);
         let driver = if overlay_works(directory).await { "overlay2" } else { "vfs" };
         let mut dockerd = command("dockerd", ["--iptables=false", "--ip6tables=false", "--bridge=none"]);
-        dockerd.args(["--registry-mirror", mirror, "--storage-driver", driver]);
+        dockerd.args(arguments).args(["--storage-driver", driver]).arg("--config-file").arg(config);
         dockerd.arg("--containerd").arg(containerd.socket()).arg("--data-root").arg(at("data"));
         dockerd.arg("--exec-root").arg(at("exec")).arg("--pidfile").arg(at("pid"));
-        dockerd.arg("--config-file").arg(at("daemon.json"));
-        std::fs::write(at("daemon.json"), "{}").unwrap();
         dockerd.arg("--host").arg(format!("unix://{}", at("sock").display()));
         let process = Process::start("dockerd", &mut dockerd, &at("log"));
         let mut dockerd = Self { process, containerd, directory: directory.to_owned() };
