@@ -16,7 +16,8 @@ use crate::control;
 use crate::disk::RealDisk;
 use crate::events::{self, Events};
 use crate::http::{
-    BindError, Content, Draining, InvalidPattern, Listeners, Owners, Reports, RequestIds, Service,
+    BindError, CaError, Content, Draining, Forward, InvalidPattern, Listeners, Owners, Reports, RequestIds,
+    Service,
 };
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
@@ -42,6 +43,8 @@ pub enum Error {
     Events(#[from] events::Error),
     #[error(transparent)]
     Hosted(#[from] InvalidPattern),
+    #[error(transparent)]
+    Forward(#[from] CaError),
     #[error("{0}")]
     Access(String),
     #[error("signals cannot be received: {0}")]
@@ -67,6 +70,7 @@ pub async fn run(
     let service = Arc::new(ArcSwap::from_pointee(app.service(&config, hosted.clone(), None)?));
     let collector = Collector::new(config.gc.clone(), hosted, app.metrics.clone(), app.clock.clone());
     app.take_commands(&collector).await?;
+    let forward = app.forward(&config).await?;
     let grace = config.http.shutdown_grace;
     let hosts: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.host.as_str()).collect();
     tracing::info!(
@@ -74,6 +78,7 @@ pub async fn run(
         operations = listeners.operations().map(|address| address.to_string()),
         data = %app.store.data_dir().display(),
         upstreams = hosts.join(", "),
+        forward_proxy = config.http.forward.as_ref().map(|forward| forward.listen.to_string()),
         tls = config.http.tls.is_some(),
         offline = config.mirror.offline,
         "serving"
@@ -89,7 +94,7 @@ pub async fn run(
         begun.get_or_init(Instant::now);
         tracing::info!(grace_seconds = grace.as_secs(), "shutting down: what is under way may finish");
     };
-    listeners.serve(service, app.tasks.clone(), shutdown).await;
+    listeners.serve(service, app.tasks.clone(), forward, shutdown).await;
     let spent = begun.get().map_or(grace, Instant::elapsed);
     // What was answered is being written behind the answers: that gets its time whatever clients took.
     if !app.tasks.drain(grace.saturating_sub(spent).max(LAST_WRITES)).await {
@@ -202,6 +207,14 @@ impl App {
         let (options, data) = (config.auth.clone(), self.store.data_dir());
         let gate = Gate::open(options, data, self.metrics.clone(), &self.clock, &self.tasks);
         gate.map(Arc::new).map_err(Error::Access)
+    }
+
+    async fn forward(&self, config: &Config) -> Result<Option<Arc<Forward>>, Error> {
+        let Some(options) = config.http.forward.clone() else { return Ok(None) };
+        let (data, metrics) = (self.store.data_dir().to_owned(), self.metrics.clone());
+        let clock = self.clock.clone();
+        let open = move || Forward::open(&options, &data, metrics, clock);
+        Ok(Some(Arc::new(tokio::task::spawn_blocking(open).await??)))
     }
 
     fn hosted(&self, config: &Config, before: Option<&Service>) -> Arc<Hosted> {
@@ -356,6 +369,7 @@ impl App {
         let parts = [
             ("listen", http.listen != was.listen),
             ("listener", http.listeners != was.listeners),
+            ("forward_proxy", http.forward != was.forward),
             ("operations", http.operations != was.operations),
             ("tls", http.tls != was.tls),
             ("shutdown", http.shutdown_grace != was.shutdown_grace),

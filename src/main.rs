@@ -12,6 +12,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Command::Serve(args) => cli::serve::run(args, forebay::app::run).await,
             Command::CheckConfig(args) => cli::check_config::run(args),
             Command::ClientConfig(args) => cli::client_config::run(args),
+            Command::Ca(args) => cli::ca::run(args),
             Command::Gc(args) => cli::gc::run(args).await,
             Command::Htpasswd(args) => cli::htpasswd::run(args),
         }

@@ -80,6 +80,7 @@ fn every_key_is_explained_and_no_other() {
         "stale.",
         "limits.",
         "tls.",
+        "forward_proxy.",
         "shutdown.",
         "log.",
         "events.",

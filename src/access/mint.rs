@@ -179,7 +179,7 @@ fn signing_key(pem: &[u8]) -> Result<(EncodingKey, Algorithm), String> {
     Ok((rsa, Algorithm::RS256))
 }
 
-/// Makes a key that only the server's user may read. What is there in the end is whole.
+/// Makes a key that only the server's user may read.
 fn make(path: &Path) -> std::io::Result<Vec<u8>> {
     let random = aws_lc_rs::rand::SystemRandom::new();
     let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)
@@ -187,6 +187,12 @@ fn make(path: &Path) -> std::io::Result<Vec<u8>> {
     let body = BASE64_STANDARD.encode(key.as_ref());
     let lines: Vec<&str> = (0..body.len()).step_by(64).map(|at| &body[at..body.len().min(at + 64)]).collect();
     let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", lines.join("\n"));
+    write_secret(path, pem.as_bytes())?;
+    Ok(pem.into_bytes())
+}
+
+/// Writes a file that only the server's user may read. What is there in the end is whole.
+pub fn write_secret(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().map(PathBuf::from).unwrap_or_default();
     std::fs::create_dir_all(&folder)?;
     let fresh = path.with_extension("new");
@@ -195,9 +201,8 @@ fn make(path: &Path) -> std::io::Result<Vec<u8>> {
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
-    file.write_all(pem.as_bytes())?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&fresh, path)?;
-    File::open(folder)?.sync_all()?;
-    Ok(pem.into_bytes())
+    File::open(folder)?.sync_all()
 }

@@ -30,7 +30,7 @@ pub use client::Client;
 pub use external::External;
 pub use gate::{Challenge, Gate, NotShown, Shown};
 pub use limits::{ClientToll, Limits, Payer};
-pub use mint::Issued;
+pub use mint::{Issued, write_secret};
 pub use options::{AuthOptions, IssuerOptions, KeyOptions, LoginHosts, TokenOptions, TokenServerOptions};
 pub use policy::{Decision, Defaults, Policy, Push, Reason, Rule, glob};
 pub use who::{Who, Wild};

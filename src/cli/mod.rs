@@ -1,5 +1,6 @@
 //! The command line: a file for each subcommand.
 
+pub mod ca;
 pub mod check_config;
 pub mod client_config;
 pub mod gc;
@@ -31,6 +32,7 @@ pub enum Command {
     Serve(serve::ServeArgs),
     CheckConfig(check_config::CheckConfigArgs),
     ClientConfig(client_config::ClientConfigArgs),
+    Ca(ca::CaArgs),
     Gc(gc::GcArgs),
     Htpasswd(htpasswd::HtpasswdArgs),
 }

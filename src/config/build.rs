@@ -14,7 +14,9 @@ use super::environment::Environment;
 use super::error::ConfigError;
 use super::section::{Found, Section};
 use super::tree::Entries;
-use super::{Choices, Config, defaults, events, gc, hosted, listeners, names, presets, units, upstreams};
+use super::{
+    Choices, Config, defaults, events, forward, gc, hosted, listeners, names, presets, units, upstreams,
+};
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -40,10 +42,12 @@ pub fn build(
     let mut limits = root.section("limits")?;
     let mut cache = root.section("cache")?;
     let (telemetry, log_format) = logs(root.section("log")?, environment.terminal)?;
-    let http = listeners::read(&mut root, tls, further, &mut limits)?;
+    let mut http = listeners::read(&mut root, tls, further, &mut limits)?;
     let (gc, lease) = gc::read(root.section("gc")?, &mut hosted)?;
+    let auth = super::access::read(&mut root, push, &http, &owners, &mut warnings)?;
+    http.forward = forward::read(root.section("forward_proxy")?, &upstreams, auth.mirror, &mut warnings)?;
     let config = Config {
-        auth: super::access::read(&mut root, push, &http, &owners, &mut warnings)?,
+        auth,
         http,
         owners,
         access: client_limits(&mut limits, &mut warnings)?,

@@ -102,6 +102,11 @@ impl Config {
         self.explain_freshness(&mut p);
         self.explain_limits(&mut p);
         self.explain_access(&mut p);
+        if let Some(forward) = &self.http.forward {
+            p.section("forward_proxy");
+            p.line("listen", forward.listen.to_string());
+            p.line("tunnel", texts(&forward.tunnel));
+        }
         let tls = self.http.tls.as_ref();
         p.section("tls");
         p.file("certificate_file", tls.map(|tls| &tls.certificate_file), "none: plain HTTP");

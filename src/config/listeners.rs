@@ -117,6 +117,7 @@ pub fn read(
     Ok(http::Options {
         listen,
         listeners,
+        forward: None,
         operations,
         tls,
         max_connections: limits

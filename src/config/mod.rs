@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod explain;
 mod files;
+mod forward;
 mod gc;
 mod hosted;
 mod listeners;

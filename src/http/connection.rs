@@ -35,6 +35,8 @@ pub enum Door {
     Public,
     /// The operator's pages only.
     Operations,
+    /// The forward proxy.
+    Forward,
 }
 
 /// Where a connection comes from and at which door it arrived.

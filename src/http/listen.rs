@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::address::Scope;
 use super::connection::{self, Arrival, Door};
+use super::forward::{Context, Forward};
 use super::handler::Service;
 use super::socket::{Passed, Socket, Stream, UnixError};
 use super::tls::{self, Tls};
@@ -61,6 +63,13 @@ struct Bound {
     tls: bool,
 }
 
+impl Bound {
+    /// Whether the registry's API is served there.
+    fn is_public(&self) -> bool {
+        matches!(self.door, Door::All | Door::Public)
+    }
+}
+
 impl Listeners {
     /// Binds every address, or none. An IPv6 address is passed over where the machine has no IPv6
     /// and another address could be bound.
@@ -103,11 +112,12 @@ impl Listeners {
             let names = passed.left().join(", ");
             tracing::warn!(names, "passed sockets that nothing listens on: see `systemd` in `listen`");
         }
+        tcp.extend(options.forward.iter().map(|one| (one.listen, Door::Forward, Arc::default(), false)));
         tcp.extend(options.operations.map(|address| (address, Door::Operations, Arc::default(), false)));
         let others = std::mem::replace(&mut bound, bind(tcp)?);
-        let operations = bound.iter().position(|one| one.door == Door::Operations).unwrap_or(bound.len());
-        bound.splice(operations..operations, others);
-        if bound.iter().all(|one| one.door == Door::Operations) {
+        let apart = bound.iter().position(|one| !one.is_public()).unwrap_or(bound.len());
+        bound.splice(apart..apart, others);
+        if !bound.iter().any(Bound::is_public) {
             return Err(BindError::None);
         }
         Ok(Self { bound, tls, options: options.clone() })
@@ -120,7 +130,7 @@ impl Listeners {
 
     /// Where clients connect, for people.
     pub fn public(&self) -> Vec<String> {
-        let public = self.bound.iter().filter(|one| one.door != Door::Operations);
+        let public = self.bound.iter().filter(|one| one.is_public());
         public.map(|one| one.socket.shown()).collect()
     }
 
@@ -135,6 +145,7 @@ impl Listeners {
         self,
         service: Arc<ArcSwap<Service>>,
         tasks: Tasks,
+        forward: Option<Arc<Forward>>,
         shutdown: impl Future<Output = ()>,
     ) {
         let metrics = service.load().reports.metrics.clone();
@@ -152,11 +163,12 @@ impl Listeners {
         for Bound { socket, door, scope, tls: encrypted } in self.bound {
             let places = match door {
                 Door::Operations => operations.clone(),
-                Door::All | Door::Public => public.clone(),
+                Door::All | Door::Public | Door::Forward => public.clone(),
             };
+            let forward = forward.clone().filter(|_| door == Door::Forward);
             let tls = tls.clone().filter(|_| encrypted);
             let (service, metrics, tasks) = (service.clone(), metrics.clone(), tasks.clone());
-            let acceptor = Acceptor { door, scope, tls, places, service, metrics, patience, tasks };
+            let acceptor = Acceptor { door, scope, tls, forward, places, service, metrics, patience, tasks };
             acceptor.tasks.clone().spawn("accept", acceptor.run(socket));
         }
         shutdown.await;
@@ -211,7 +223,7 @@ fn bind(addresses: Vec<(SocketAddr, Door, Arc<Scope>, bool)>) -> Result<Vec<Boun
         }
     }
     match passed_over {
-        Some((address, source)) if bound.iter().all(|one| one.door == Door::Operations) => {
+        Some((address, source)) if !bound.iter().any(Bound::is_public) => {
             Err(BindError::address(address, source))
         }
         _ => Ok(bound),
@@ -258,6 +270,7 @@ struct Acceptor {
     door: Door,
     scope: Arc<Scope>,
     tls: Option<Arc<Tls>>,
+    forward: Option<Arc<Forward>>,
     places: Places,
     service: Arc<ArcSwap<Service>>,
     metrics: Arc<Metrics>,
@@ -313,10 +326,30 @@ impl Acceptor {
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%peer, %error, "no TCP_NODELAY");
                 }
-                self.serve(stream, peer, place);
+                match self.forward.clone() {
+                    Some(forward) => self.forward(forward, stream, peer, place),
+                    None => self.serve(stream, peer, place),
+                }
             }
             Stream::Unix(stream) => self.serve(stream, peer, place),
         }
+    }
+
+    fn forward(
+        &self,
+        forward: Arc<Forward>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        place: OwnedSemaphorePermit,
+    ) {
+        let (service, patience, tasks) = (self.service.clone(), self.patience, self.tasks.clone());
+        let (stop, cut) = (self.places.stop.clone(), self.places.cut.clone());
+        let open = Open::new(self.metrics.clone());
+        self.tasks.spawn("forward proxy", async move {
+            let (_place, _open) = (place, open);
+            let served = forward.serve(stream, peer, Context { service, patience, tasks, stop });
+            tokio::select! { () = served => {}, () = cut.cancelled() => {} }
+        });
     }
 
     fn serve<I>(&self, stream: I, peer: SocketAddr, place: OwnedSemaphorePermit)

@@ -9,6 +9,7 @@ mod body;
 mod connection;
 mod error;
 mod exchange;
+mod forward;
 mod handler;
 mod listen;
 mod lists;
@@ -36,6 +37,7 @@ pub use address::{Scope, Serve};
 pub use body::{Body, BodyError};
 pub use connection::{Arrival, Door};
 pub use exchange::{Reports, RequestIds};
+pub use forward::{CaError, Forward, ForwardOptions, certificate_path};
 pub use handler::{Content, Draining, Service};
 pub use listen::{BindError, Listeners};
 pub use operations::Public;
@@ -48,6 +50,8 @@ pub struct Options {
     pub listen: Vec<SocketAddr>,
     /// Further listeners, each with what it serves.
     pub listeners: Vec<ListenerOptions>,
+    /// A proxy for clients that know no mirrors.
+    pub forward: Option<ForwardOptions>,
     /// Metrics, health and the page on a listener of their own; the public ones then have health only.
     pub operations: Option<SocketAddr>,
     /// Of `listen` and those that ask for it; the operator's speaks plain HTTP.

@@ -82,12 +82,7 @@ impl Tls {
     where
         I: AsyncRead + AsyncWrite + Unpin,
     {
-        let acceptor = TlsAcceptor::from(self.config.load_full());
-        let accepted = acceptor.accept_with(stream, |connection| connection.set_buffer_limit(Some(BUFFER)));
-        match tokio::time::timeout(HANDSHAKE_MAX, accepted).await {
-            Ok(accepted) => Ok(accepted?),
-            Err(_) => Err(HandshakeError::TooSlow),
-        }
+        accept(self.config.load_full(), stream).await
     }
 
     /// Looks at the files again and again and takes up what has changed, for new connections. What
@@ -158,6 +153,19 @@ impl TlsOptions {
     fn pairs(&self) -> Vec<Pair> {
         let (certificate_file, key_file) = (self.certificate_file.clone(), self.key_file.clone());
         std::iter::once(Pair { certificate_file, key_file }).chain(self.others.iter().cloned()).collect()
+    }
+}
+
+/// A client's handshake, which has 10 s.
+pub async fn accept<I>(config: Arc<ServerConfig>, stream: I) -> Result<TlsStream<I>, HandshakeError>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let acceptor = TlsAcceptor::from(config);
+    let accepted = acceptor.accept_with(stream, |connection| connection.set_buffer_limit(Some(BUFFER)));
+    match tokio::time::timeout(HANDSHAKE_MAX, accepted).await {
+        Ok(accepted) => Ok(accepted?),
+        Err(_) => Err(HandshakeError::TooSlow),
     }
 }
 

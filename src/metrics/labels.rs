@@ -48,6 +48,10 @@ label!(
     }
 );
 label!(
+    /// What became of a `CONNECT` to the forward proxy.
+    Forwarded = "result" { Served = "served", Tunnelled = "tunnelled", Refused = "refused", Failed = "failed" }
+);
+label!(
     /// How an upload ended.
     UploadEnd = "result" {
         Completed = "completed", Mismatched = "mismatched", Cancelled = "cancelled", Purged = "purged",

@@ -12,8 +12,8 @@ use prometheus::{
 use crate::tasks::lock;
 
 pub use labels::{
-    Delivery, Face, FillEnd, Grid, Kind, Label, Limit, Limited, Login, LoginMethod, Outcome, PassEnd, Row,
-    Swept, UploadEnd, UpstreamCall, UpstreamStatus,
+    Delivery, Face, FillEnd, Forwarded, Grid, Kind, Label, Limit, Limited, Login, LoginMethod, Outcome,
+    PassEnd, Row, Swept, UploadEnd, UpstreamCall, UpstreamStatus,
 };
 
 /// What is counted of one upstream.
@@ -78,6 +78,7 @@ pub struct Metrics {
     pub uploads: Row<UploadEnd>,
     pub received_bytes: IntCounter,
     pub limited: Grid<Limit, Limited>,
+    pub forwarded: Row<Forwarded>,
     pub logins: Grid<LoginMethod, Login>,
     pub tokens_issued: IntCounter,
     pub store_entries: IntGauge,
@@ -188,6 +189,14 @@ impl Metrics {
                 &[],
             ),
             received_bytes: b.counter("forebay_received_bytes_total", "Body bytes received from clients"),
+            forwarded: Row::new(
+                &b.counters(
+                    "forebay_forward_proxy_connections_total",
+                    "Connections that the forward proxy was asked for",
+                    &[Forwarded::NAME],
+                ),
+                &[],
+            ),
             limited: Grid::new(
                 &b.counters(
                     "forebay_client_limited_total",

@@ -42,6 +42,7 @@ use crate::metrics::{Metrics, UpstreamCall};
 use crate::oci::{Digest, MediaType, Name, UpstreamHost};
 use crate::tasks::Tasks;
 
+pub use self::guard::is_private as is_private_address;
 pub use self::referrers::ToldReferrers;
 
 /// What is configured of one upstream. `config` builds it; every field is checked already.

@@ -5,6 +5,7 @@ mod support;
 
 mod bots;
 mod builds;
+mod forward;
 mod links;
 mod many;
 mod offline;

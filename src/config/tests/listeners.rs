@@ -150,3 +150,21 @@ fn what_is_explained_of_listeners_loads_as_the_same() {
     let second = case.load().unwrap();
     assert_eq!(Config { sources: first.sources.clone(), ..second }, first, "{}", first.explain());
 }
+
+#[test]
+fn a_forward_proxy_stands_for_registries_that_clients_know_by_name() {
+    let config = "[upstream.\"ghcr.io\"]\n[upstream.\"10.0.0.1:5000\"]\n[forward_proxy]\nlisten = \"127.0.0.1:3128\"\n";
+    let forward = loaded(config).http.forward.unwrap();
+    let names: Vec<&str> = forward.registries.keys().map(String::as_str).collect();
+    assert_eq!(names, ["ghcr.io", "index.docker.io", "registry-1.docker.io"]);
+    assert!(loaded("").http.forward.is_none());
+    refused("[forward_proxy]\ntunnel = []\n", 1, &["Add `listen"]);
+    refused("[forward_proxy]\nlisten = \"here\"\n", 2, &["no address with a port"]);
+    let beside = |rest: &str| format!("[forward_proxy]\nlisten = \"127.0.0.1:1\"\n{rest}");
+    refused(&beside("tunnel = [\"https://x\"]\n"), 3, &["no pattern of hosts"]);
+    refused(&beside("[auth]\nmirror = true\n"), 2, &["auth.mirror"]);
+    let alone = format!("default_upstream = \"none\"\n{}", beside(""));
+    refused(&alone, 3, &["no upstream is configured"]);
+    let everything = loaded("[forward_proxy]\nlisten = \"127.0.0.1:1\"\ntunnel = [\"*\"]\n");
+    assert!(everything.warnings.iter().any(|warning| warning.contains("every public host")));
+}

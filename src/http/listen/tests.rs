@@ -16,6 +16,7 @@ fn options() -> Options {
     Options {
         listen: vec!["127.0.0.1:0".parse().unwrap()],
         listeners: Vec::new(),
+        forward: None,
         operations: None,
         tls: None,
         max_connections: 16,
@@ -70,7 +71,7 @@ impl Server {
         let addresses = listeners.addresses();
         let (stop, stopped) = oneshot::channel();
         let service = Arc::new(ArcSwap::from_pointee(service));
-        let serve = listeners.serve(service, Tasks::default(), async { _ = stopped.await });
+        let serve = listeners.serve(service, Tasks::default(), None, async { _ = stopped.await });
         Self { addresses, metrics, stop, served: tokio::spawn(serve) }
     }
 
