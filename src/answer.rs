@@ -23,6 +23,8 @@ pub enum Served {
     Miss,
     /// From what somebody else's request was fetching already.
     Joined,
+    /// A range of what is not fetched whole, and not kept.
+    Range,
 }
 
 #[derive(Clone, Debug)]

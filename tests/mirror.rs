@@ -115,6 +115,9 @@ impl Rig {
             unread_budget: 1 << 30,
             resumes: 2,
             reader_timeout: MINUTE,
+            fill_connections: 1,
+            range_share: 0.0,
+            range_floor: 0,
             lease: MINUTE,
             adopt: None,
         };

@@ -225,6 +225,9 @@ fn store_options(
         unread_budget: cache.read("unread_budget", units::size)?.unwrap_or(defaults::UNREAD_BUDGET),
         resumes: cache.number("resumes", 0..=1000)?.unwrap_or(defaults::RESUMES),
         reader_timeout: cache.read("reader_timeout", units::timeout)?.unwrap_or(defaults::READER_TIMEOUT),
+        fill_connections: cache.number("fill_connections", 1..=8)?.unwrap_or(defaults::FILL_CONNECTIONS),
+        range_share: cache.share("range_share", 1.0)?.unwrap_or(defaults::RANGE_SHARE),
+        range_floor: cache.read("range_floor", units::size)?.unwrap_or(defaults::RANGE_FLOOR),
         lease: defaults::LEASE,
         adopt,
     })

@@ -89,6 +89,13 @@ pub const UNREAD_BUDGET: u64 = 2048 * MIB;
 pub const RESUMES: u32 = 5;
 /// One slow reader must not hold up the others of a blob that passes through memory.
 pub const READER_TIMEOUT: Duration = seconds(30);
+/// One is as fast wherever the line is the limit; more help where the upstream limits each connection.
+pub const FILL_CONNECTIONS: usize = 1;
+/// Containers that are pulled lazily read a few per cent of their images to start; what reads this
+/// much goes on to the whole.
+pub const RANGE_SHARE: f64 = 0.25;
+/// Fetched in seconds, and verified.
+pub const RANGE_FLOOR: u64 = 64 * MIB;
 
 /// Once a day: what it frees was not in a hurry.
 pub const GC_INTERVAL: Duration = hours(24);

@@ -174,6 +174,9 @@ impl Config {
         p.line("unread_budget", format_size(self.store.unread_budget));
         p.number("resumes", self.store.resumes);
         p.time("reader_timeout", self.store.reader_timeout);
+        p.number("fill_connections", self.store.fill_connections);
+        p.line("range_share", self.store.range_share);
+        p.line("range_floor", format_size(self.store.range_floor));
     }
 
     fn explain_freshness(&self, p: &mut Printer<'_>) {

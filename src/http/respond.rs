@@ -271,7 +271,7 @@ pub fn outcome(served: &Served) -> Outcome {
     match served {
         Served::Hit | Served::Revalidated => Outcome::Hit,
         Served::Stale(_) => Outcome::Stale,
-        Served::Miss | Served::Joined => Outcome::Miss,
+        Served::Miss | Served::Joined | Served::Range => Outcome::Miss,
     }
 }
 
@@ -318,6 +318,7 @@ fn served(headers: &mut HeaderMap, served: &Served, fetched: bool) {
         Served::Miss if fetched => "forebay; fwd=uri-miss; stored",
         Served::Miss => "forebay; fwd=uri-miss",
         Served::Joined => "forebay; fwd=uri-miss; collapsed",
+        Served::Range => "forebay; fwd=uri-miss; detail=range",
     };
     headers.insert(CACHE_STATUS, HeaderValue::from_static(status));
     if let Served::Stale(reason) = served {

@@ -68,6 +68,7 @@ pub struct Metrics {
     pub connections: IntGauge,
     pub tls_failures: IntCounter,
     pub fills_in_flight: IntGauge,
+    pub fills_partial: IntGauge,
     pub fill_readers: IntGauge,
     pub fills: Row<FillEnd>,
     pub fill_resumes: IntCounter,
@@ -169,6 +170,7 @@ impl Metrics {
             connections: b.gauge("forebay_connections", "Open client connections"),
             tls_failures: b.counter("forebay_tls_failures_total", "TLS handshakes that failed"),
             fills_in_flight: b.gauge("forebay_fills_in_flight", "Blobs being fetched"),
+            fills_partial: b.gauge("forebay_fills_partial", "Blobs of which only ranges are fetched so far"),
             fill_readers: b.gauge("forebay_fill_readers", "Clients reading blobs that are being fetched"),
             fills: Row::new(
                 &b.counters("forebay_fills_total", "Fetches of blobs that ended", &[FillEnd::NAME]),

@@ -9,8 +9,8 @@ use super::source::{BlobSource, upstream_error};
 use super::standing::Access;
 use super::{Asker, Mirror, lost};
 use crate::answer::{BlobAnswer, BlobWant, Error, Served};
-use crate::oci::{ByteRange, Digest, Repository};
-use crate::store::{BlobReader, FillReader, Source, Start};
+use crate::oci::{ByteRange, Digest, RangeRequest, Repository};
+use crate::store::{BlobReader, Demand, FillReader, Source, Start};
 use crate::upstream::{Cause, Identity};
 
 /// How often in a row somebody else's fill may come first; it ends before that or is joined.
@@ -78,7 +78,8 @@ impl Mirror {
                 let size = self.size(repository, digest, access.identity).await?;
                 return Ok(BlobAnswer::head(size, Served::Miss));
             }
-            match self.store.start_fill(&access.grant, digest, source.clone(), unlinked) {
+            let demand = self.demand(repository, digest, want, access.identity).await?;
+            match self.store.start_fill(&access.grant, digest, source.clone(), demand, unlinked) {
                 Start::Reading(reader) => return self.follow(repository, reader, want, Served::Miss).await,
                 Start::Unproven => {}
                 Start::Held => break,
@@ -198,6 +199,31 @@ impl Mirror {
         size.await.unwrap_or_else(|| Err(lost(Subject::Blob(*digest).of(repository))))
     }
 
+    /// How a cold blob is to be fetched. Who asks for a range with both ends may want no more than that;
+    /// an open one is the beginning, or the rest, of the whole.
+    async fn demand(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        want: BlobWant,
+        identity: Identity,
+    ) -> Result<Demand, Error> {
+        let range = match want {
+            BlobWant::Head | BlobWant::Whole => return Ok(Demand::Whole),
+            BlobWant::Range(RangeRequest::From(_)) => return Ok(Demand::Ranges),
+            BlobWant::Range(range) => range,
+        };
+        match self.size(repository, digest, identity).await {
+            Ok(Some(size)) => {
+                let range = range.resolve(size).map_err(|_| Error::Range { size })?;
+                Ok(self.store.demand(size, range.len()))
+            }
+            Err(error @ (Error::NotFound(_) | Error::Denied { .. })) => Err(error),
+            // The blob itself may be had all the same, and tells its size.
+            Ok(None) | Err(_) => Ok(Demand::Ranges),
+        }
+    }
+
     /// Waits for upstream's head, and answers with the body as it comes.
     async fn follow(
         &self,
@@ -206,16 +232,19 @@ impl Mirror {
         want: BlobWant,
         served: Served,
     ) -> Result<BlobAnswer, Error> {
-        let opened = reader.fill().clone().opened().await;
-        let size = opened.map_err(|error| {
-            let subject = Subject::Blob(reader.fill().digest);
+        let subject = Subject::Blob(reader.fill().digest);
+        let failed = |error| {
             let upstream = upstream_error(&error).unwrap_or_else(|| crate::upstream::Error {
                 operation: "GET blob",
                 subject: subject.of(repository),
                 cause: Cause::Trouble(error.to_string()),
             });
             self.refuse(repository, &subject, upstream)
-        })?;
+        };
+        if matches!(want, BlobWant::Whole | BlobWant::Range(RangeRequest::From(_))) {
+            reader.fill().want_whole();
+        }
+        let size = reader.fill().clone().opened().await.map_err(failed)?;
         if let Ok(upstream) = self.upstream(repository) {
             self.blobs_flow.insert(upstream.options().host.clone(), self.clock.now());
         }
@@ -226,6 +255,12 @@ impl Mirror {
         let range = size.map(|size| part(want, size)).transpose()?.flatten();
         if let Some(range) = range {
             reader.restrict(range);
+        }
+        let mut served = served;
+        if reader.fill().is_partial() {
+            // Each range of it is an answer of upstream's, or a refusal.
+            reader.begun().await.map_err(failed)?;
+            served = Served::Range;
         }
         Ok(BlobAnswer { size, range, body: Some(BlobReader::fill(reader)), served })
     }

@@ -26,6 +26,10 @@ impl Source for BlobSource {
         }
         .boxed()
     }
+
+    fn has_spare(&self) -> bool {
+        self.upstream.has_spare_fill()
+    }
 }
 
 fn failure(error: Error) -> SourceError {

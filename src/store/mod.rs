@@ -37,7 +37,7 @@ use crate::oci::{ByteRange, Digest, Owner, Repository};
 use crate::tasks::{Tasks, lock};
 
 pub use self::collect::{CollectError, Marked, Pass, Removed, What};
-pub use self::fill::{Fill, FillError, FillOptions, FillReader, Source, SourceError, SourceStream};
+pub use self::fill::{Demand, Fill, FillError, FillOptions, FillReader, Source, SourceError, SourceStream};
 pub use self::manifests::{ManifestCommit, NewManifest, Removal};
 pub use self::origins::{Origin, OriginState, Visibility};
 pub use self::reader::{BlobReader, ReadError};
@@ -60,6 +60,12 @@ pub struct Options {
     pub resumes: u32,
     /// Longest that a fill waits for the slowest reader of a blob that is not kept.
     pub reader_timeout: Duration,
+    /// Upstream connections that one large blob is fetched by.
+    pub fill_connections: usize,
+    /// Share of a blob's bytes that is fetched by ranges before the whole is.
+    pub range_share: f64,
+    /// Blobs of up to this size are fetched whole, however little is asked for.
+    pub range_floor: u64,
     /// How long collection leaves alone what a pusher was told of.
     pub lease: Duration,
     /// Repositories of unknown origin are taken for this owner's (`--adopt`).
@@ -156,6 +162,9 @@ pub enum Start {
     Unproven,
 }
 
+/// Blobs of which only ranges are fetched: each has a file open, and is remembered for minutes.
+const MOST_PARTIAL: usize = 64;
+
 /// A fill serves one trust domain: what one fetched proves nothing to another.
 type FillKey = (Arc<str>, Digest);
 
@@ -250,6 +259,7 @@ impl Store {
         grant: &Grant,
         digest: &Digest,
         source: Arc<dyn Source>,
+        demand: Demand,
         unless_held: bool,
     ) -> Start {
         let staged = self.stage();
@@ -269,21 +279,38 @@ impl Store {
         if unless_held && self.is_proven(grant, digest).unwrap_or(false) {
             return Start::Unproven;
         }
+        let partial = fills.values().filter(|fill| fill.is_partial()).count();
+        let demand = match demand {
+            Demand::Part { .. } if partial >= MOST_PARTIAL => Demand::Ranges,
+            demand => demand,
+        };
         let file = staged.as_ref().map(|staged| staged.file.clone());
         let loan = fill::Loan {
             options: FillOptions {
                 unread_budget: self.options.unread_budget,
                 resumes: self.options.resumes,
                 reader_timeout: self.options.reader_timeout,
+                connections: self.options.fill_connections,
             },
             buffers: self.buffers.clone(),
             metrics: self.metrics.clone(),
             tasks: self.tasks.clone(),
         };
-        Start::Reading(fill::start(grant.clone(), *digest, source, file, loan, |fill| {
+        Start::Reading(fill::start(grant.clone(), *digest, source, file, demand, loan, |fill| {
             fills.insert(key, fill.clone());
             Keeper { store: self.clone(), staged, reserved: AtomicU64::new(0) }
         }))
+    }
+
+    /// How a blob of this size is fetched of which so many bytes are asked for.
+    pub fn demand(&self, size: u64, wanted: u64) -> Demand {
+        // Exact enough: a share of a size is no exact number either.
+        let most = (size as f64 * self.options.range_share) as u64;
+        if size > self.options.range_floor && wanted <= most {
+            Demand::Part { size, most }
+        } else {
+            Demand::Ranges
+        }
     }
 
     /// A file for a fill; `None` where the disk gives none, and the blob is only passed on.

@@ -21,6 +21,9 @@ pub(crate) fn options(data: &Path) -> Options {
         unread_budget: 0,
         resumes: 0,
         reader_timeout: Duration::ZERO,
+        fill_connections: 1,
+        range_share: 0.0,
+        range_floor: 0,
         lease: Duration::ZERO,
         adopt: None,
     }

@@ -15,6 +15,7 @@ use super::Cause;
 /// A number of places, and a bounded queue for them.
 pub struct Gate {
     places: Arc<Semaphore>,
+    size: usize,
     queued: AtomicUsize,
     queue_length: usize,
     queue_timeout: Duration,
@@ -33,8 +34,14 @@ impl Drop for Queued<'_> {
 
 impl Gate {
     pub fn new(places: usize, queue_length: usize, queue_timeout: Duration, waiting: IntGauge) -> Self {
-        let places = Arc::new(Semaphore::new(places.clamp(1, Semaphore::MAX_PERMITS)));
-        Self { places, queued: AtomicUsize::new(0), queue_length, queue_timeout, waiting }
+        let size = places.clamp(1, Semaphore::MAX_PERMITS);
+        let places = Arc::new(Semaphore::new(size));
+        Self { places, size, queued: AtomicUsize::new(0), queue_length, queue_timeout, waiting }
+    }
+
+    /// Whether a quarter of the places stays free when one more is taken.
+    pub fn has_spare(&self) -> bool {
+        self.places.available_permits() > self.size.div_ceil(4)
     }
 
     /// A place, held until the permit is dropped. `Busy` where the queue is full or too slow.
@@ -111,6 +118,18 @@ mod tests {
         assert_eq!(gate.waiting.get(), 0);
         drop(held);
         assert!(gate.enter().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_quarter_of_the_places_is_nobodys_spare_one() {
+        for (places, spare) in [(1, 0), (2, 1), (3, 2), (8, 6), (32, 24)] {
+            let gate = gate(places, 1, Duration::ZERO);
+            let mut held = Vec::new();
+            while gate.has_spare() {
+                held.push(gate.enter().await.unwrap());
+            }
+            assert_eq!(held.len(), spare, "of {places}");
+        }
     }
 
     #[tokio::test]

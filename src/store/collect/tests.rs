@@ -18,7 +18,7 @@ use crate::disk::{Disk, RealDisk};
 use crate::oci::{Algorithm, Manifest, ManifestKind, UploadId, UpstreamHost};
 use crate::store::tests::options;
 use crate::store::{
-    Committed, Grant, ManifestCommit, NewManifest, Options, Source, SourceError, SourceStream, Start,
+    Committed, Demand, Grant, ManifestCommit, NewManifest, Options, Source, SourceError, SourceStream, Start,
     Visibility,
 };
 use crate::tasks::Tasks;
@@ -409,7 +409,8 @@ async fn data_is_not_removed_between_its_commit_and_its_link() {
             store.put_manifest(&grant, &digest, &bytes).unwrap();
         } else {
             let source = Arc::new(Whole(bytes));
-            let Start::Reading(mut reader) = store.start_fill(&grant, &digest, source, true) else {
+            let Start::Reading(mut reader) = store.start_fill(&grant, &digest, source, Demand::Whole, true)
+            else {
                 panic!("nothing is held");
             };
             while reader.next().await.is_some() {}

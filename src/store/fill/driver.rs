@@ -7,9 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt};
 
+use super::segments::cut_short;
 use super::sink::{Done, Sink};
 use super::start::{FillOptions, Keeper};
-use super::state::{Phase, State};
+use super::state::Phase;
 use super::{Fill, FillError, SourceError, SourceStream};
 use crate::metrics::FillEnd;
 
@@ -34,8 +35,8 @@ pub struct Driver<K: Keeper> {
 enum Left {
     /// It ended, or all that the blob has is here.
     End,
-    /// A side extent begins.
-    Extent,
+    /// A side extent begins, or no more was asked for.
+    Bound,
 }
 
 /// Whatever ends the task, readers never see a clean end without a digest.
@@ -60,7 +61,10 @@ impl<K: Keeper> Driver<K> {
 
     pub async fn run(mut self) {
         self.fill.metrics.fills_in_flight.inc();
-        let result = self.fetch().await;
+        let result = match self.until_wanted().await {
+            Ok(()) => self.fetch().await,
+            Err(error) => Err(error),
+        };
         let end = match &result {
             Ok(()) if self.fill.state.borrow().kept => FillEnd::Committed,
             Ok(()) => FillEnd::Relayed,
@@ -82,7 +86,7 @@ impl<K: Keeper> Driver<K> {
             }
             Err(error) => {
                 // What never began is told to who asked, and logged there.
-                if self.fill.size() > 0 {
+                if self.fill.size() > 0 && !matches!(error, FillError::Abandoned) {
                     tracing::warn!(digest = %self.fill.digest, %error, "blob not fetched");
                 }
                 self.fill.state.send_modify(|state| state.phase = Phase::Failed(error));
@@ -106,19 +110,18 @@ impl<K: Keeper> Driver<K> {
     async fn fetch(&mut self) -> Result<(), FillError> {
         let mut failures = 0;
         loop {
+            self.absorb_extents().await?;
             let head = self.fill.state.borrow().head;
-            if self.absorb_extent(head).await? {
-                continue;
-            }
             if self.fill.state.borrow().total.is_some_and(|total| head >= total) {
                 break;
             }
             let left = self.take(head).await;
+            self.fill.state.send_modify(|state| state.bound = None);
             self.flush().await?;
             let ended =
                 self.fill.state.borrow().total.is_none_or(|total| self.fill.state.borrow().head >= total);
             match left {
-                Ok(Left::Extent) => {}
+                Ok(Left::Bound) => {}
                 Ok(Left::End) if ended => break,
                 Ok(Left::End) => self.pause(&mut failures, head, None).await?,
                 Err(FillError::Source(error)) if error.retry => {
@@ -161,7 +164,7 @@ impl<K: Keeper> Driver<K> {
 
     /// Takes one answer of the source, from `at` on.
     async fn take(&mut self, at: u64) -> Result<Left, FillError> {
-        let bound = self.fill.state.borrow().next_extent(at);
+        let bound = self.claim(at);
         let opened = self.fill.source.open(at, bound).await;
         let body = opened.map_err(FillError::Source)?;
         self.opened(&body)?;
@@ -171,6 +174,7 @@ impl<K: Keeper> Driver<K> {
         tokio::pin!(stopping);
         loop {
             self.wait_for_room().await?;
+            self.plan_ahead(true);
             tokio::select! {
                 biased;
                 done = self.sink.done(), if self.sink.is_busy() => self.done(done)?,
@@ -218,10 +222,11 @@ impl<K: Keeper> Driver<K> {
 
     /// Hands chunks to readers and sink.
     fn receive(&mut self, pieces: Vec<Bytes>, skip: &mut u64) -> Result<ControlFlow<Left>, FillError> {
-        let (head, total, stop) = {
+        let (head, total, stop, bound) = {
             let state = self.fill.state.borrow();
             let total = state.total.unwrap_or(u64::MAX);
-            (state.head, total, state.next_extent(state.head).unwrap_or(u64::MAX))
+            let stop = state.next_extent(state.head).unwrap_or(u64::MAX);
+            (state.head, total, stop, state.bound.unwrap_or(u64::MAX))
         };
         let mut at = head;
         let mut fresh = Vec::with_capacity(pieces.len());
@@ -241,11 +246,15 @@ impl<K: Keeper> Driver<K> {
         self.fill.state.send_modify(|state| {
             fresh.into_iter().for_each(|piece| state.push(piece));
             state.trim(slowest);
+            if at > bound {
+                // The source has been asked for less: it ignores Range, and sends all that is left.
+                (state.ranges, state.bound) = (false, None);
+            }
         });
         self.check_readers(at - head)?;
         Ok(match at {
             _ if at >= total => ControlFlow::Break(Left::End),
-            _ if at >= stop => ControlFlow::Break(Left::Extent),
+            _ if at >= stop || at == bound => ControlFlow::Break(Left::Bound),
             _ => ControlFlow::Continue(()),
         })
     }
@@ -281,34 +290,6 @@ impl<K: Keeper> Driver<K> {
         }
         Ok(())
     }
-
-    /// Where a side extent begins at `head`: waits for its end, hashes it, goes on behind it.
-    async fn absorb_extent(&mut self, head: u64) -> Result<bool, FillError> {
-        let mut state = self.fill.state.subscribe();
-        let begins = |state: &State| state.planned.iter().any(|range| range.contains(&head));
-        if state.wait_for(|state| !begins(state)).await.is_err() {
-            return Err(FillError::Ended);
-        }
-        let (end, kept) = {
-            let state = self.fill.state.borrow();
-            (state.written.end_of(head), state.kept)
-        };
-        let Some(end) = end.filter(|_| kept) else { return Ok(false) };
-        if let Err(error) = self.sink.absorb(end).await {
-            tracing::warn!(digest = %self.fill.digest, %error, "a range that was fetched ahead cannot be read");
-            return Err(FillError::Ended);
-        }
-        self.fill.state.send_modify(|state| state.skip_to(end));
-        Ok(true)
-    }
-}
-
-fn cut_short() -> SourceError {
-    let error = std::io::Error::new(
-        std::io::ErrorKind::UnexpectedEof,
-        "the upstream broke off the blob again and again",
-    );
-    SourceError { retry: true, error: Arc::new(error) }
 }
 
 /// Adds what the stream has ready.

@@ -1,36 +1,49 @@
-//! Side extents: a bounded range fetched ahead, for a reader far beyond what has come so far.
+//! Side extents: bounded ranges fetched beside the head, for readers far beyond what has come so
+//! far, or so that several connections bring one blob.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 
-use super::state::{Phase, State};
-use super::{Fill, SourceStream};
+use super::segments::cut_short;
+use super::state::{Phase, Planned, State};
+use super::{Fill, SourceError, SourceStream};
 use crate::disk::File;
 
-/// Nearer than this, waiting for the rest of the blob is as good.
-const DISTANCE: u64 = 8 * 1024 * 1024;
-/// Longest extent; a longer range is served by several, one after the other.
-const LONGEST: u64 = 16 * 1024 * 1024;
+/// Longest extent; a longer range is served by several.
+pub const LONGEST: u64 = 16 * 1024 * 1024;
+/// Shortest one where the rest of the blob is fetched too: it costs a request, and the head another.
+const SHORTEST: u64 = 1024 * 1024;
+/// How long before its end an extent is followed by the next one: an answer takes a moment to begin.
+pub const AHEAD: u64 = 8 * 1024 * 1024;
 /// Extents of one fill under way at once.
-const MOST: usize = 4;
+const MOST: usize = 8;
+/// Runs of a blob that is fetched in parts: each costs memory and, should the rest be fetched, a request.
+const MOST_RUNS: usize = 1024;
 /// Bytes written at a time.
 const BATCH: usize = 1024 * 1024;
 
-/// Starts an extent for a reader that waits at `at`, unless one covers it, it is near, or enough
-/// are under way.
-pub fn ask(fill: &Arc<Fill>, at: u64, end: Option<u64>) {
-    if plan(&fill.state.borrow(), at, end).is_none() {
+/// Starts an extent at the first byte from `at` on that nobody fetches, if it lies within `reach`,
+/// unless enough are under way.
+pub fn ask(fill: &Arc<Fill>, at: u64, end: Option<u64>, reach: u64) {
+    if plan(&fill.state.borrow(), at, end, reach).is_none() {
+        return;
+    }
+    // Who reads a blob by ranges only is not served by anybody else: a queue is better than nothing.
+    if fill.state.borrow().partial.is_none() && !fill.source.has_spare() {
         return;
     }
     let mut planned = None;
     fill.state.send_if_modified(|state| {
-        planned = plan(state, at, end);
-        planned.iter().for_each(|(range, _)| state.planned.push(range.clone()));
-        false
+        planned = plan(state, at, end, reach);
+        if let Some((range, _)) = &planned {
+            state.planned.push(Planned { range: range.clone(), begun: false });
+        }
+        let share = state.partial.filter(|most| state.fetched() > *most || state.written.runs() > MOST_RUNS);
+        share.is_some() && state.partial.take().is_some()
     });
     let Some((range, file)) = planned else { return };
     let run = Run { fill: fill.clone(), range };
@@ -38,17 +51,18 @@ pub fn ask(fill: &Arc<Fill>, at: u64, end: Option<u64>) {
     fill.tasks.spawn("fill extent", run.fetch(file));
 }
 
-fn plan(state: &State, at: u64, end: Option<u64>) -> Option<(Range<u64>, Arc<dyn File>)> {
+fn plan(state: &State, at: u64, end: Option<u64>, reach: u64) -> Option<(Range<u64>, Arc<dyn File>)> {
     let streaming = matches!(state.phase, Phase::Streaming) && state.kept && state.ranges;
-    let total = state.total?;
-    let far = at >= state.head.saturating_add(DISTANCE);
-    let covered = state.written.end_of(at).is_some() || state.planned.iter().any(|range| range.contains(&at));
-    if !streaming || !far || covered || state.planned.len() >= MOST {
+    if !streaming || state.planned.len() >= MOST {
         return None;
     }
-    let end =
-        end.unwrap_or(total).min(total).min(at + LONGEST).min(state.next_extent(at).unwrap_or(u64::MAX));
-    (at < end).then(|| state.file.clone().map(|file| (at..end, file))).flatten()
+    let total = state.total?;
+    let start = state.unfetched(at).filter(|start| start - at <= reach)?;
+    let wanted = end.unwrap_or(total).min(total);
+    let useful = if state.partial.is_some() { 0 } else { start.saturating_add(SHORTEST).min(total) };
+    let longest = start.saturating_add(LONGEST).min(state.free_until(start).unwrap_or(u64::MAX));
+    let end = wanted.max(useful).min(longest);
+    (start < wanted && start < end).then(|| state.file.clone().map(|file| (start..end, file))).flatten()
 }
 
 /// An extent under way; dropped, it is over.
@@ -57,50 +71,86 @@ struct Run {
     range: Range<u64>,
 }
 
+/// Why an extent came to less than was asked for.
+enum Fault {
+    Source(SourceError),
+    /// The source sends something else: it is not asked for ranges again.
+    Unfit(&'static str),
+    Disk(io::Error),
+    /// Others were quicker, or the fill is over.
+    Unwanted,
+}
+
 impl Run {
     async fn fetch(self, file: Arc<dyn File>) {
-        let result = match self.fill.source.open(self.range.start, Some(self.range.end)).await {
-            Ok(body) if body.start == self.range.start => self.copy(body, file).await,
-            Ok(_) => Err("the upstream ignores Range".to_owned()),
-            Err(error) => Err(error.error.to_string()),
+        let result = self.copy(file).await;
+        self.fill.state.send_modify(|state| {
+            let nothing = state.written.end_of(self.range.start).is_none();
+            match &result {
+                // The reader is served all the same, when the rest of the blob comes to it. It asks
+                // anew when this ends: a source that gave nothing would be asked without end.
+                Err(Fault::Source(error)) if nothing && state.partial.is_some() => {
+                    state.failures += 1;
+                    state.failed = Some((self.range.clone(), error.clone()));
+                }
+                Err(Fault::Source(_)) => state.ranges &= !nothing,
+                Err(Fault::Unfit(_) | Fault::Disk(_)) => {
+                    state.ranges = false;
+                    state.partial = None;
+                }
+                Err(Fault::Unwanted) | Ok(()) => {}
+            }
+        });
+        let why = match result {
+            Ok(()) => return,
+            Err(Fault::Source(error)) => error.error.to_string(),
+            Err(Fault::Unfit(why)) => why.to_owned(),
+            Err(Fault::Disk(error)) => format!("the disk failed: {error}"),
+            Err(Fault::Unwanted) => "it is not wanted any more".to_owned(),
         };
-        // The reader asks anew when this ends: a source that gave nothing would be asked without end.
-        let start = self.range.start;
-        self.fill.state.send_modify(|state| state.ranges &= state.written.end_of(start).is_some());
-        if let Err(why) = result {
-            // The reader is served all the same, when the rest of the blob comes to it.
-            tracing::debug!(digest = %self.fill.digest, why, "range not fetched ahead");
-        }
+        tracing::debug!(digest = %self.fill.digest, why, "range not fetched ahead");
     }
 
-    async fn copy(&self, body: SourceStream, file: Arc<dyn File>) -> Result<(), String> {
-        if body.total.is_some() && body.total != self.fill.state.borrow().total {
-            return Err("the upstream changed the blob's size".to_owned());
+    async fn copy(&self, file: Arc<dyn File>) -> Result<(), Fault> {
+        let Range { start, end } = self.range;
+        let body: SourceStream = self.fill.source.open(start, Some(end)).await.map_err(Fault::Source)?;
+        if body.start != start {
+            return Err(Fault::Unfit("the upstream ignores Range"));
         }
-        let mut at = self.range.start;
+        if body.total.is_some() && body.total != self.fill.state.borrow().total {
+            return Err(Fault::Unfit("the upstream changed the blob's size"));
+        }
+        let mut wanted = false;
+        self.fill.state.send_modify(|state| wanted = state.begin(&self.range));
+        if !wanted {
+            return Err(Fault::Unwanted);
+        }
+        let mut at = start;
         let mut stream = body.stream.ready_chunks(64);
-        while at < self.range.end
-            && let Some(ready) = stream.next().await
-        {
-            let pieces: Result<Vec<Bytes>, _> = ready.into_iter().collect();
-            for batch in batches(pieces.map_err(|error| error.error.to_string())?, self.range.end - at) {
-                at = self.write(batch, at, file.clone()).await.map_err(|error| error.to_string())?;
+        while at < end {
+            let ready = stream.next().await.ok_or_else(|| Fault::Source(cut_short()))?;
+            let (pieces, broken) = until_error(ready);
+            for batch in batches(pieces, end - at).into_iter().filter(|batch| !batch.is_empty()) {
+                at = self.write(batch, at, file.clone()).await.map_err(Fault::Disk)?;
+            }
+            if let Some(error) = broken {
+                return Err(Fault::Source(error));
             }
             if matches!(self.fill.state.borrow().phase, Phase::Failed(_)) {
-                return Err("the fill has failed".to_owned());
+                return Err(Fault::Unwanted);
             }
         }
         Ok(())
     }
 
     /// Writes behind the extent's last byte and shows it to the readers. Gives the new end.
-    async fn write(&self, batch: Vec<Bytes>, at: u64, file: Arc<dyn File>) -> std::io::Result<u64> {
+    async fn write(&self, batch: Vec<Bytes>, at: u64, file: Arc<dyn File>) -> io::Result<u64> {
         let bytes: u64 = batch.iter().map(|piece| piece.len() as u64).sum();
         let write = move || {
             let slices: Vec<IoSlice> = batch.iter().map(|piece| IoSlice::new(piece)).collect();
             file.write_at(&slices, at)
         };
-        tokio::task::spawn_blocking(write).await.map_err(std::io::Error::other)??;
+        tokio::task::spawn_blocking(write).await.map_err(io::Error::other)??;
         self.fill.metrics.store_written_bytes.inc_by(bytes);
         self.fill.state.send_modify(|state| state.written.insert(at..at + bytes));
         Ok(at + bytes)
@@ -109,8 +159,20 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        self.fill.state.send_modify(|state| state.planned.retain(|range| *range != self.range));
+        self.fill.state.send_modify(|state| state.planned.retain(|planned| planned.range != self.range));
     }
+}
+
+/// The pieces that came before an error, and the error.
+fn until_error(ready: Vec<Result<Bytes, SourceError>>) -> (Vec<Bytes>, Option<SourceError>) {
+    let mut pieces = Vec::with_capacity(ready.len());
+    for piece in ready {
+        match piece {
+            Ok(piece) => pieces.push(piece),
+            Err(error) => return (pieces, Some(error)),
+        }
+    }
+    (pieces, None)
 }
 
 /// Pieces in groups of about a batch, `limit` bytes of them in all.

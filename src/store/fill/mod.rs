@@ -3,12 +3,16 @@
 //! A fill runs in its own task, whoever started it and whether or not they stay:
 //! [`driver`] takes bytes from the source, [`sink`] hashes and writes them in order, and each
 //! [`reader`] follows at its own pace, from the window of recent bytes or from the file. What is
-//! received, what is written (extents) and how far the hash has come are separate facts.
+//! received, what is written (extents) and how far the hash has come are separate facts. Ranges far
+//! from the head, and the parts that further connections bring, are each an [`extent`] of their own;
+//! [`segments`] has the head go around them. Of a large blob that is read by small ranges there are
+//! only extents, until they come to a configured share.
 
 mod driver;
 mod extent;
 mod reader;
 mod relay;
+mod segments;
 mod sink;
 mod start;
 mod state;
@@ -32,13 +36,18 @@ use crate::tasks::{Tasks, lock};
 
 pub use reader::FillReader;
 pub(super) use sink::{Done, Sink};
-pub use start::FillOptions;
+pub use start::{Demand, FillOptions};
 pub(super) use start::{Keeper, Loan, start};
 
 /// Where a fill's bytes come from.
 pub trait Source: Send + Sync + 'static {
     /// The blob's bytes from `start`, up to `end` where one is named.
     fn open(&self, start: u64, end: Option<u64>) -> BoxFuture<'_, Result<SourceStream, SourceError>>;
+
+    /// Whether one answer more would leave room for everybody else's.
+    fn has_spare(&self) -> bool {
+        true
+    }
 }
 
 pub struct SourceStream {
@@ -120,6 +129,16 @@ impl Fill {
         self.state.borrow().head
     }
 
+    /// Whether only ranges of the blob are fetched so far.
+    pub fn is_partial(&self) -> bool {
+        self.state.borrow().partial.is_some()
+    }
+
+    /// From now on the whole blob is fetched, if only ranges were.
+    pub fn want_whole(&self) {
+        self.state.send_if_modified(|state| state.partial.take().is_some());
+    }
+
     /// Whether this repository's right to the blob has been shown.
     pub fn serves(&self, repository: &Repository) -> bool {
         lock(&self.links).waiting.iter().any(|grant| grant.repository == *repository)
@@ -149,7 +168,8 @@ impl Fill {
         }
     }
 
-    /// One more reader, from byte 0. `None` where its first bytes have passed and are not kept.
+    /// One more reader, from byte 0. `None` where its first bytes have passed and are not kept, or
+    /// nobody wanted it any more.
     pub fn reader(self: &Arc<Self>) -> Option<FillReader> {
         let reader = FillReader::attach(self.clone());
         reader.reachable().then_some(reader)

@@ -20,6 +20,8 @@ pub struct FillReader {
     at: u64,
     /// None: to the end of the blob, wherever that is.
     end: Option<u64>,
+    /// Ranges that had come to nothing before this reader came.
+    failures: u64,
 }
 
 impl FillReader {
@@ -29,7 +31,8 @@ impl FillReader {
         lock(&fill.readers).push(slot.clone());
         fill.metrics.fill_readers.inc();
         let state = fill.state.subscribe();
-        Self { fill, state, slot, at: 0, end: None }
+        let failures = state.borrow().failures;
+        Self { fill, state, slot, at: 0, end: None, failures }
     }
 
     pub fn fill(&self) -> &Arc<Fill> {
@@ -53,6 +56,32 @@ impl FillReader {
         self.fill.moved.notify_one();
     }
 
+    /// Waits for the first byte: where only ranges are fetched, each is an answer of the source's.
+    pub async fn begun(&mut self) -> Result<(), FillError> {
+        loop {
+            let step = self.state.borrow_and_update().step(self.at, self.end);
+            match step {
+                Step::Wait => self.wait().await?,
+                Step::Failed(error) => return Err(error),
+                Step::Chunk(_) | Step::File(..) | Step::End => return Ok(()),
+            }
+        }
+    }
+
+    /// Asks for what is missing here, and waits for news.
+    async fn wait(&mut self) -> Result<(), FillError> {
+        let failed = {
+            let state = self.state.borrow();
+            let since = state.failed.as_ref().filter(|_| state.failures > self.failures);
+            since.filter(|(range, _)| range.contains(&self.at)).map(|(_, error)| error.clone())
+        };
+        if let Some(error) = failed {
+            return Err(FillError::Source(error));
+        }
+        extent::ask(&self.fill, self.at, self.end, extent::AHEAD);
+        self.state.changed().await.map_err(|_| FillError::Ended)
+    }
+
     pub async fn next(&mut self) -> Option<Result<Bytes, ReadError>> {
         loop {
             if self.slot.cut.load(Ordering::Acquire) {
@@ -60,6 +89,10 @@ impl FillReader {
             }
             // The borrow is a lock: it ends with the statement.
             let step = self.state.borrow_and_update().step(self.at, self.end);
+            // What follows is to be there when this reader comes to it.
+            if self.end.is_some() && matches!(step, Step::Chunk(_) | Step::File(..)) {
+                extent::ask(&self.fill, self.at, self.end, extent::AHEAD);
+            }
             match step {
                 Step::Chunk(bytes) => {
                     self.go_to(self.at + bytes.len() as u64);
@@ -73,9 +106,8 @@ impl FillReader {
                     return Some(piece);
                 }
                 Step::Wait => {
-                    extent::ask(&self.fill, self.at, self.end);
-                    if self.state.changed().await.is_err() {
-                        return Some(Err(FillError::Ended.into()));
+                    if let Err(error) = self.wait().await {
+                        return Some(Err(error.into()));
                     }
                 }
                 Step::End => {

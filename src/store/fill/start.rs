@@ -7,7 +7,7 @@ use tokio::sync::{Notify, watch};
 
 use super::driver::Driver;
 use super::sink::Sink;
-use super::state::State;
+use super::state::{Phase, State};
 use super::{Fill, FillReader, Links, Source};
 use crate::disk::File;
 use crate::metrics::Metrics;
@@ -25,6 +25,21 @@ pub struct FillOptions {
     pub resumes: u32,
     /// Longest wait for the slowest reader of a blob that is not kept.
     pub reader_timeout: Duration,
+    /// Answers of the source that are taken at once, beside what range readers ask for.
+    pub connections: usize,
+}
+
+/// What of a blob is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Demand {
+    Whole,
+    /// All of it in the end, by ranges that may be several at once.
+    Ranges,
+    /// Ranges that come to less than `most` bytes, it is hoped, of these `size`.
+    Part {
+        size: u64,
+        most: u64,
+    },
 }
 
 /// What the store lends to a fill.
@@ -54,15 +69,25 @@ pub fn start<K: Keeper>(
     digest: Digest,
     source: Arc<dyn Source>,
     file: Option<Arc<dyn File>>,
+    demand: Demand,
     loan: Loan,
     enlist: impl FnOnce(&Arc<Fill>) -> K,
 ) -> FillReader {
     let sink = Sink::new(digest.algorithm().hasher(), file.clone());
+    let mut state = State::new(file);
+    // An empty blob has no range that could be asked for.
+    let empty = digest == Digest::of(digest.algorithm(), b"");
+    state.segmented = !empty && (demand != Demand::Whole || loan.options.connections > 1);
+    if let Demand::Part { size, most } = demand
+        && state.kept
+    {
+        (state.phase, state.total, state.partial) = (Phase::Streaming, Some(size), Some(most));
+    }
     let fill = Arc::new(Fill {
         digest,
         domain: grant.domain.clone(),
         source,
-        state: watch::Sender::new(State::new(file)),
+        state: watch::Sender::new(state),
         readers: Mutex::default(),
         moved: Notify::new(),
         links: Mutex::new(Links { waiting: vec![grant], committed: false }),

@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::FillError;
+use super::{FillError, SourceError};
 use crate::disk::File;
 
 /// Kept back until the digest is known: the end of the blob.
 pub const HELD_BACK: u64 = 16 * 1024;
 /// Recent bytes kept in memory for readers that keep up.
 const WINDOW: u64 = 1024 * 1024;
+/// Nearer to the head than this, waiting for it is as good as an extent.
+pub const DISTANCE: u64 = 8 * 1024 * 1024;
 
 #[derive(Debug)]
 pub enum Phase {
@@ -37,16 +39,44 @@ pub struct State {
     pub head: u64,
     window: VecDeque<(u64, Bytes)>,
     window_bytes: u64,
+    /// Where the answer that is being taken in order ends by itself; none where it ends with the blob.
+    pub bound: Option<u64>,
     /// Written to the file.
     pub written: Extents,
     /// Side extents under way.
-    pub planned: Vec<Range<u64>>,
+    pub planned: Vec<Planned>,
     /// None where nothing was ever kept on disk.
     pub file: Option<Arc<dyn File>>,
     /// False once the blob is only relayed: what leaves the window is gone.
     pub kept: bool,
     /// The source gives ranges ahead of the rest; until one came to nothing.
     pub ranges: bool,
+    /// The source is asked for bounded parts, so that no answer is broken off where an extent begins.
+    pub segmented: bool,
+    /// Only ranges are fetched, until they come to so many bytes or somebody wants the whole.
+    pub partial: Option<u64>,
+    /// How many ranges came to nothing, and the last of them.
+    pub failures: u64,
+    pub failed: Option<(Range<u64>, SourceError)>,
+}
+
+/// A side extent, from when it is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    pub range: Range<u64>,
+    /// The source has answered.
+    pub begun: bool,
+}
+
+/// What lies at the head of a fill.
+#[derive(Debug, PartialEq, Eq)]
+pub enum AtHead {
+    /// Nothing that anybody else fetches.
+    Free,
+    /// An extent that the source has answered, or not yet.
+    Extent { begun: bool },
+    /// Bytes that an extent wrote, up to here.
+    Written(u64),
 }
 
 /// What a reader can do next.
@@ -68,10 +98,15 @@ impl State {
             window: VecDeque::new(),
             window_bytes: 0,
             written: Extents::default(),
+            bound: None,
             planned: Vec::new(),
             kept: file.is_some(),
             file,
             ranges: true,
+            segmented: false,
+            partial: None,
+            failures: 0,
+            failed: None,
         }
     }
 
@@ -119,6 +154,9 @@ impl State {
 
     /// Whether a reader that begins at `offset` will get all from there on.
     pub fn reaches(&self, offset: u64) -> bool {
+        if matches!(self.phase, Phase::Failed(FillError::Abandoned | FillError::Ended)) {
+            return false;
+        }
         self.kept || offset >= self.base() || self.written.covers(offset..self.base())
     }
 
@@ -126,6 +164,8 @@ impl State {
     fn open_until(&self) -> u64 {
         match (&self.phase, self.total) {
             (Phase::Verified, _) => self.head,
+            // There will be no digest to wait for.
+            (_, Some(total)) if self.partial.is_some() => total,
             (_, Some(total)) => total.saturating_sub(HELD_BACK),
             (_, None) => self.head.saturating_sub(HELD_BACK),
         }
@@ -165,11 +205,64 @@ impl State {
         (from < to).then(|| chunk.slice(from..to))
     }
 
-    /// Where the source is to stop: at the next side extent behind `at`, done or under way.
+    /// Where the head is to stop: at the next side extent behind `at`, done or begun. What is not
+    /// kept comes in order, whatever came ahead.
     pub fn next_extent(&self, at: u64) -> Option<u64> {
-        let done = self.written.next_start(at);
-        let planned = self.planned.iter().map(|range| range.start).filter(|start| *start > at).min();
-        done.into_iter().chain(planned).min()
+        let begun = self.planned.iter().filter(|planned| planned.begun).map(|planned| planned.range.start);
+        let next = begun.filter(|start| *start > at).chain(self.written.next_start(at)).min();
+        next.filter(|_| self.kept)
+    }
+
+    /// Where a run ends that begins at `at` and touches nobody's: not what is written, nor planned.
+    pub fn free_until(&self, at: u64) -> Option<u64> {
+        let planned = self.planned.iter().map(|planned| planned.range.start).filter(|start| *start > at);
+        planned.chain(self.written.next_start(at)).min()
+    }
+
+    /// The first byte from `at` on that nobody fetches and that the head is not about to reach.
+    pub fn unfetched(&self, mut at: u64) -> Option<u64> {
+        loop {
+            let planned = self.planned.iter().find(|planned| planned.range.contains(&at));
+            let fetched = self.written.end_of(at).or(planned.map(|planned| planned.range.end));
+            match fetched {
+                Some(end) => at = end,
+                None if self.partial.is_some() => return Some(at),
+                None if at < self.head => at = self.head,
+                // A short answer ends soon, and what follows it is not the head's yet.
+                None if self.segmented && self.bound.is_some_and(|bound| at < bound) => at = self.bound?,
+                None if self.segmented || at >= self.head.saturating_add(DISTANCE) => return Some(at),
+                None => return None,
+            }
+        }
+    }
+
+    pub fn at_head(&self) -> AtHead {
+        if !self.kept {
+            return AtHead::Free;
+        }
+        match self.planned.iter().find(|planned| planned.range.contains(&self.head)) {
+            Some(planned) => AtHead::Extent { begun: planned.begun },
+            None => self.written.end_of(self.head).map_or(AtHead::Free, AtHead::Written),
+        }
+    }
+
+    /// The source has answered an extent: true if it is still wanted, for nobody came there meanwhile.
+    pub fn begin(&mut self, range: &Range<u64>) -> bool {
+        let streaming = matches!(self.phase, Phase::Streaming) && self.kept;
+        let overtaken = self.partial.is_none() && self.head > range.start;
+        match self.planned.iter_mut().find(|planned| planned.range == *range) {
+            Some(planned) if streaming && !overtaken => {
+                planned.begun = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Bytes that are written or on their way there.
+    pub fn fetched(&self) -> u64 {
+        let planned = self.planned.iter().map(|planned| planned.range.end - planned.range.start);
+        self.written.len() + planned.sum::<u64>()
     }
 }
 
@@ -200,6 +293,24 @@ impl Extents {
 
     pub fn covers(&self, range: Range<u64>) -> bool {
         range.is_empty() || self.end_of(range.start).is_some_and(|end| end >= range.end)
+    }
+
+    /// How many bytes it holds.
+    pub fn len(&self) -> u64 {
+        self.0.iter().map(|run| run.end - run.start).sum()
+    }
+
+    pub fn runs(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Forgets all runs but the longest ones.
+    pub fn keep_longest(&mut self, runs: usize) {
+        let mut lengths: Vec<u64> = self.0.iter().map(|run| run.end - run.start).collect();
+        lengths.sort_unstable_by(|one, other| other.cmp(one));
+        if let Some(too_short) = lengths.get(runs) {
+            self.0.retain(|run| run.end - run.start > *too_short);
+        }
     }
 
     fn next_start(&self, at: u64) -> Option<u64> {

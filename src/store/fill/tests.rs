@@ -17,10 +17,12 @@ use crate::disk::{Disk, File, RealDisk};
 use crate::metrics::{FillEnd, Metrics};
 use crate::oci::{ByteRange, Digest, Owner, Repository, UpstreamHost};
 use crate::store::{
-    BlobReader, FillReader, Grant, Options, ReadError, Source, SourceError, SourceStream, Start, Store,
-    Visibility,
+    BlobReader, Demand, FillReader, Grant, Options, ReadError, Source, SourceError, SourceStream, Start,
+    Store, Visibility,
 };
 use crate::tasks::{Tasks, lock};
+
+mod ranges;
 
 const MIB: usize = 1024 * 1024;
 
@@ -44,6 +46,15 @@ struct Scripted {
     acts: Mutex<VecDeque<Act>>,
     opens: Mutex<Vec<(u64, Option<u64>)>>,
     sent: Arc<AtomicU64>,
+    /// Further answers at once do not find a place.
+    full: bool,
+}
+
+impl Scripted {
+    fn new(content: &Bytes, acts: impl IntoIterator<Item = Act>) -> Self {
+        let acts = Mutex::new(acts.into_iter().collect());
+        Self { content: content.clone(), acts, opens: Mutex::default(), sent: Arc::default(), full: false }
+    }
 }
 
 fn failure() -> SourceError {
@@ -51,12 +62,18 @@ fn failure() -> SourceError {
 }
 
 impl Source for Scripted {
+    fn has_spare(&self) -> bool {
+        !self.full
+    }
+
     fn open(&self, start: u64, end: Option<u64>) -> BoxFuture<'_, Result<SourceStream, SourceError>> {
         lock(&self.opens).push((start, end));
         let act = lock(&self.acts).pop_front();
         let size = self.content.len();
-        let start = if matches!(act, Some(Act::IgnoreRange)) { 0 } else { start as usize };
-        let end = if start == 0 { size } else { end.map_or(size, |end| end as usize) };
+        let (start, end) = match act {
+            Some(Act::IgnoreRange) => (0, size),
+            _ => (start as usize, end.map_or(size, |end| size.min(end as usize))),
+        };
         let mut body = self.content.slice(start..end);
         let sent = self.sent.clone();
         async move {
@@ -190,16 +207,13 @@ impl Rig {
     }
 
     fn start(&self, content: &Bytes, acts: impl IntoIterator<Item = Act>) -> (FillReader, Arc<Scripted>) {
-        let source = Arc::new(Scripted {
-            content: content.clone(),
-            acts: Mutex::new(acts.into_iter().collect()),
-            opens: Mutex::default(),
-            sent: Arc::default(),
-        });
-        let digest = Digest::sha256(content);
-        let Start::Reading(reader) = self.store.start_fill(&self.grant, &digest, source.clone(), true) else {
-            panic!("nothing is held or under way");
-        };
+        self.start_with(Demand::Whole, Scripted::new(content, acts))
+    }
+
+    fn start_with(&self, demand: Demand, source: Scripted) -> (FillReader, Arc<Scripted>) {
+        let (digest, source) = (Digest::sha256(&source.content), Arc::new(source));
+        let started = self.store.start_fill(&self.grant, &digest, source.clone(), demand, true);
+        let Start::Reading(reader) = started else { panic!("nothing is held or under way") };
         (reader, source)
     }
 
@@ -274,11 +288,17 @@ async fn what_was_committed_meanwhile_is_not_fetched_again() {
     while rig.store.fill(&rig.grant, &digest).is_some() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert!(matches!(rig.store.start_fill(&rig.grant, &digest, source.clone(), true), Start::Held));
+    assert!(matches!(
+        rig.store.start_fill(&rig.grant, &digest, source.clone(), Demand::Whole, true),
+        Start::Held
+    ));
     let name = "library/other".parse().unwrap();
     let other = Grant { repository: Repository { name, ..rig.repository.clone() }, ..rig.grant.clone() };
-    assert!(matches!(rig.store.start_fill(&other, &digest, source.clone(), true), Start::Unproven));
-    let again = rig.store.start_fill(&rig.grant, &digest, source.clone(), false);
+    assert!(matches!(
+        rig.store.start_fill(&other, &digest, source.clone(), Demand::Whole, true),
+        Start::Unproven
+    ));
+    let again = rig.store.start_fill(&rig.grant, &digest, source.clone(), Demand::Whole, false);
     assert!(matches!(again, Start::Reading(_)), "when what is held is no good");
 }
 
@@ -289,9 +309,13 @@ async fn another_repository_must_show_its_right_before_it_joins() {
     let name = "library/other".parse().unwrap();
     let other = Grant { repository: Repository { name, ..rig.repository.clone() }, ..rig.grant.clone() };
     let digest = Digest::sha256(&content);
-    assert!(matches!(rig.store.start_fill(&other, &digest, source.clone(), true), Start::Unproven));
+    assert!(matches!(
+        rig.store.start_fill(&other, &digest, source.clone(), Demand::Whole, true),
+        Start::Unproven
+    ));
     assert!(reader.fill().link_later(&other));
-    let Start::Reading(joined) = rig.store.start_fill(&other, &digest, source.clone(), true) else {
+    let Start::Reading(joined) = rig.store.start_fill(&other, &digest, source.clone(), Demand::Whole, true)
+    else {
         panic!("shown by now")
     };
     drop(reader);
@@ -452,7 +476,7 @@ async fn a_range_follows_the_fill_and_a_distant_one_comes_ahead() {
     assert_eq!(long, content.slice(12 * MIB..29 * MIB), "longer than one extent");
     assert_eq!(rig.metrics.fill_extents.get(), 3);
     assert_eq!(rig.metrics.unverified_ranges.get(), 3);
-    assert!(source.sent.load(Ordering::SeqCst) < 19 * MIB as u64);
+    assert!(source.sent.load(Ordering::SeqCst) < 20 * MIB as u64);
 }
 
 #[tokio::test(flavor = "multi_thread")]
