@@ -5,7 +5,9 @@
 mod support;
 
 mod disk;
+mod lazy;
 mod once;
+mod parallel;
 mod ranges;
 mod sharing;
 
@@ -14,7 +16,7 @@ use reqwest::Response;
 
 use support::faulty::{Seen, Upstream};
 use support::image::random_bytes;
-use support::mirror::Mirror;
+use support::mirror::{Mirror, MirrorOptions};
 
 const MIB: usize = 1 << 20;
 
@@ -33,9 +35,14 @@ struct Blob {
 
 impl Rig {
     async fn start() -> Self {
+        Self::with(MirrorOptions::default()).await
+    }
+
+    async fn with(options: MirrorOptions) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let upstream = Upstream::start().await;
-        let mirror = Mirror::start(directory.path(), &upstream.url()).await;
+        let options = MirrorOptions { upstream: upstream.url(), ..options };
+        let mirror = Mirror::with(directory.path(), options).await;
         Self { upstream, mirror, _directory: directory }
     }
 

@@ -113,7 +113,12 @@ impl Run {
 
     async fn copy(&self, file: Arc<dyn File>) -> Result<(), Fault> {
         let Range { start, end } = self.range;
-        let body: SourceStream = self.fill.source.open(start, Some(end)).await.map_err(Fault::Source)?;
+        let mut state = self.fill.state.subscribe();
+        let body: SourceStream = tokio::select! {
+            opened = self.fill.source.open(start, Some(end)) => opened.map_err(Fault::Source)?,
+            // It may be in a queue for a place, for nothing by now.
+            _ = state.wait_for(|state| !state.awaits(&self.range)) => return Err(Fault::Unwanted),
+        };
         if body.start != start {
             return Err(Fault::Unfit("the upstream ignores Range"));
         }
@@ -121,7 +126,10 @@ impl Run {
             return Err(Fault::Unfit("the upstream changed the blob's size"));
         }
         let mut wanted = false;
-        self.fill.state.send_modify(|state| wanted = state.begin(&self.range));
+        self.fill.state.send_if_modified(|state| {
+            wanted = state.begin(&self.range);
+            wanted
+        });
         if !wanted {
             return Err(Fault::Unwanted);
         }

@@ -82,6 +82,14 @@ impl FillReader {
         self.state.changed().await.map_err(|_| FillError::Ended)
     }
 
+    /// A range may be over before the digest is known. Nobody asks on when its last byte is there.
+    fn advance(&mut self, bytes: usize) {
+        self.go_to(self.at + bytes as u64);
+        if self.end == Some(self.at) && !matches!(self.state.borrow().phase, Phase::Verified) {
+            self.fill.metrics.unverified_ranges.inc();
+        }
+    }
+
     pub async fn next(&mut self) -> Option<Result<Bytes, ReadError>> {
         loop {
             if self.slot.cut.load(Ordering::Acquire) {
@@ -95,13 +103,13 @@ impl FillReader {
             }
             match step {
                 Step::Chunk(bytes) => {
-                    self.go_to(self.at + bytes.len() as u64);
+                    self.advance(bytes.len());
                     return Some(Ok(bytes));
                 }
                 Step::File(file, until) => {
                     let piece = read_piece(&file, &self.fill.buffers, self.at, until).await;
                     if let Ok(bytes) = &piece {
-                        self.go_to(self.at + bytes.len() as u64);
+                        self.advance(bytes.len());
                     }
                     return Some(piece);
                 }
@@ -110,19 +118,9 @@ impl FillReader {
                         return Some(Err(error.into()));
                     }
                 }
-                Step::End => {
-                    self.count_unverified();
-                    return None;
-                }
+                Step::End => return None,
                 Step::Failed(error) => return Some(Err(error.into())),
             }
-        }
-    }
-
-    /// A range that does not hold the blob's end may be over before the digest is known.
-    fn count_unverified(&self) {
-        if !matches!(self.state.borrow().phase, Phase::Verified) {
-            self.fill.metrics.unverified_ranges.inc();
         }
     }
 }

@@ -246,17 +246,18 @@ impl State {
         }
     }
 
-    /// The source has answered an extent: true if it is still wanted, for nobody came there meanwhile.
-    pub fn begin(&mut self, range: &Range<u64>) -> bool {
+    /// Whether an extent is still wanted that the source has not answered: nobody came there meanwhile.
+    pub fn awaits(&self, range: &Range<u64>) -> bool {
         let streaming = matches!(self.phase, Phase::Streaming) && self.kept;
         let overtaken = self.partial.is_none() && self.head > range.start;
-        match self.planned.iter_mut().find(|planned| planned.range == *range) {
-            Some(planned) if streaming && !overtaken => {
-                planned.begun = true;
-                true
-            }
-            _ => false,
-        }
+        streaming && !overtaken && self.planned.iter().any(|planned| planned.range == *range)
+    }
+
+    /// The source has answered an extent. False where it is not wanted any more.
+    pub fn begin(&mut self, range: &Range<u64>) -> bool {
+        let wanted = self.awaits(range);
+        let planned = self.planned.iter_mut().find(|planned| planned.range == *range);
+        planned.filter(|_| wanted).map(|planned| planned.begun = true).is_some()
     }
 
     /// Bytes that are written or on their way there.
