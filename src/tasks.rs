@@ -79,24 +79,35 @@ where
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let flight = {
-            let mut running = lock(&self.running);
-            match running.get(&key) {
-                Some(flight) => flight.clone(),
-                None => {
-                    let landed = Landed { running: self.running.clone(), key: key.clone() };
-                    let work = work();
-                    let handle = self.tasks.spawn(self.name, async move {
-                        let _landed = landed;
-                        work.await
-                    });
-                    let flight = async move { handle.await.ok() }.boxed().shared();
-                    running.insert(key, flight.clone());
-                    flight
-                }
-            }
-        };
-        flight.await
+        self.flight(key, work).await
+    }
+
+    /// Has `work` done in the background, unless it is under way already.
+    pub fn start<F>(&self, key: K, work: impl FnOnce() -> F)
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        // Its task runs without anybody who waits.
+        drop(self.flight(key, work));
+    }
+
+    fn flight<F>(&self, key: K, work: impl FnOnce() -> F) -> Flight<V>
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        let mut running = lock(&self.running);
+        if let Some(flight) = running.get(&key) {
+            return flight.clone();
+        }
+        let landed = Landed { running: self.running.clone(), key: key.clone() };
+        let work = work();
+        let handle = self.tasks.spawn(self.name, async move {
+            let _landed = landed;
+            work.await
+        });
+        let flight = async move { handle.await.ok() }.boxed().shared();
+        running.insert(key, flight.clone());
+        flight
     }
 }
 

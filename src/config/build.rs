@@ -31,7 +31,7 @@ pub fn build(
     let sources = super::tree::origins(&entries);
     let mut root = Section::new("", entries);
     let default_upstream = upstreams::default(&mut root)?;
-    let upstreams = upstreams::read(root.section("upstream")?, default_upstream, &mut warnings)?;
+    let upstreams = upstreams::read(root.section("upstream")?, default_upstream, environment, &mut warnings)?;
     let mut hosted = root.section("hosted")?;
     let push = hosted.read("push", super::access::push)?;
     let tls = listeners::tls(root.section("tls")?, &mut warnings)?;

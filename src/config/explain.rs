@@ -12,7 +12,7 @@ use crate::events::EndpointOptions;
 use crate::oci::{RepositoryPattern, TagPattern};
 use crate::registry::Rule;
 use crate::telemetry::Format;
-use crate::upstream::{self, Password, PrivatePolicy};
+use crate::upstream::{self, Credential, Password, PrivatePolicy};
 
 use super::presets::Preset;
 use super::tree::{join, quote_key};
@@ -278,24 +278,8 @@ fn explain_upstream(p: &mut Printer<'_>, options: &upstream::Options, aliases: &
     p.line("url", options.url.as_str());
     p.line("aliases", texts(aliases));
     p.line("hosts", texts(hosts));
-    let credential = options.credential.as_ref();
-    match credential {
-        Some(credential) => p.line("username", credential.username.as_str()),
-        None => p.unset("username", "none: asked anonymously"),
-    }
-    match credential.map(|credential| &credential.password) {
-        None => p.unset("password_file", "none"),
-        Some(Password::File(path)) => p.line("password_file", path.display().to_string()),
-        // Where it is to be written, for whoever takes this for a file.
-        Some(Password::Inline(_)) => {
-            let file = format!("/etc/forebay/{}.password", options.host);
-            p.out += &format!(
-                "password_file = {} # write the password into it, from {}\n",
-                Value::from(file),
-                p.source("password")
-            );
-        }
-    }
+    explain_credential(p, options);
+
     p.file("ca_file", options.ca_file.as_ref(), "none: the system's CAs alone");
     p.line(
         "private",
@@ -317,4 +301,47 @@ fn explain_upstream(p: &mut Printer<'_>, options: &upstream::Options, aliases: &
         Some(number) => p.number("requests_per_minute", number.get()),
         None => p.unset("requests_per_minute", "no ceiling"),
     }
+}
+
+fn explain_credential(p: &mut Printer<'_>, options: &upstream::Options) {
+    let keys = ["username", "password_file", "token_file", "docker_config", "credential_helper"];
+    let mut said = Vec::new();
+    match &options.credential {
+        None => {}
+        Some(Credential::Password { username, password }) => {
+            p.line("username", username.as_str());
+            match password {
+                Password::File(path) => p.line("password_file", path.display().to_string()),
+                // Where it is to be written, for whoever takes this for a file.
+                Password::Inline(_) => {
+                    let file = format!("/etc/forebay/{}.password", options.host);
+                    p.out += &format!(
+                        "password_file = {} # write the password into it, from {}\n",
+                        Value::from(file),
+                        p.source("password")
+                    );
+                }
+            }
+            said = vec!["username", "password_file"];
+        }
+        Some(Credential::IdentityToken(Password::File(path))) => {
+            p.line("token_file", path.display().to_string());
+            said = vec!["token_file"];
+        }
+        Some(Credential::IdentityToken(Password::Inline(_))) => {}
+        Some(Credential::DockerConfig { path: Some(path), inline: None, .. }) => {
+            p.line("docker_config", path.display().to_string());
+            said = vec!["docker_config"];
+        }
+        Some(Credential::DockerConfig { .. }) => {
+            p.line("docker_config", "env");
+            said = vec!["docker_config"];
+        }
+        Some(Credential::Helper { program }) => {
+            p.line("credential_helper", program.display().to_string());
+            said = vec!["credential_helper"];
+        }
+    }
+    let nothing = if said.is_empty() { "none: asked anonymously" } else { "none" };
+    keys.iter().filter(|key| !said.contains(key)).for_each(|key| p.unset(key, nothing));
 }

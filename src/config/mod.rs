@@ -6,6 +6,7 @@
 
 mod access;
 mod build;
+mod credentials;
 mod defaults;
 mod distribution;
 mod environment;

@@ -5,11 +5,12 @@ use std::time::Duration;
 use url::Url;
 
 use crate::oci::{Name, UpstreamHost};
-use crate::upstream::{Credential, Options, Password, PrivatePolicy};
+use crate::upstream::{Options, PrivatePolicy};
 
+use super::environment::Environment;
 use super::error::ConfigError;
 use super::section::{Found, Section};
-use super::{defaults, files, units};
+use super::{credentials, defaults, files, units};
 
 /// One upstream, and the aliases and virtual hosts it claims.
 pub struct Upstream {
@@ -22,6 +23,7 @@ pub struct Upstream {
 pub fn read(
     section: Section,
     default: Option<UpstreamHost>,
+    environment: &Environment,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<Upstream>, ConfigError> {
     let default_key = default.as_ref().map(|host| section.key(host.as_str())).unwrap_or_default();
@@ -30,7 +32,7 @@ pub fn read(
         let host = name.read(|text| host(text))?;
         let is_default = default.as_ref() == Some(&host);
         let host = host.with_default(is_default);
-        let upstream = upstream(host, table, warnings)?;
+        let upstream = upstream(host, table, environment, warnings)?;
         if is_doubtful(&upstream.options) {
             warnings.push(format!(
                 "{}: {}: this is asked at {}; if a longer name is meant, such as `ghcr.io`, write all of it",
@@ -44,7 +46,7 @@ pub fn read(
         Some(index) => upstreams[..=index].rotate_right(1),
         None => {
             let table = Section::new(default_key, Vec::new());
-            upstreams.insert(0, upstream(default.with_default(true), table, warnings)?);
+            upstreams.insert(0, upstream(default.with_default(true), table, environment, warnings)?);
         }
     }
     Ok(upstreams)
@@ -80,6 +82,7 @@ fn host(text: &str) -> Result<UpstreamHost, String> {
 fn upstream(
     host: UpstreamHost,
     mut table: Section,
+    environment: &Environment,
     warnings: &mut Vec<String>,
 ) -> Result<Upstream, ConfigError> {
     let aliases = table.texts("aliases")?.unwrap_or_default();
@@ -95,10 +98,10 @@ fn upstream(
         Some(found) => found.read(|text| base_url(text))?,
         None => default_url(&host, &table)?,
     };
-    let credential = credential(&mut table, warnings)?;
+    let credential = credentials::read(&mut table, &url, environment, warnings)?;
     if credential.is_some() && url.scheme() == "http" && !is_loopback(&url) {
         warnings.push(format!(
-            "{}: the password for {host} crosses the network in the clear; use https",
+            "{}: the login for {host} crosses the network in the clear; use https",
             table.path()
         ));
     }
@@ -132,35 +135,6 @@ fn upstream(
     }
     table.finish()?;
     Ok(Upstream { options, aliases, hosts: claimed_hosts })
-}
-
-fn credential(table: &mut Section, warnings: &mut Vec<String>) -> Result<Option<Credential>, ConfigError> {
-    let secret = table.secret("password");
-    for key in ["password", "token"] {
-        table.refuse(key, "secrets do not belong into this file; write it into a file of its own and name that as `password_file`")?;
-    }
-    let username = table.text("username")?;
-    let file = table.text("password_file")?;
-    let (username, password) = match (username, file, secret) {
-        (None, None, _) => return Ok(None),
-        (Some(username), Some(file), _) => {
-            let path = file.read(|path| files::secret(path))?;
-            warnings.extend(files::exposed(&path));
-            (username, Password::File(path))
-        }
-        (Some(username), None, Some(secret)) => (username, Password::Inline(secret)),
-        (Some(alone), None, None) => {
-            return Err(alone.error("a username needs a password; set `password_file` too"));
-        }
-        (None, Some(alone), _) => return Err(alone.error("a password needs a username; set `username` too")),
-    };
-    if username.value.is_empty() || username.value.contains(':') || username.value.contains(char::is_control)
-    {
-        return Err(username.error(
-            "a username is not empty and holds no `:` (RFC 7617); write it as the registry knows it",
-        ));
-    }
-    Ok(Some(Credential { username: username.value, password }))
 }
 
 /// An alias stands where a name's first component does.

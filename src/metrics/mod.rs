@@ -29,6 +29,9 @@ pub struct UpstreamMetrics {
     pub quota_window_seconds: IntGauge,
     pub quota_source: QuotaSource,
     pub paused: IntGauge,
+    /// How many logins of its endpoints are refused, and how many cannot be had.
+    pub credential_refused: IntGauge,
+    pub credential_unavailable: IntGauge,
 }
 
 /// Whose quota it is: one series with the value 1, named by what the upstream told last.
@@ -107,6 +110,7 @@ struct UpstreamVectors {
     counters: [IntCounterVec; 2],
     gauges: [IntGaugeVec; 5],
     quota_source: IntGaugeVec,
+    credentials: [IntGaugeVec; 2],
 }
 
 /// Registers under fixed names; a clash would be a slip in this file, found by its test.
@@ -269,6 +273,8 @@ impl Metrics {
         let [received_bytes, retries] = v.counters.each_ref().map(|c| c.with_label_values(&[host]));
         let [waiting, quota_limit, quota_remaining, quota_window_seconds, paused] =
             v.gauges.each_ref().map(|g| g.with_label_values(&[host]));
+        let [credential_refused, credential_unavailable] =
+            v.credentials.each_ref().map(|g| g.with_label_values(&[host]));
         quota_limit.set(-1);
         quota_remaining.set(-1);
         UpstreamMetrics {
@@ -286,6 +292,8 @@ impl Metrics {
                 told: Mutex::default(),
             },
             paused,
+            credential_refused,
+            credential_unavailable,
         }
     }
 
@@ -344,6 +352,16 @@ impl UpstreamVectors {
                 Opts::new("forebay_upstream_quota_source", "1, for the address or account whose quota it is"),
                 &["upstream", "source"],
             )),
+            credentials: [
+                b.gauges(
+                    "forebay_upstream_credential_refused",
+                    "1 while the upstream refuses the configured login and is asked anonymously",
+                ),
+                b.gauges(
+                    "forebay_upstream_credential_unavailable",
+                    "1 while the configured login cannot be had from its file or helper",
+                ),
+            ],
         }
     }
 }

@@ -11,7 +11,7 @@ use super::{Mirror, lost};
 use crate::answer::Error;
 use crate::oci::{Owner, Reference, Repository, UpstreamHost};
 use crate::store::{Grant, Origin, OriginState, Visibility};
-use crate::upstream::{Identity, PrivatePolicy, Upstream};
+use crate::upstream::{Credential, Identity, PrivatePolicy, Upstream};
 
 /// How long a proof that anybody may pull a repository is taken for its further content.
 const PROOF: Duration = Duration::from_secs(3600);
@@ -106,7 +106,7 @@ impl Mirror {
             (Some(_), PrivatePolicy::Shared) => Visibility::Shared,
             (None, _) | (_, PrivatePolicy::Refuse) => Visibility::Public,
         };
-        let user = options.credential.as_ref().map_or("", |credential| &credential.username);
+        let user = options.credential.as_ref().map(Credential::label).unwrap_or_default();
         let domain = format!("{} {user} {visibility:?}", options.host).into();
         Ok(Grant { repository: repository.clone(), domain, visibility })
     }

@@ -4,12 +4,17 @@
 //! whose every hop is one `client` request. `guard` says where the hops may lead, `quota` when it is
 //! better not to ask.
 
+mod answered;
 mod blob;
 mod body;
 mod challenge;
 mod client;
+mod credential;
+mod docker_config;
 mod gate;
 mod guard;
+mod helper;
+mod login;
 mod manifest;
 mod quota;
 mod realm;
@@ -33,7 +38,7 @@ use url::Url;
 use self::client::Wire;
 use self::gate::Gate;
 use self::quota::Quota;
-use self::realm::Realms;
+use self::realm::{RealmOptions, Realms};
 use self::referrers::ReferrersApi;
 use self::request::{Ask, Requests};
 use self::token::Tokens;
@@ -42,6 +47,9 @@ use crate::metrics::{Metrics, UpstreamCall};
 use crate::oci::{Digest, MediaType, Name, UpstreamHost};
 use crate::tasks::Tasks;
 
+pub use self::credential::{Credential, Password, Secret, is_helper_name, search_path};
+pub use self::helper::{find as find_helper, is_program};
+pub use self::login::has_docker_login;
 pub use self::guard::is_private as is_private_address;
 pub use self::referrers::ToldReferrers;
 
@@ -71,41 +79,6 @@ pub struct Options {
     pub queue_length: usize,
     /// A ceiling on requests a minute, for upstreams that have an abuse limit. None: no ceiling.
     pub requests_per_minute: Option<std::num::NonZeroU32>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Credential {
-    pub username: String,
-    pub password: Password,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum Password {
-    /// Read at each use of the token server, so that a rotated secret is taken up.
-    File(PathBuf),
-    /// As a configuration of CNCF distribution holds it.
-    Inline(Secret),
-}
-
-/// A text that no debug output shows.
-#[derive(Clone, PartialEq)]
-pub struct Secret(String);
-
-impl Secret {
-    pub fn new(text: String) -> Self {
-        Self(text)
-    }
-
-    /// The text itself: for who sends it, not for messages.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("(secret)")
-    }
 }
 
 /// What becomes of repositories that nobody may pull without a credential.
@@ -220,7 +193,13 @@ impl Upstream {
             cause: Cause::Trouble(why),
         })?;
         let wire = Arc::new(wire);
-        let realms = Realms::new(&options, wire.clone(), clock.clone());
+        let of_realms = RealmOptions {
+            url: options.url.clone(),
+            credential: options.credential.clone(),
+            realm_hosts: options.realm_hosts.clone(),
+            header_timeout: options.header_timeout,
+        };
+        let realms = Realms::new(of_realms, wire.clone(), clock.clone(), tasks.clone());
         let tokens = Arc::new(Tokens::new(realms, clock.clone(), tasks.clone()));
         let gate =
             |places| Gate::new(places, options.queue_length, options.queue_timeout, metrics.waiting.clone());

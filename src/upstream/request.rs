@@ -15,7 +15,7 @@ use super::gate::Pace;
 use super::guard::{self, Reach};
 use super::quota::retry_after;
 use super::retry::Tries;
-use super::token::Tokens;
+use super::token::{Proof, Tokens};
 use super::{Cause, Identity, Options};
 use crate::clock::Clock;
 use crate::metrics::UpstreamCall;
@@ -40,6 +40,8 @@ pub struct Answer {
     pub response: Response,
     /// It comes from where a redirect led, not from the upstream itself.
     pub foreign: bool,
+    /// Why the request went without the configured login, where that is refused: then a 404 tells nothing.
+    pub refused_login: Option<String>,
 }
 
 impl Answer {
@@ -95,7 +97,7 @@ impl Requests {
     /// What an answer without success means. 404, 401, 403 and 429 speak for themselves. Every other
     /// status is trouble: the two of us do not understand each other, which tells nothing of the content.
     pub async fn refusal(&self, answer: Answer) -> Cause {
-        let Answer { response, foreign } = answer;
+        let Answer { response, foreign, refused_login } = answer;
         let (status, mut place) = (response.status(), guard::place(response.url()));
         let wait = retry_after(response.headers(), self.clock.wall());
         let said = if foreign {
@@ -105,6 +107,14 @@ impl Requests {
         } else {
             message(&self.wire.reading.start(response).await)
         };
+        match (status, refused_login) {
+            (StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(why))
+                if !foreign =>
+            {
+                return Cause::Denied(format!("{said}; the configured login is refused: {why}"));
+            }
+            _ => {}
+        }
         match status {
             StatusCode::NOT_FOUND => Cause::NotFound,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if !foreign => Cause::Denied(said),
@@ -115,31 +125,34 @@ impl Requests {
 
     /// One try: with the token that is known, and where that is none or refused, with a new one.
     async fn authorized(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
-        let mut authorization = self.tokens.known(ask.identity, ask.name).await?;
-        let mut answer = self.follow(ask, authorization.as_ref()).await?;
+        let mut proof = self.tokens.known(ask.identity, ask.name).await?;
+        let mut answer = self.follow(ask, proof.as_ref()).await?;
         if answer.status() == StatusCode::UNAUTHORIZED && !answer.foreign {
             let challenges = challenge::parse(answer.response.headers());
             let public = !self.wire.is_private_answer(&answer.response);
             self.wire.reading.start(answer.response).await;
-            let rejected = authorization.as_ref();
-            let fresh = self.tokens.answer(ask.identity, ask.name, &challenges, public, rejected).await?;
-            authorization = Some(fresh);
-            answer = self.follow(ask, authorization.as_ref()).await?;
-            if answer.status() == StatusCode::UNAUTHORIZED && !answer.foreign {
-                self.tokens.refused(ask.identity, ask.name);
-            }
+            proof = Some(self.tokens.answer(ask.identity, ask.name, &challenges, public, proof).await?);
+            answer = self.follow(ask, proof.as_ref()).await?;
+        }
+        match proof.take_if(|_| answer.status() == StatusCode::UNAUTHORIZED && !answer.foreign) {
+            Some(refused) => self.tokens.refused(ask.identity, ask.name, refused).await,
+            None => proof
+                .iter()
+                .filter(|_| answer.status().is_success())
+                .for_each(|proof| self.tokens.accepted(proof)),
         }
         // Signed URLs expire: a new one, once. (A HEAD tells enough by having been redirected.)
         if answer.foreign && ask.method == Method::GET && matches!(answer.status().as_u16(), 400 | 401 | 403)
         {
-            answer = self.follow(ask, authorization.as_ref()).await?;
+            answer = self.follow(ask, proof.as_ref()).await?;
         }
+        answer.refused_login = self.tokens.refused_login(ask.identity);
         Ok(answer)
     }
 
     /// Sends the request along redirects. Authorization goes to the upstream itself, and not even there
     /// once a redirect has led elsewhere.
-    async fn follow(&self, ask: &Ask<'_>, authorization: Option<&HeaderValue>) -> Result<Answer, Failure> {
+    async fn follow(&self, ask: &Ask<'_>, proof: Option<&Proof>) -> Result<Answer, Failure> {
         let mut url = ask.url.clone();
         let mut visited = Vec::new();
         let (mut foreign, mut public) = (false, false);
@@ -148,14 +161,16 @@ impl Requests {
             let mut headers = ask.headers.clone();
             if !foreign {
                 self.pace.turn().await?;
-                headers.extend(authorization.map(|value| (AUTHORIZATION, value.clone())));
+                headers.extend(proof.map(|proof| (AUTHORIZATION, proof.header.clone())));
             }
             let trusted = !foreign || !public || guard::is_listed(&url, &self.redirect_hosts);
             let reach = if trusted { Reach::Anywhere } else { Reach::Public("redirect_hosts") };
             let hop =
                 Hop { call: ask.call, method: ask.method.clone(), url: &url, headers, form: None, reach };
             let response = self.wire.send(hop).await?;
-            let Some(next) = redirect(&response)? else { return Ok(Answer { response, foreign }) };
+            let Some(next) = redirect(&response)? else {
+                return Ok(Answer { response, foreign, refused_login: None });
+            };
             public |= !self.wire.is_private_answer(&response);
             guard::check_redirect(&url, &next)?;
             self.wire.reading.start(response).await;

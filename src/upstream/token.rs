@@ -1,17 +1,18 @@
-//! Proving who asks: challenges remembered, tokens fetched once and kept until shortly before they
-//! expire, refusals kept for a minute.
+//! Proving who asks: challenges remembered, tokens fetched once and renewed shortly before they expire,
+//! refusals kept for a minute.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use moka::sync::Cache;
+use tokio::sync::OwnedMutexGuard;
 use url::Url;
 
 use super::challenge::{Challenge, is_repository_scope};
+use super::credential::Login;
 use super::quota::PerIdentity;
-use super::realm::{Grant, REFUSED_FOR, Realms, Refusal};
+use super::realm::{self, Grant, REFUSED_FOR, Realms, Refusal};
 use super::{Cause, Identity};
 use crate::clock::Clock;
 use crate::oci::Name;
@@ -20,6 +21,8 @@ use crate::tasks::{Flights, Tasks, lock};
 /// Longest realm, service or scope that is taken.
 const MAX_PARAM: usize = 2048;
 const CACHED: u64 = 4096;
+/// How often a token that soon expires is renewed where that fails.
+const RENEW_PAUSE: Duration = Duration::from_secs(10);
 
 /// How a server wants requests for one repository authorized.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,15 +31,34 @@ enum Scheme {
     Bearer(Grant),
 }
 
-type Key = (Identity, Grant);
+/// With the generation of the login: what was had with another one is worth nothing.
+type Key = (Identity, Grant, u64);
 
 #[derive(Clone)]
 struct Entry {
+    /// From then on another one is fetched…
+    fresh: Instant,
+    /// …and until then this one is used meanwhile.
     until: Instant,
     outcome: Result<HeaderValue, Cause>,
 }
 
-/// What one upstream's token servers gave.
+/// What a request carries to prove who asks.
+pub struct Proof {
+    pub header: HeaderValue,
+    /// The login itself; None of a token that was had for it.
+    login: Option<Arc<Login>>,
+    /// Held while a login is tried that was never accepted.
+    _alone: Option<OwnedMutexGuard<()>>,
+}
+
+impl Proof {
+    fn token(header: HeaderValue) -> Self {
+        Self { header, login: None, _alone: None }
+    }
+}
+
+/// What one endpoint's token servers gave.
 pub struct Tokens {
     realms: Realms,
     clock: Clock,
@@ -44,12 +66,12 @@ pub struct Tokens {
     remembered: Cache<(Identity, Name), Scheme>,
     usual: Mutex<PerIdentity<Option<Scheme>>>,
     cached: Cache<Key, Entry>,
-    /// Refusals that no other scope would change: a bad password, a rate limit.
+    /// Refusals that no other scope would change: a rate limit.
     held: Mutex<PerIdentity<Option<(Instant, Cause)>>>,
     flights: Flights<Key, Result<HeaderValue, Cause>>,
-    /// Taken to try a password that no token server has taken yet.
-    unproven: tokio::sync::Mutex<()>,
-    proven: AtomicBool,
+    /// Taken to try a login that was never accepted: many repositories may be asked for at once, and a
+    /// wrong one is to be tried for one of them only.
+    unproven: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Tokens {
@@ -62,37 +84,32 @@ impl Tokens {
             cached: Cache::new(CACHED),
             held: Mutex::default(),
             flights: Flights::new(tasks, "token"),
-            unproven: tokio::sync::Mutex::default(),
-            proven: AtomicBool::new(false),
+            unproven: Arc::default(),
         }
     }
 
-    /// The `Authorization` of a first request, where it is known that one is wanted.
-    pub async fn known(
-        self: &Arc<Self>,
-        identity: Identity,
-        name: &Name,
-    ) -> Result<Option<HeaderValue>, Cause> {
+    /// What a first request carries, where it is known that something is wanted.
+    pub async fn known(self: &Arc<Self>, identity: Identity, name: &Name) -> Result<Option<Proof>, Cause> {
         let Some(scheme) = self.recall(identity, name) else { return Ok(None) };
-        let authorization = self.authorization(identity, scheme).await;
-        if matches!(authorization, Err(Cause::Trouble(_))) {
+        let proof = self.proof(identity, scheme).await;
+        if matches!(proof, Err(Cause::Trouble(_))) {
             // The token server may have moved: the next request asks the upstream anew.
             self.remembered.invalidate(&(identity, name.clone()));
             *lock(&self.usual).of(identity) = None;
         }
-        authorization.map(Some)
+        proof
     }
 
-    /// The `Authorization` that answers a 401. `rejected` is what the request carried, forgotten from
-    /// now on; `public`: the 401 came from a public address.
+    /// What answers a 401. `rejected` is what the request carried, forgotten from now on; `public`: the 401
+    /// came from a public address.
     pub async fn answer(
         self: &Arc<Self>,
         identity: Identity,
         name: &Name,
         challenges: &[Challenge],
         public: bool,
-        rejected: Option<&HeaderValue>,
-    ) -> Result<HeaderValue, Cause> {
+        rejected: Option<Proof>,
+    ) -> Result<Proof, Cause> {
         let scheme = match self.choose(name, challenges, public) {
             Some(scheme) => scheme,
             None => self
@@ -101,32 +118,66 @@ impl Tokens {
         };
         self.remembered.insert((identity, name.clone()), scheme.clone());
         *lock(&self.usual).of(identity) = Some(scheme.clone());
-        match (&scheme, rejected) {
-            (Scheme::Basic, Some(rejected)) if rejected.as_bytes().starts_with(b"Basic ") => {
-                return Err(self.hold_password(identity));
-            }
-            (Scheme::Bearer(grant), Some(rejected)) => {
-                let key = (identity, grant.clone());
-                if self.cached.get(&key).is_some_and(|entry| entry.outcome.as_ref().ok() == Some(rejected)) {
+        if let Some(rejected) = rejected {
+            self.rejected(identity, &scheme, rejected).await?;
+        }
+        self.proof(identity, scheme).await?.ok_or_else(|| self.no_login(identity))
+    }
+
+    /// Forgets what was refused. The error: nothing else would fare better.
+    async fn rejected(&self, identity: Identity, scheme: &Scheme, rejected: Proof) -> Result<(), Cause> {
+        let Some(login) = &rejected.login else {
+            if let Scheme::Bearer(grant) = scheme {
+                let key = (identity, grant.clone(), self.realms.logins.generation());
+                let same = |entry: &Entry| entry.outcome.as_ref().ok() == Some(&rejected.header);
+                if self.cached.get(&key).is_some_and(|entry| same(&entry)) {
                     self.cached.invalidate(&key);
                 }
             }
-            _ => {}
+            return Ok(());
+        };
+        let logins = &self.realms.logins;
+        // Passwords that helpers give expire.
+        if logins.has_another(login).await {
+            return Ok(());
         }
-        self.authorization(identity, scheme).await
+        if self.realms.is_good(login).await {
+            logins.accepted(login);
+            return Err(Cause::Denied(": the configured login does not open it".into()));
+        }
+        logins.refused(login, "the registry answered 401 Unauthorized").await;
+        Ok(())
     }
 
     /// Takes note that even what was had for this very request was refused.
-    pub fn refused(&self, identity: Identity, name: &Name) {
-        if self.remembered.get(&(identity, name.clone())) == Some(Scheme::Basic) {
-            self.hold_password(identity);
+    pub async fn refused(&self, identity: Identity, name: &Name, proof: Proof) {
+        if proof.login.is_some()
+            && let Some(scheme) = self.remembered.get(&(identity, name.clone()))
+        {
+            // The registry's own word is the answer.
+            let _ = self.rejected(identity, &scheme, proof).await;
         }
     }
 
-    fn hold_password(&self, identity: Identity) -> Cause {
-        let denied = Cause::Denied(": it refuses the configured user name and password".into());
-        self.hold(identity, REFUSED_FOR, denied.clone());
-        denied
+    /// Takes note that a request was answered with what it asked for.
+    pub fn accepted(&self, proof: &Proof) {
+        if let Some(login) = &proof.login {
+            self.realms.logins.accepted(login);
+        }
+    }
+
+    /// Why an identity's requests go without its login, where that is refused.
+    pub fn refused_login(&self, identity: Identity) -> Option<String> {
+        self.realms.refused_login(identity)
+    }
+
+    fn no_login(&self, identity: Identity) -> Cause {
+        Cause::Denied(match self.refused_login(identity) {
+            Some(why) => {
+                format!(": it wants a login, and the configured user name and password are refused: {why}")
+            }
+            None => ": it wants a user name and password: set `username` and `password_file`".to_owned(),
+        })
     }
 
     /// The scheme of this repository, or else of another one, fitted to it.
@@ -156,22 +207,43 @@ impl Tokens {
         bearer.or_else(|| challenges.iter().any(|c| c.scheme == "basic").then_some(Scheme::Basic))
     }
 
-    async fn authorization(
-        self: &Arc<Self>,
-        identity: Identity,
-        scheme: Scheme,
-    ) -> Result<HeaderValue, Cause> {
-        let grant = match scheme {
-            Scheme::Bearer(grant) => grant,
-            Scheme::Basic => {
-                self.check_held(identity)?;
-                return self.realms.basic(identity).await?.ok_or_else(|| {
-                    let why = ": it wants a user name and password: set `username` and `password_file`";
-                    Cause::Denied(why.into())
-                });
+    /// What proves to the registry who asks; None where there is no login for it.
+    async fn proof(self: &Arc<Self>, identity: Identity, scheme: Scheme) -> Result<Option<Proof>, Cause> {
+        let logins = &self.realms.logins;
+        match scheme {
+            Scheme::Basic => self.basic(identity).await,
+            Scheme::Bearer(grant) => {
+                if identity == Identity::Configured && (logins.may_be_for_registry() || logins.is_refused()) {
+                    // One that cannot be had is for the fetch of a token to report, if it comes to that.
+                    let login = self.realms.login(identity).await.unwrap_or_default();
+                    if let Some(header) = login.as_deref().and_then(realm::as_it_is) {
+                        return Ok(Some(Proof { header, login, _alone: None }));
+                    }
+                }
+                let key = (identity, grant, logins.generation());
+                Ok(Some(Proof::token(self.token(key).await?)))
             }
-        };
-        let key = (identity, grant);
+        }
+    }
+
+    /// The login itself. One that was never accepted is tried by one request at a time.
+    async fn basic(&self, identity: Identity) -> Result<Option<Proof>, Cause> {
+        let mut alone = None;
+        let mut login = self.realms.login(identity).await?;
+        if login.as_ref().is_some_and(|login| !self.realms.logins.is_proven(login)) {
+            alone = Some(self.unproven.clone().lock_owned().await);
+            login = self.realms.login(identity).await?;
+        }
+        let Some(login) = login else { return Ok(None) };
+        let header = realm::basic(&login).or_else(|| realm::as_it_is(&login)).ok_or_else(|| {
+            let why = ": it wants a user name and password, and an identity token is configured";
+            Cause::Denied(why.to_owned())
+        })?;
+        let alone = alone.filter(|_| !self.realms.logins.is_proven(&login));
+        Ok(Some(Proof { header, login: Some(login), _alone: alone }))
+    }
+
+    async fn token(self: &Arc<Self>, key: Key) -> Result<HeaderValue, Cause> {
         if let Some(outcome) = self.lookup(&key) {
             return outcome;
         }
@@ -189,13 +261,21 @@ impl Tokens {
         self.flights.join(key, work).await.unwrap_or_else(ended)
     }
 
-    fn lookup(&self, key: &Key) -> Option<Result<HeaderValue, Cause>> {
-        let entry = self.cached.get(key)?;
-        (self.clock.now() < entry.until).then_some(entry.outcome)
+    /// What is known. Nobody waits for a token to be renewed.
+    fn lookup(self: &Arc<Self>, key: &Key) -> Option<Result<HeaderValue, Cause>> {
+        let (entry, now) = (self.cached.get(key)?, self.clock.now());
+        if now >= entry.until {
+            return None;
+        }
+        if now >= entry.fresh && entry.outcome.is_ok() {
+            self.cached.insert(key.clone(), Entry { fresh: now + RENEW_PAUSE, ..entry.clone() });
+            let (tokens, of) = (self.clone(), key.clone());
+            self.flights.start(key.clone(), || async move { tokens.fetch(&of).await });
+        }
+        Some(entry.outcome)
     }
 
     fn hold(&self, identity: Identity, wait: Duration, cause: Cause) {
-        self.proven.store(false, Ordering::Relaxed);
         *lock(&self.held).of(identity) = Some((self.clock.now() + wait, cause));
     }
 
@@ -210,26 +290,30 @@ impl Tokens {
 
     /// A token from its server, or the server's refusal; either is kept for its time.
     async fn fetch(&self, key: &Key) -> Result<HeaderValue, Cause> {
-        let (identity, grant) = key;
-        // Many repositories may be asked for at once: a wrong password is tried for one of them only.
-        let prudent = *identity == Identity::Configured && !self.proven.load(Ordering::Relaxed);
+        let (identity, grant, generation) = key;
+        let logins = &self.realms.logins;
+        let login = self.realms.login(*identity).await?;
+        let prudent = login.is_some_and(|login| !logins.is_proven(&login));
         let _alone = if prudent { Some(self.unproven.lock().await) } else { None };
         self.check_held(*identity)?;
-        let (outcome, life) = match self.realms.fetch(*identity, grant).await {
-            Ok((token, life)) => (Ok(token), life),
+        let now = self.clock.now();
+        let entry = match self.realms.fetch(*identity, grant).await {
+            Ok((token, life)) => {
+                Entry { fresh: now + life.fresh, until: now + life.valid, outcome: Ok(token) }
+            }
             Err(Refusal { cause, for_all: Some(wait) }) => {
                 self.hold(*identity, wait, cause.clone());
                 return Err(cause);
             }
             Err(Refusal { cause: cause @ (Cause::Denied(_) | Cause::Refused(_)), .. }) => {
-                (Err(cause), REFUSED_FOR)
+                Entry { fresh: now + REFUSED_FOR, until: now + REFUSED_FOR, outcome: Err(cause) }
             }
             Err(Refusal { cause, .. }) => return Err(cause),
         };
-        if *identity == Identity::Configured && outcome.is_ok() {
-            self.proven.store(true, Ordering::Relaxed);
-        }
-        self.cached.insert(key.clone(), Entry { until: self.clock.now() + life, outcome: outcome.clone() });
+        let outcome = entry.outcome.clone();
+        // The login may have been laid aside meanwhile: what was had without it is for that time.
+        let generation = logins.generation().max(*generation);
+        self.cached.insert((*identity, grant.clone(), generation), entry);
         outcome
     }
 }

@@ -15,6 +15,8 @@ fn the_shipped_example_loads_as_it_is_and_with_every_key_enabled() {
     let pem = case.file("pem", "-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\n", 0o600);
     let jwks = case.file("jwks", "{}", 0o600);
     let htpasswd = case.file("htpasswd", "", 0o600);
+    let docker_config = case.file("config.json", "{}", 0o600);
+    let helper = case.file("helper", "", 0o700);
     // Keys are commented out by `#` without a space, remarks by `# `.
     let enabled = example
         .lines()
@@ -25,7 +27,9 @@ fn the_shipped_example_loads_as_it_is_and_with_every_key_enabled() {
         })
         .map(|line| match line.split_once(" = ").map(|(key, _)| key) {
             Some("htpasswd_file") => format!("htpasswd_file = {htpasswd:?}"),
-            Some("password_file") => format!("password_file = {secret:?}"),
+            Some(key @ ("password_file" | "token_file")) => format!("{key} = {secret:?}"),
+            Some("docker_config") => format!("docker_config = {docker_config:?}"),
+            Some("credential_helper") => format!("credential_helper = {helper:?}"),
             Some("header_files") => format!("header_files = {{ Authorization = {secret:?} }}"),
             Some("jwks_file") => format!("jwks_file = {jwks:?}"),
             Some(
@@ -40,6 +44,7 @@ fn the_shipped_example_loads_as_it_is_and_with_every_key_enabled() {
         "data",
         "operations",
         "upstream.\"docker.io\".requests_per_minute",
+        "upstream.\"corp.azurecr.io\".token_file",
         "hosted.shadow",
         "hosted.retention",
         "gc.untagged",

@@ -1,6 +1,7 @@
 //! What the layers make together, and what every mistake is answered with.
 
 mod access;
+mod credentials;
 mod explain;
 mod layers;
 mod listeners;

@@ -1,7 +1,7 @@
-//! Upstreams, their credentials, and who owns a name.
+//! Upstreams, and who owns a name.
 
 use super::*;
-use crate::upstream::{Password, PrivatePolicy};
+use crate::upstream::{Credential, Password, PrivatePolicy};
 
 #[test]
 fn upstreams() {
@@ -17,9 +17,8 @@ fn upstreams() {
     let [hub, ghcr] = &config.upstreams[..] else { panic!("two upstreams") };
     assert!(hub.host.is_docker_hub());
     assert_eq!(ghcr.url.as_str(), "http://127.0.0.1:5001/base/");
-    let credential = ghcr.credential.as_ref().unwrap();
     let password = Password::File(PathBuf::from(&secret));
-    assert_eq!((credential.username.as_str(), &credential.password), ("me", &password));
+    assert_eq!(ghcr.credential, Some(Credential::Password { username: "me".into(), password }));
     assert_eq!((ghcr.private, ghcr.ca_file.clone()), (PrivatePolicy::Shared, Some(ca.into())));
     assert_eq!(ghcr.redirect_hosts, ["cdn.corp", "10.0.0.1"]);
     assert_eq!(ghcr.requests_per_minute.map(|n| n.get()), Some(90));
@@ -81,44 +80,6 @@ fn urls_are_bases_of_registries() {
             &["redirect_hosts", "`cdn.example`"],
         );
         refused(&format!("[upstream.\"ghcr.io\"]\nrealm_hosts = [\"{host}\"]"), 2, &["realm_hosts"]);
-    }
-}
-
-#[test]
-fn credentials_are_whole_and_in_files() {
-    let hub = "[upstream.\"docker.io\"]\n";
-    refused(&format!("{hub}password = \"x\""), 2, &["password: ", "`password_file`"]);
-    assert!(!Case::new(&format!("{hub}password = \"hunter2\"")).error().contains("hunter2"));
-    refused(&format!("{hub}username = \"me\""), 2, &["username: ", "`password_file`"]);
-    refused(&format!("{hub}password_file = \"/x\""), 2, &["password_file: ", "`username`"]);
-    let missing = format!("{hub}username = \"me\"\npassword_file = \"/nonexistent/x\"");
-    refused(&missing, 3, &["password_file: ", "/nonexistent/x", "cannot be read"]);
-    refused(&format!("{hub}username = \"me\"\npassword_file = \"/\""), 3, &["no regular file"]);
-
-    let case = Case::new("");
-    let name = |username: &str, file: &str| format!("{hub}username = {username:?}\npassword_file = {file:?}");
-    case.rewrite(&name("me", &case.file("empty", " \n", 0o600)));
-    assert!(case.error().contains("is empty"), "{}", case.error());
-    let secret = case.file("secret", "x", 0o644);
-    for username in ["", "a:b", "a\nb"] {
-        case.rewrite(&name(username, &secret));
-        assert!(case.error().contains("username: a username"), "{}", case.error());
-    }
-    case.rewrite(&name("me", &secret));
-    let warnings = case.load().unwrap().warnings;
-    assert!(warnings.len() == 1 && warnings[0].contains(&format!("`chmod 600 {secret}`")), "{warnings:?}");
-
-    case.file("secret", "x", 0o600);
-    for (url, warned) in
-        [("http://registry", 1), ("http://127.0.0.1:1", 0), ("http://localhost", 0), ("http://[::1]", 0)]
-    {
-        case.rewrite(&format!("{}\nurl = \"{url}\"", name("me", &secret)));
-        let warnings = case.load().unwrap().warnings;
-        assert_eq!(
-            warnings.iter().filter(|warning| warning.contains("in the clear")).count(),
-            warned,
-            "{warnings:?}"
-        );
     }
 }
 

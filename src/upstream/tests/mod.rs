@@ -2,6 +2,7 @@
 
 mod auth;
 mod content;
+mod credentials;
 mod hops;
 mod limits;
 mod proxy;
@@ -206,7 +207,8 @@ fn with_credential(options: Options, password: &str) -> (Options, tempfile::Temp
     let dir = tempfile::tempdir().unwrap();
     let password_file: PathBuf = dir.path().join("password");
     std::fs::write(&password_file, password).unwrap();
-    let credential = Some(Credential { username: "ci-bot".into(), password: Password::File(password_file) });
+    let password = Password::File(password_file);
+    let credential = Some(Credential::Password { username: "ci-bot".into(), password });
     (Options { credential, ..options }, dir)
 }
 

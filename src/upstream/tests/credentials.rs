@@ -1,0 +1,1 @@
+//! Logins from every place, refused ones, and helpers.
