@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -120,10 +121,11 @@ async fn run(program: &Path, server: &str, patience: Duration) -> Result<Ended, 
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         {
             let read = async {
-                tokio::join!(
-                    tell(stdin, server),
-                    read_up_to(stdout, MAX_ANSWER + 1, &mut answer),
-                    read_start(stderr, MAX_COMPLAINT, &mut complaint)
+                // One that writes too much is not waited for.
+                let _ = tokio::try_join!(
+                    tell(stdin, server).map(Ok),
+                    read_start(stderr, MAX_COMPLAINT, &mut complaint).map(Ok),
+                    read_all(stdout, MAX_ANSWER, &mut answer)
                 );
             };
             tokio::pin!(read);
@@ -135,7 +137,6 @@ async fn run(program: &Path, server: &str, patience: Duration) -> Result<Ended, 
                 }
             }
         }
-        // One that has written too much is not waited for.
         if answer.len() <= MAX_ANSWER {
             exited(pid).await;
         }
@@ -170,11 +171,19 @@ async fn tell(stdin: Option<tokio::process::ChildStdin>, server: &str) {
     }
 }
 
-/// Reads to the end or to `most` bytes, and closes.
-async fn read_up_to(pipe: Option<impl AsyncRead + Unpin>, most: usize, into: &mut Vec<u8>) {
+struct TooMuch;
+
+/// Reads to the end, which is to come within `most` bytes.
+async fn read_all(
+    pipe: Option<impl AsyncRead + Unpin>,
+    most: usize,
+    into: &mut Vec<u8>,
+) -> Result<(), TooMuch> {
     if let Some(pipe) = pipe {
-        let _ = pipe.take(most as u64).read_to_end(into).await;
+        // What was read until an error will do, or is no answer.
+        let _ = pipe.take(most as u64 + 1).read_to_end(into).await;
     }
+    if into.len() > most { Err(TooMuch) } else { Ok(()) }
 }
 
 /// Reads to the end and keeps the first `most` bytes: who complains at length is not to die of it.
@@ -192,4 +201,146 @@ fn one_line(bytes: &[u8]) -> String {
     let words: Vec<&str> =
         text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect();
     words.join(" ")
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::time::Instant;
+
+    use crate::upstream::credential::LoginSecret;
+
+    /// Another process writes it: one that this one has open for writing could not be run by a third.
+    pub fn script(directory: &Path, name: &str, body: &str) -> PathBuf {
+        let path = directory.join(name);
+        let mut writer = std::process::Command::new("sh");
+        writer.args(["-c", "cat > \"$0\" && chmod 755 \"$0\""]).arg(&path).stdin(Stdio::piped());
+        let mut writer = writer.spawn().unwrap();
+        writer.stdin.take().unwrap().write_all(format!("#!/bin/sh\n{body}\n").as_bytes()).unwrap();
+        assert!(writer.wait().unwrap().success());
+        path
+    }
+
+    async fn asked(body: &str) -> Result<Option<Login>, String> {
+        let directory = tempfile::tempdir().unwrap();
+        ask(&script(directory.path(), "helper", body), "registry.corp:5000", PATIENCE).await
+    }
+
+    #[tokio::test]
+    async fn a_helper_is_told_the_server_and_tells_the_login() {
+        let echo = r#"read -r server; [ "$1" = get ] && [ $# = 1 ] || exit 7
+            printf '{"ServerURL":"%s","Username":"%s","Secret":"s3cret"}' "$server" "${server%%:*}""#;
+        let login = asked(echo).await.unwrap().unwrap();
+        assert_eq!(login.username, "registry.corp");
+        assert!(login.secret == LoginSecret::Password(super::super::Secret::new("s3cret".into())));
+        let token = asked(r#"cat >/dev/null; echo '{"Username":"<token>","Secret":"id"}'"#).await.unwrap();
+        assert!(matches!(token.unwrap().secret, LoginSecret::IdentityToken(_)));
+        // One that does not read what it is asked for, and one that talks a lot besides.
+        let deaf = r#"exec <&-; echo '{"Username":"u","Secret":"s"}'"#;
+        assert!(asked(deaf).await.unwrap().is_some());
+        let loud = r#"head -c 3000000 /dev/zero >&2; echo '{"Username":"u","Secret":"s"}'"#;
+        assert!(asked(loud).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn who_knows_no_login_says_so_on_standard_output() {
+        assert!(asked("echo 'credentials not found in native keychain'; exit 1").await.unwrap().is_none());
+        let error = asked("echo 'credentials not found in native keychain' >&2; exit 1").await.err().unwrap();
+        assert!(error.contains("ended with status 1"), "{error}");
+        // With success it is no answer.
+        assert!(asked("echo 'credentials not found in native keychain'").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_a_broken_helper_says_is_told_to_nobody() {
+        for (body, part) in [
+            ("echo hunter2; echo hunter2 >&2; exit 1", "ended with status 1"),
+            ("echo hunter2", "something else than a login"),
+            ("", "something else than a login"),
+            (r#"echo '{"Username":"u","Secret":""}'"#, "something else than a login"),
+            (r#"echo '{"Username":"hunter2:","Secret":"x"}'"#, "something else than a login"),
+            (r#"echo '{"Secret":["hunter2"]}'"#, "something else than a login"),
+            ("kill -9 $$", "ended by a signal"),
+            ("head -c 10000000 /dev/zero", "wrote more than 256 KiB"),
+            ("head -c 10000000 /dev/zero; sleep 60", "wrote more than 256 KiB"),
+            ("while :; do echo hunter2; done", "wrote more than 256 KiB"),
+        ] {
+            let started = Instant::now();
+            let error = asked(body).await.err().unwrap_or_else(|| panic!("{body}"));
+            assert!(error.contains(part) && !error.contains("hunter2"), "{body}: {error}");
+            assert!(started.elapsed() < PATIENCE, "{body}: {error}");
+        }
+        let missing = ask(Path::new("/nonexistent/helper"), "s", PATIENCE).await.err().unwrap();
+        assert!(missing.contains("/nonexistent/helper cannot be run"), "{missing}");
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_hangs_is_killed_with_all_that_it_started() {
+        let directory = tempfile::tempdir().unwrap();
+        let pids = directory.path().join("pids");
+        let body =
+            format!("sleep 600 & echo $! > {p}; echo $$ >> {p}; trap '' TERM; wait", p = pids.display());
+        let program = script(directory.path(), "helper", &body);
+        let error = ask(&program, "s", Duration::from_millis(1500)).await.err().unwrap();
+        assert!(error.contains("did not answer within 1.5s and was killed"), "{error}");
+        let pids = std::fs::read_to_string(pids).unwrap();
+        assert_eq!(pids.lines().count(), 2);
+        for pid in pids.lines() {
+            assert_gone(pid).await;
+        }
+    }
+
+    /// Neither running nor asleep; whoever adopted it may not have reaped it yet.
+    async fn assert_gone(pid: &str) {
+        for _ in 0..200 {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            match status.rsplit(") ").next() {
+                Some(rest) if !rest.is_empty() && !rest.starts_with(['Z', 'X']) => {}
+                _ => return,
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        panic!("{pid} is still there");
+    }
+
+    #[tokio::test]
+    async fn a_child_that_keeps_the_pipe_open_holds_up_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let pid = directory.path().join("pid");
+        let answer = r#"echo '{"Username":"u","Secret":"s"}'"#;
+        let body = format!("sleep 600 & echo $! > {}; {answer}", pid.display());
+        let program = script(directory.path(), "helper", &body);
+        let started = Instant::now();
+        assert!(ask(&program, "s", PATIENCE).await.unwrap().is_some());
+        assert!(started.elapsed() < PATIENCE);
+        assert_gone(std::fs::read_to_string(&pid).unwrap().trim()).await;
+        // One that has left the group too.
+        let body = format!("setsid sleep 2 & {answer}");
+        let program = script(directory.path(), "other", &body);
+        let started = Instant::now();
+        assert!(ask(&program, "s", PATIENCE).await.unwrap().is_some());
+        assert!(started.elapsed() < PATIENCE);
+    }
+
+    #[tokio::test]
+    async fn a_helper_whose_asker_goes_away_is_killed() {
+        let directory = tempfile::tempdir().unwrap();
+        let pid = directory.path().join("pid");
+        let program = script(directory.path(), "helper", &format!("echo $$ > {}; sleep 600", pid.display()));
+        let asking = tokio::spawn(async move { ask(&program, "s", PATIENCE).await.is_ok() });
+        let mut written = String::new();
+        while written.trim().is_empty() {
+            tokio::time::sleep(Duration::from_millis(25)).await;
+            written = std::fs::read_to_string(&pid).unwrap_or_default();
+        }
+        asking.abort();
+        assert_gone(written.trim()).await;
+    }
+
+    #[test]
+    fn complaints_are_one_line() {
+        assert_eq!(one_line(b"a\n\x1b[31mb\r\n\t c\0d"), "a [31mb c d");
+        assert_eq!(one_line(&[b'x'; 9000]).len(), MAX_COMPLAINT);
+    }
 }

@@ -230,9 +230,13 @@ impl Logins {
 
     /// The login is no good: it is laid aside, unless its helper knows another one by now.
     pub async fn refused(self: &Arc<Self>, login: &Login, why: &str) {
-        if self.has_another(login).await {
-            return;
+        if !self.has_another(login).await {
+            self.lay_aside(login, why);
         }
+    }
+
+    /// From now on the login is not used, but for a try now and then.
+    pub fn lay_aside(&self, login: &Login, why: &str) {
         let who = login.fingerprint();
         let mut state = lock(&self.state);
         let state = &mut *state;

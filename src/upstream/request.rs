@@ -22,6 +22,8 @@ use crate::metrics::UpstreamCall;
 use crate::oci::Name;
 
 const MAX_REDIRECTS: usize = 5;
+/// One that is known, another one that a helper gives, and none.
+const LOGINS: usize = 3;
 /// The pause after a 429 that names none.
 const DEFAULT_LIMITED: Duration = Duration::from_secs(60);
 
@@ -127,19 +129,20 @@ impl Requests {
     async fn authorized(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
         let mut proof = self.tokens.known(ask.identity, ask.name).await?;
         let mut answer = self.follow(ask, proof.as_ref()).await?;
-        if answer.status() == StatusCode::UNAUTHORIZED && !answer.foreign {
+        let refused = |answer: &Answer| answer.status() == StatusCode::UNAUTHORIZED && !answer.foreign;
+        for round in 0..LOGINS {
+            // A new token that is refused is the last word; after a login there may be another, or none.
+            if !refused(&answer) || (round > 0 && proof.as_ref().is_none_or(Proof::is_token)) {
+                break;
+            }
             let challenges = challenge::parse(answer.response.headers());
             let public = !self.wire.is_private_answer(&answer.response);
             self.wire.reading.start(answer.response).await;
             proof = Some(self.tokens.answer(ask.identity, ask.name, &challenges, public, proof).await?);
             answer = self.follow(ask, proof.as_ref()).await?;
         }
-        match proof.take_if(|_| answer.status() == StatusCode::UNAUTHORIZED && !answer.foreign) {
-            Some(refused) => self.tokens.refused(ask.identity, ask.name, refused).await,
-            None => proof
-                .iter()
-                .filter(|_| answer.status().is_success())
-                .for_each(|proof| self.tokens.accepted(proof)),
+        if let Some(proof) = proof.as_ref().filter(|_| answer.status().is_success()) {
+            self.tokens.accepted(proof);
         }
         // Signed URLs expire: a new one, once. (A HEAD tells enough by having been redirected.)
         if answer.foreign && ask.method == Method::GET && matches!(answer.status().as_u16(), 400 | 401 | 403)

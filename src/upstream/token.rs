@@ -56,6 +56,11 @@ impl Proof {
     fn token(header: HeaderValue) -> Self {
         Self { header, login: None, _alone: None }
     }
+
+    /// Whether it was given by a token server.
+    pub fn is_token(&self) -> bool {
+        self.login.is_none()
+    }
 }
 
 /// What one endpoint's token servers gave.
@@ -145,18 +150,8 @@ impl Tokens {
             logins.accepted(login);
             return Err(Cause::Denied(": the configured login does not open it".into()));
         }
-        logins.refused(login, "the registry answered 401 Unauthorized").await;
+        logins.lay_aside(login, "the registry answered 401 Unauthorized");
         Ok(())
-    }
-
-    /// Takes note that even what was had for this very request was refused.
-    pub async fn refused(&self, identity: Identity, name: &Name, proof: Proof) {
-        if proof.login.is_some()
-            && let Some(scheme) = self.remembered.get(&(identity, name.clone()))
-        {
-            // The registry's own word is the answer.
-            let _ = self.rejected(identity, &scheme, proof).await;
-        }
     }
 
     /// Takes note that a request was answered with what it asked for.
