@@ -9,6 +9,7 @@ mod support;
 mod auth;
 mod bench;
 mod blobs;
+mod credentials;
 mod input;
 mod limits;
 mod manifests;

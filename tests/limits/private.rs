@@ -159,9 +159,11 @@ async fn a_wrong_password_is_tried_once() {
     join_all(requests()).await;
     let tries = rig.tokens.requests().into_iter().filter(|request| request.user.is_some());
     assert_eq!(tries.count(), 1);
-    // A wrong password is said to be that.
-    let answer = http().get(format!("{}/v2/{PUBLIC}/manifests/1", rig.mirror.url())).send().await.unwrap();
-    assert_eq!(answer.status(), 403);
-    let told = answer.text().await.unwrap();
-    assert!(told.contains("password"), "{told}");
+    // It costs the address's quota, so it is said loudly, and once.
+    rig.assert_open(PUBLIC).await;
+    assert_eq!(rig.mirror.metric(r#"forebay_upstream_credential_refused{upstream="docker.io"}"#).await, 1.0);
+    let log = rig.mirror.log();
+    assert_eq!(log.matches("the login is refused").count(), 1, "{log}");
+    assert!(log.contains("password"), "{log}");
+    rig.assert_refused(SECRET).await;
 }
