@@ -96,12 +96,13 @@
 //! | real clients push, log in and find what is theirs | `tests/push/` |
 //! | kill -9 leaves right bytes or none | `tests/crash/` |
 //! | what we hold, we serve, and say that it is stale | `tests/mirror.rs`, `tests/crash/`, `tests/clients.rs` |
+//! | a login that fails is said once, tried seldom, and holds up nobody | `upstream::login`, `upstream::helper`, `tests/faults/credentials.rs` |
 //! | no manifest is given whose blobs cannot be had | `tests/mirror.rs` |
 //! | a disk that is full, read-only or gone breaks no pull | `tests/fill/disk.rs` |
 //! | clients pull by what `client-config` prints | `tests/client_config.rs`, `cli::client_config` (`tests.rs`) |
 //! | the registry's API is that of the specification | `tests/conformance/`; `http::push`, `http::lists`, `registry` |
 //! | quota is spent once, read and obeyed | `tests/limits/quota.rs`, `upstream/tests/limits.rs` |
-//! | what is private stays so; credentials go where they belong | `tests/limits/private.rs`, `upstream/tests/auth.rs`, `hops.rs` |
+//! | what is private stays so; credentials go where they belong | `tests/limits/private.rs`, `upstream/tests/auth.rs`, `credentials.rs`, `hops.rs` |
 //! | who may do what is a rule's or a default's word, whatever the spelling | `access::policy`, `tests/access/` |
 //! | a name has one owner, by configuration alone | `http::owners`, `http::address`, `config/tests/upstreams.rs`, `tests/mirror.rs` |
 //! | the tree is that of CNCF distribution, both ways | `tests/life/tree.rs`, `dropin.rs`, `round_trip.rs` |

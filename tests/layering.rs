@@ -83,7 +83,7 @@ const FILES: &[(&str, &str)] = &[
     ("http/tls.rs", "reads certificate and key, again whenever they change"),
     ("upstream/client.rs", "reads the CA file of an upstream"),
     ("upstream/helper.rs", "looks for the programs that are asked for logins"),
-    ("upstream/login.rs", "reads a password when it is needed, so that a rotated one is taken up"),
+    ("upstream/source.rs", "reads a password when it is needed, so that a rotated one is taken up"),
 ];
 
 /// `http` gives answers their status codes, `upstream` reads those of remote registries. `control`

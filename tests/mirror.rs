@@ -129,8 +129,10 @@ impl Rig {
             let mut options = upstream_options(&host, &format!("{}/", upstream.url()));
             if host.as_str() == "paid.example" {
                 let password_file = dir.path().join("password");
-                options.credential =
-                    Some(Credential { username: "ci".to_owned(), password: Password::File(password_file) });
+                options.credential = Some(Credential::Password {
+                    username: "ci".to_owned(),
+                    password: Password::File(password_file),
+                });
             }
             let made = Upstream::new(options, &metrics, clock.clone(), tasks.clone()).unwrap();
             upstreams.insert(host, made);

@@ -21,6 +21,7 @@ mod realm;
 mod referrers;
 mod request;
 mod retry;
+mod source;
 mod tags;
 #[cfg(test)]
 mod tests;
@@ -49,9 +50,9 @@ use crate::tasks::Tasks;
 
 pub use self::credential::{Credential, Password, Secret, is_helper_name, search_path};
 pub use self::helper::{find as find_helper, is_program};
-pub use self::login::has_docker_login;
 pub use self::guard::is_private as is_private_address;
 pub use self::referrers::ToldReferrers;
+pub use self::source::has_docker_login;
 
 /// What is configured of one upstream. `config` builds it; every field is checked already.
 #[derive(Clone, Debug, PartialEq)]

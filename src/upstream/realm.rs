@@ -68,7 +68,7 @@ pub struct RealmOptions {
 pub struct Realms {
     wire: Arc<Wire>,
     origin: Url,
-    pub logins: Arc<Logins>,
+    pub logins: Logins,
     realm_hosts: Vec<String>,
     header_timeout: Duration,
     clock: Clock,
