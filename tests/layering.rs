@@ -227,7 +227,7 @@ fn files_are_touched_by_disk_alone() {
         outside.map(|source| format!("src/{}: files are the business of `disk`", source.path)).collect(),
     );
     for (path, reason) in FILES {
-        assert!(sources.iter().any(|source| source.path == path), "{path} ({reason}) is listed for nothing");
+        assert!(sources.iter().any(|source| source.path == *path), "{path} ({reason}) is listed for nothing");
     }
 }
 

@@ -49,8 +49,8 @@ use crate::oci::{Digest, MediaType, Name, UpstreamHost};
 use crate::tasks::Tasks;
 
 pub use self::credential::{Credential, Password, Secret, is_helper_name, search_path};
-pub use self::helper::{find as find_helper, is_program};
 pub use self::guard::is_private as is_private_address;
+pub use self::helper::{find as find_helper, is_program};
 pub use self::referrers::ToldReferrers;
 pub use self::source::has_docker_login;
 
