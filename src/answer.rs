@@ -102,6 +102,9 @@ pub enum Error {
     /// Nothing is held, and no upstream is asked.
     #[error("{0} is not held here, and this mirror is offline, as configured (`offline`)")]
     Offline(String),
+    /// The registries that are asked lead in a circle. Says which setting is to be corrected.
+    #[error("{0}")]
+    Loop(String),
     /// The upstream has it, in a form that is refused.
     #[error("{subject} is refused: {why}")]
     Unfit { subject: String, why: String },

@@ -54,6 +54,9 @@ fn keys() -> BTreeSet<String> {
         let line = line.strip_prefix('#').unwrap_or(line);
         if line.starts_with('[') {
             table = match line.trim_matches(['[', ']']) {
+                mirror if mirror.starts_with("upstream.") && mirror.ends_with(".mirror") => {
+                    "upstream.HOST.mirror.".to_owned()
+                }
                 host if host.starts_with("upstream.") => "upstream.HOST.".to_owned(),
                 issuer if issuer.starts_with("auth.issuer.") => "auth.issuer.NAME.".to_owned(),
                 table => format!("{table}."),

@@ -19,7 +19,7 @@ use forebay::mirror::{Asker, Freshness, Mirror, Options, Stale, Toll};
 use forebay::oci::{Owner, Reference, Repository, UpstreamHost};
 use forebay::store::{self, Store};
 use forebay::tasks::Tasks;
-use forebay::upstream::{self, Credential, Password, PrivatePolicy, Upstream};
+use forebay::upstream::{self, Credential, Hops, Password, PrivatePolicy, Proxy, Upstream};
 use support::faulty::{self, Fault, Quota};
 use support::image::Image;
 
@@ -42,6 +42,7 @@ struct Rig {
     tasks: Tasks,
     mirror: Arc<Mirror>,
     purse: Purse,
+    hops: Hops,
     dir: Arc<tempfile::TempDir>,
     stale: Stale,
     offline: bool,
@@ -69,12 +70,15 @@ fn upstream_options(host: &UpstreamHost, url: &str) -> upstream::Options {
         url: url.parse().unwrap(),
         credential: None,
         ca_file: None,
+        proxy: Proxy::Environment,
+        mirrors: vec![],
         private: PrivatePolicy::Refuse,
         redirect_hosts: vec![],
         realm_hosts: vec![],
         connect_timeout: second,
         header_timeout: second,
         idle_timeout: second,
+        deadline: 4 * second,
         max_requests: 64,
         max_fills: 32,
         queue_timeout: second,
@@ -147,7 +151,8 @@ impl Rig {
             blob_memory: 1 << 20,
         };
         let mirror = Mirror::new(options, upstreams, store, clock.clone(), tasks.clone());
-        Self { upstream, clock, tasks, mirror, purse: Purse(AtomicUsize::new(1000)), dir, stale, offline }
+        let (purse, hops) = (Purse(AtomicUsize::new(1000)), Hops::default());
+        Self { upstream, clock, tasks, mirror, purse, hops, dir, stale, offline }
     }
 
     /// The same data and upstream, everything else anew.
@@ -164,7 +169,7 @@ impl Rig {
     }
 
     fn asker(&self) -> Asker<'_> {
-        Asker { toll: &self.purse }
+        Asker { toll: &self.purse, hops: &self.hops }
     }
 
     async fn get(&self, what: &str) -> Result<ManifestAnswer, Error> {

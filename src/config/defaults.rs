@@ -51,6 +51,8 @@ pub const DOCKER_HUB_URL: &str = "https://registry-1.docker.io/";
 pub const CONNECT_TIMEOUT: Duration = seconds(3);
 /// containerd waits 30 s for us: a retry must fit in.
 pub const HEADER_TIMEOUT: Duration = seconds(10);
+/// containerd's patience: who is answered later has left.
+pub const DEADLINE: Duration = seconds(30);
 /// A body may be slow as a whole, for blobs are large, but not silent.
 pub const BODY_IDLE_TIMEOUT: Duration = seconds(30);
 /// Enough for a cluster's start, and not what an upstream takes for abuse.

@@ -12,7 +12,7 @@ use crate::events::EndpointOptions;
 use crate::oci::{RepositoryPattern, TagPattern};
 use crate::registry::Rule;
 use crate::telemetry::Format;
-use crate::upstream::{self, Credential, Password, PrivatePolicy};
+use crate::upstream::{self, Credential, Password, PrivatePolicy, Proxy};
 
 use super::presets::Preset;
 use super::tree::{join, quote_key};
@@ -278,9 +278,9 @@ fn explain_upstream(p: &mut Printer<'_>, options: &upstream::Options, aliases: &
     p.line("url", options.url.as_str());
     p.line("aliases", texts(aliases));
     p.line("hosts", texts(hosts));
-    explain_credential(p, options);
-
+    explain_credential(p, options.credential.as_ref(), options.host.as_str());
     p.file("ca_file", options.ca_file.as_ref(), "none: the system's CAs alone");
+    explain_proxy(p, &options.proxy);
     p.line(
         "private",
         match options.private {
@@ -293,6 +293,7 @@ fn explain_upstream(p: &mut Printer<'_>, options: &upstream::Options, aliases: &
     p.time("connect_timeout", options.connect_timeout);
     p.time("header_timeout", options.header_timeout);
     p.time("idle_timeout", options.idle_timeout);
+    p.time("deadline", options.deadline);
     p.number("max_requests", options.max_requests);
     p.number("max_fills", options.max_fills);
     p.time("queue_timeout", options.queue_timeout);
@@ -301,12 +302,29 @@ fn explain_upstream(p: &mut Printer<'_>, options: &upstream::Options, aliases: &
         Some(number) => p.number("requests_per_minute", number.get()),
         None => p.unset("requests_per_minute", "no ceiling"),
     }
+    let (source, table) = (p.source("mirror"), p.path.clone());
+    for mirror in &options.mirrors {
+        p.out += &format!("\n[[{table}.mirror]] # {source}\n");
+        p.out += &format!("url = {}\n", Value::from(mirror.url.as_str()));
+        p.path = join(&table, "mirror");
+        explain_credential(p, mirror.credential.as_ref(), mirror.url.host_str().unwrap_or_default());
+        p.file("ca_file", mirror.ca_file.as_ref(), "none: the system's CAs alone");
+        explain_proxy(p, &mirror.proxy);
+    }
 }
 
-fn explain_credential(p: &mut Printer<'_>, options: &upstream::Options) {
+fn explain_proxy(p: &mut Printer<'_>, proxy: &Proxy) {
+    match proxy {
+        Proxy::Environment => p.unset("proxy", "what HTTPS_PROXY, HTTP_PROXY and NO_PROXY say"),
+        Proxy::None => p.line("proxy", "none"),
+        Proxy::Url(url) => p.line("proxy", url.as_str()),
+    }
+}
+
+fn explain_credential(p: &mut Printer<'_>, credential: Option<&Credential>, host: &str) {
     let keys = ["username", "password_file", "token_file", "docker_config", "credential_helper"];
     let mut said = Vec::new();
-    match &options.credential {
+    match credential {
         None => {}
         Some(Credential::Password { username, password }) => {
             p.line("username", username.as_str());
@@ -314,7 +332,7 @@ fn explain_credential(p: &mut Printer<'_>, options: &upstream::Options) {
                 Password::File(path) => p.line("password_file", path.display().to_string()),
                 // Where it is to be written, for whoever takes this for a file.
                 Password::Inline(_) => {
-                    let file = format!("/etc/forebay/{}.password", options.host);
+                    let file = format!("/etc/forebay/{host}.password");
                     p.out += &format!(
                         "password_file = {} # write the password into it, from {}\n",
                         Value::from(file),

@@ -1,16 +1,20 @@
 //! The tables `[upstream."host"]`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use url::Url;
 
 use crate::oci::{Name, UpstreamHost};
-use crate::upstream::{Options, PrivatePolicy};
+use crate::upstream::{EndpointOptions, Options, PrivatePolicy, Proxy, check_url};
 
 use super::environment::Environment;
 use super::error::ConfigError;
 use super::section::{Found, Section};
 use super::{credentials, defaults, files, units};
+
+/// Each takes its part of the time that one call has.
+const MAX_MIRRORS: usize = 8;
 
 /// One upstream, and the aliases and virtual hosts it claims.
 pub struct Upstream {
@@ -99,25 +103,28 @@ fn upstream(
         None => default_url(&host, &table)?,
     };
     let credential = credentials::read(&mut table, &url, environment, warnings)?;
-    if credential.is_some() && url.scheme() == "http" && !is_loopback(&url) {
-        warnings.push(format!(
-            "{}: the login for {host} crosses the network in the clear; use https",
-            table.path()
-        ));
-    }
+    warn_of_clear_text(&table, &url, credential.is_some(), warnings);
     let timeout = |table: &mut Section, key, default| -> Result<Duration, ConfigError> {
         Ok(table.read(key, units::timeout)?.unwrap_or(default))
+    };
+    let header_timeout = timeout(&mut table, "header_timeout", defaults::HEADER_TIMEOUT)?;
+    let deadline = match table.text("deadline")? {
+        Some(found) => found.read(|text| deadline(text, header_timeout))?,
+        None => defaults::DEADLINE.max(header_timeout.saturating_mul(2)),
     };
     let options = Options {
         url,
         credential,
-        ca_file: table.read("ca_file", |path| files::pem(path, "CERTIFICATE"))?,
+        ca_file: ca_file(&mut table)?,
+        proxy: proxy(&mut table)?,
+        mirrors: mirrors(&mut table, environment, warnings)?,
         private: table.read("private", private)?.unwrap_or(PrivatePolicy::Refuse),
         redirect_hosts: hosts(&mut table, "redirect_hosts")?,
         realm_hosts: hosts(&mut table, "realm_hosts")?,
         connect_timeout: timeout(&mut table, "connect_timeout", defaults::CONNECT_TIMEOUT)?,
-        header_timeout: timeout(&mut table, "header_timeout", defaults::HEADER_TIMEOUT)?,
+        header_timeout,
         idle_timeout: timeout(&mut table, "idle_timeout", defaults::BODY_IDLE_TIMEOUT)?,
+        deadline,
         max_requests: table.number("max_requests", 1..=10_000)?.unwrap_or(defaults::MAX_REQUESTS),
         max_fills: table.number("max_fills", 1..=10_000)?.unwrap_or(defaults::MAX_FILLS),
         queue_timeout: table.read("queue_timeout", units::time)?.unwrap_or(defaults::QUEUE_TIMEOUT),
@@ -135,6 +142,82 @@ fn upstream(
     }
     table.finish()?;
     Ok(Upstream { options, aliases, hosts: claimed_hosts })
+}
+
+/// `[[upstream."host".mirror]]`: other places that have the same content.
+fn mirrors(
+    table: &mut Section,
+    environment: &Environment,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<EndpointOptions>, ConfigError> {
+    let tables = table.sections("mirror")?;
+    if let Some(extra) = tables.get(MAX_MIRRORS) {
+        return Err(extra.missing("url", &format!("at most {MAX_MIRRORS} mirrors of one registry are asked")));
+    }
+    let mirrors = tables.into_iter().map(|mut mirror| {
+        let url = mirror.text("url")?;
+        let url = url.ok_or_else(|| {
+            mirror.missing("url", "a mirror needs its address: write it as in `https://mirror.example/`")
+        })?;
+        let url = url.read(|text| base_url(text))?;
+        let credential = credentials::read(&mut mirror, &url, environment, warnings)?;
+        warn_of_clear_text(&mirror, &url, credential.is_some(), warnings);
+        let (ca_file, proxy) = (ca_file(&mut mirror)?, proxy(&mut mirror)?);
+        mirror.finish()?;
+        Ok(EndpointOptions { url, credential, ca_file, proxy })
+    });
+    mirrors.collect()
+}
+
+fn warn_of_clear_text(table: &Section, url: &Url, has_credential: bool, warnings: &mut Vec<String>) {
+    if has_credential && url.scheme() == "http" && !is_loopback(url) {
+        warnings.push(format!(
+            "{}: the login for {} crosses the network in the clear; use https",
+            table.path(),
+            url.host_str().unwrap_or_default()
+        ));
+    }
+}
+
+fn ca_file(table: &mut Section) -> Result<Option<PathBuf>, ConfigError> {
+    table.read("ca_file", |path| files::pem(path, "CERTIFICATE"))
+}
+
+fn proxy(table: &mut Section) -> Result<Proxy, ConfigError> {
+    let Some(found) = table.text("proxy")? else { return Ok(Proxy::Environment) };
+    found.read(|text| match text.as_str() {
+        "none" => Ok(Proxy::None),
+        text => proxy_url(text).map(Proxy::Url),
+    })
+}
+
+fn proxy_url(text: &str) -> Result<Url, String> {
+    let example = "write it as in `http://proxy.example:3128`, or write `none`";
+    // Not shown in errors: it may hold a password.
+    let url = Url::parse(text).map_err(|error| format!("this is no URL ({error}); {example}"))?;
+    if !matches!(url.scheme(), "http" | "https") || !text.contains("://") || url.host().is_none() {
+        return Err(format!("a proxy is spoken to over http:// or https://; {example}"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("secrets do not belong into this file: a proxy that wants a password is taken from the \
+                    environment, as HTTPS_PROXY"
+            .into());
+    }
+    if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
+        return Err(format!("a proxy has no path; {example}"));
+    }
+    Ok(url)
+}
+
+fn deadline(text: &str, header_timeout: Duration) -> Result<Duration, String> {
+    let deadline = units::timeout(text)?;
+    if deadline < header_timeout {
+        return Err(format!(
+            "no answer could take as long as `header_timeout` allows; write {} or more",
+            units::format_time(header_timeout)
+        ));
+    }
+    Ok(deadline)
 }
 
 /// An alias stands where a name's first component does.
@@ -181,9 +264,7 @@ fn base_url(text: &str) -> Result<Url, String> {
     if !url.path().ends_with('/') {
         url.set_path(&format!("{}/", url.path()));
     }
-    if url.path().ends_with("/v2/") {
-        return Err("the URL ends in /v2, which every request adds; leave it out".into());
-    }
+    check_url(&url)?;
     Ok(url)
 }
 

@@ -34,6 +34,9 @@ pub enum Code {
     UploadStalled,
     Denied,
     DigestInvalid,
+    /// A request that has been here before, on its way through other Forebays. Not a 5xx: the one that
+    /// asks is in good health, and so is this one.
+    Loop,
     ManifestBlobUnknown,
     ManifestInvalid,
     ManifestTooLarge,
@@ -67,6 +70,8 @@ impl Code {
             Self::BlobUploadUnknown => "BLOB_UPLOAD_UNKNOWN",
             Self::Denied => "DENIED",
             Self::DigestInvalid => "DIGEST_INVALID",
+            // Read by the Forebay that asked: `upstream` knows the word.
+            Self::Loop => "LOOP_DETECTED",
             Self::ManifestBlobUnknown => "MANIFEST_BLOB_UNKNOWN",
             Self::ManifestInvalid | Self::ManifestTooLarge => "MANIFEST_INVALID",
             Self::ManifestUnknown => "MANIFEST_UNKNOWN",
@@ -89,6 +94,7 @@ impl Code {
             Self::NameInvalid
             | Self::DigestInvalid
             | Self::BlobUploadInvalid
+            | Self::Loop
             | Self::ManifestBlobUnknown
             | Self::ManifestInvalid
             | Self::SizeInvalid
@@ -216,6 +222,7 @@ impl ApiError {
                 Self::new(Code::BlobUnknown, message).fault()
             }
             Error::Unavailable { .. } => Self::new(Code::Unavailable, message),
+            Error::Loop(_) => Self::new(Code::Loop, message),
             Error::Unfit { .. } => Self::new(unknown(kind), message),
             Error::Disk { .. } => Self::new(Code::Unknown, message),
             Error::Origin { .. } => Self::new(Code::NameUnknown, message).fault(),
@@ -406,6 +413,7 @@ mod tests {
         let limited = Error::UpstreamLimited { subject: subject.clone(), retry_after: after };
         let client = Error::ClientLimited { subject: subject.clone(), retry_after: after };
         let missing = Error::NotFound(subject);
+        let circle = Error::Loop("correct it".to_owned());
         let (hub, hosted) = (hub(), repository(Owner::Hosted, "app"));
         for (error, kind, repository, expected) in [
             (&missing, Kind::Manifest, &hub, (404, "MANIFEST_UNKNOWN")),
@@ -421,6 +429,8 @@ mod tests {
             (&disk, Kind::Blob, &hub, (404, "BLOB_UNKNOWN")),
             (&disk, Kind::Blob, &hosted, (500, "UNKNOWN")),
             (&origin, Kind::Blob, &hub, (404, "NAME_UNKNOWN")),
+            (&circle, Kind::Manifest, &hub, (400, "LOOP_DETECTED")),
+            (&circle, Kind::Blob, &hub, (400, "LOOP_DETECTED")),
             (&Error::Range { size: 7 }, Kind::Blob, &hub, (416, "RANGE_INVALID")),
         ] {
             assert_eq!(status(error, kind, repository), expected, "{error} {kind:?}");

@@ -27,6 +27,7 @@ use crate::mirror::{Asker, Mirror};
 use crate::oci::{Digest, Owner, Reference, Repository};
 use crate::registry::Hosted;
 use crate::tasks::Tasks;
+use crate::upstream::Hops;
 
 /// What answers requests. Replaced as a whole when the configuration changes.
 pub struct Service {
@@ -139,6 +140,7 @@ impl Service {
             return Err(ApiError::new(Code::NoEndpoint, message));
         }
         let namespace = routed.namespace.as_deref();
+        let hops = &Hops::read(&request.headers);
         Ok(match routed.route {
             Route::Base => {
                 self.admit(&caller, &routed.address, true)?;
@@ -162,12 +164,12 @@ impl Service {
             Route::Tags(repository, name, page) => {
                 exchange.of_repository(Kind::Tags, &repository, None);
                 self.authorise(&caller, Action::Pull, &repository)?;
-                self.tags(path, &caller, &repository, &name, &page, namespace).await?
+                self.tags(path, hops, &caller, &repository, &name, &page, namespace).await?
             }
             Route::Referrers(repository, digest, artifact_type, page) => {
                 exchange.of_repository(Kind::Referrers, &repository, Some(Reference::Digest(digest)));
                 self.authorise(&caller, Action::Pull, &repository)?;
-                let answer = self.referrers(&caller, &repository, &digest).await?;
+                let answer = self.referrers(hops, &caller, &repository, &digest).await?;
                 let listed = respond::referrers(&answer, artifact_type.as_deref(), &page, path, namespace);
                 (listed, respond::outcome(&answer.served))
             }
@@ -212,8 +214,8 @@ impl Service {
         let body = request.method != Method::HEAD;
         let answer = match repository.owner {
             Owner::Upstream(_) => {
-                let toll = self.limits.toll(caller);
-                content.mirror.manifest(Asker { toll: &toll }, repository, reference, body).await
+                let (toll, hops) = (self.limits.toll(caller), Hops::read(&request.headers));
+                content.mirror.manifest(Asker { toll: &toll, hops: &hops }, repository, reference, body).await
             }
             Owner::Hosted => content.hosted.manifest(repository, reference).await,
         };
@@ -246,8 +248,8 @@ impl Service {
         let want = respond::blob_want(request.method == Method::HEAD, &request.headers, digest);
         let answer = match repository.owner {
             Owner::Upstream(_) => {
-                let toll = self.limits.toll(caller);
-                content.mirror.blob(Asker { toll: &toll }, repository, digest, want).await
+                let (toll, hops) = (self.limits.toll(caller), Hops::read(&request.headers));
+                content.mirror.blob(Asker { toll: &toll, hops: &hops }, repository, digest, want).await
             }
             Owner::Hosted => content.hosted.blob(repository, digest, want).await,
         };

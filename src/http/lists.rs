@@ -11,11 +11,13 @@ use crate::metrics::{Kind, Outcome};
 use crate::mirror::Asker;
 use crate::oci::{Digest, Owner, Repository};
 use crate::store::{Origin, OriginState};
+use crate::upstream::Hops;
 
 impl Service {
     pub(super) async fn tags(
         &self,
         path: &str,
+        hops: &Hops,
         caller: &Caller,
         repository: &Repository,
         name: &str,
@@ -26,7 +28,7 @@ impl Service {
         let answer = match repository.owner {
             Owner::Upstream(_) => {
                 let toll = self.limits.toll(caller);
-                content.mirror.tags(Asker { toll: &toll }, repository).await
+                content.mirror.tags(Asker { toll: &toll, hops }, repository).await
             }
             Owner::Hosted => content.hosted.tags(repository).await,
         };
@@ -36,6 +38,7 @@ impl Service {
 
     pub(super) async fn referrers(
         &self,
+        hops: &Hops,
         caller: &Caller,
         repository: &Repository,
         subject: &Digest,
@@ -44,7 +47,7 @@ impl Service {
         let answer = match repository.owner {
             Owner::Upstream(_) => {
                 let toll = self.limits.toll(caller);
-                content.mirror.referrers(Asker { toll: &toll }, repository, subject).await
+                content.mirror.referrers(Asker { toll: &toll, hops }, repository, subject).await
             }
             Owner::Hosted => content.hosted.referrers(repository, subject).await,
         };

@@ -69,7 +69,7 @@ label!(
     /// What was asked of an upstream.
     UpstreamCall = "call" {
         ManifestHead = "manifest_head", ManifestGet = "manifest_get", BlobHead = "blob_head", BlobGet = "blob_get",
-        Tags = "tags", Referrers = "referrers", Token = "token",
+        Tags = "tags", Referrers = "referrers", Token = "token", Ping = "ping",
     }
 );
 label!(

@@ -32,6 +32,11 @@ pub struct UpstreamMetrics {
     /// How many logins of its endpoints are refused, and how many cannot be had.
     pub credential_refused: IntGauge,
     pub credential_unavailable: IntGauge,
+    /// Calls that went on to the next endpoint.
+    pub failovers: IntCounter,
+    /// Requests that a circuit breaker did not let through.
+    pub breaker_refusals: IntCounter,
+    pub breakers_open: IntGauge,
 }
 
 /// Whose quota it is: one series with the value 1, named by what the upstream told last.
@@ -107,8 +112,8 @@ struct EndpointVectors {
 struct UpstreamVectors {
     requests: IntCounterVec,
     seconds: HistogramVec,
-    counters: [IntCounterVec; 2],
-    gauges: [IntGaugeVec; 5],
+    counters: [IntCounterVec; 4],
+    gauges: [IntGaugeVec; 6],
     quota_source: IntGaugeVec,
     credentials: [IntGaugeVec; 2],
 }
@@ -270,8 +275,9 @@ impl Metrics {
     /// The handles for one upstream. Called again for the same host, it gives the same counters.
     pub fn upstream(&self, host: &str) -> UpstreamMetrics {
         let v = &self.upstream;
-        let [received_bytes, retries] = v.counters.each_ref().map(|c| c.with_label_values(&[host]));
-        let [waiting, quota_limit, quota_remaining, quota_window_seconds, paused] =
+        let [received_bytes, retries, failovers, breaker_refusals] =
+            v.counters.each_ref().map(|c| c.with_label_values(&[host]));
+        let [waiting, quota_limit, quota_remaining, quota_window_seconds, paused, breakers_open] =
             v.gauges.each_ref().map(|g| g.with_label_values(&[host]));
         let [credential_refused, credential_unavailable] =
             v.credentials.each_ref().map(|g| g.with_label_values(&[host]));
@@ -294,6 +300,9 @@ impl Metrics {
             paused,
             credential_refused,
             credential_unavailable,
+            failovers,
+            breaker_refusals,
+            breakers_open,
         }
     }
 
@@ -337,6 +346,16 @@ impl UpstreamVectors {
                     "Requests sent again after a failure",
                     &["upstream"],
                 ),
+                b.counters(
+                    "forebay_upstream_failovers_total",
+                    "Calls that went on from a mirror to the next endpoint",
+                    &["upstream"],
+                ),
+                b.counters(
+                    "forebay_upstream_breaker_refusals_total",
+                    "Requests not sent because their server did not answer lately",
+                    &["upstream"],
+                ),
             ],
             gauges: [
                 b.gauges("forebay_upstream_waiting", "Requests waiting for a place in the upstream's limit"),
@@ -347,6 +366,10 @@ impl UpstreamVectors {
                 b.gauges("forebay_upstream_quota_remaining", "Pulls left, as the upstream said; -1 unknown"),
                 b.gauges("forebay_upstream_quota_window_seconds", "Length of the quota's window"),
                 b.gauges("forebay_upstream_paused", "1 while manifest GETs wait for quota"),
+                b.gauges(
+                    "forebay_upstream_breakers_open",
+                    "Servers of the upstream that are not asked for a while, as they did not answer",
+                ),
             ],
             quota_source: b.keep(IntGaugeVec::new(
                 Opts::new("forebay_upstream_quota_source", "1, for the address or account whose quota it is"),

@@ -11,7 +11,7 @@ use super::{Asker, Mirror, lost};
 use crate::answer::{BlobAnswer, BlobWant, Error, Served};
 use crate::oci::{ByteRange, Digest, RangeRequest, Repository};
 use crate::store::{BlobReader, Demand, FillReader, Source, Start};
-use crate::upstream::{Cause, Identity};
+use crate::upstream::Cause;
 
 /// How often in a row somebody else's fill may come first; it ends before that or is joined.
 const RACES: usize = 4;
@@ -33,11 +33,12 @@ fn part(want: BlobWant, size: u64) -> Result<Option<ByteRange>, Error> {
 impl Mirror {
     pub async fn blob(
         self: &Arc<Self>,
-        _asker: Asker<'_>,
+        asker: Asker<'_>,
         repository: &Repository,
         digest: &Digest,
         want: BlobWant,
     ) -> Result<BlobAnswer, Error> {
+        self.unless_loop(asker, repository)?;
         let standing = self.standing(repository).await?;
         let linked = standing.is_open() && self.has_layer(repository, digest).await;
         if linked && let Some(answer) = self.held_blob(digest, want, Served::Hit).await? {
@@ -45,7 +46,7 @@ impl Mirror {
         }
         let subject = Subject::Blob(*digest);
         self.refused(repository, &subject)?;
-        let access = self.access(repository, &standing, &subject).await?;
+        let access = self.access(repository, &standing, &subject, asker.hops).await?;
         self.miss_blob(digest, want, &access, !linked).await
     }
 
@@ -60,7 +61,7 @@ impl Mirror {
     ) -> Result<BlobAnswer, Error> {
         let repository = &access.grant.repository;
         let source: Arc<dyn Source> = Arc::new(BlobSource {
-            upstream: self.upstream(repository)?.clone(),
+            upstream: self.upstream_for(repository, &access.hops)?,
             identity: access.identity,
             name: repository.name.clone(),
             digest: *digest,
@@ -75,10 +76,10 @@ impl Mirror {
                 return Ok(answer);
             }
             if want == BlobWant::Head {
-                let size = self.size(repository, digest, access.identity).await?;
+                let size = self.size(repository, digest, access).await?;
                 return Ok(BlobAnswer::head(size, Served::Miss));
             }
-            let demand = self.demand(repository, digest, want, access.identity).await?;
+            let demand = self.demand(repository, digest, want, access).await?;
             match self.store.start_fill(&access.grant, digest, source.clone(), demand, unlinked) {
                 Start::Reading(reader) => return self.follow(repository, reader, want, Served::Miss).await,
                 Start::Unproven => {}
@@ -151,7 +152,7 @@ impl Mirror {
     ) -> Result<Option<FillReader>, Error> {
         let Some(fill) = self.store.fill(&access.grant, digest) else { return Ok(None) };
         if !fill.serves(repository) {
-            self.size(repository, digest, access.identity).await?;
+            self.size(repository, digest, access).await?;
             if !fill.link_later(&access.grant) {
                 self.link(digest, access);
             }
@@ -172,7 +173,7 @@ impl Mirror {
         if !self.store.run(move |store| store.is_proven(&grant, &of)).await.unwrap_or(false) {
             return Ok(None);
         }
-        self.size(repository, digest, access.identity).await?;
+        self.size(repository, digest, access).await?;
         self.link(digest, access);
         self.held_blob(digest, want, Served::Revalidated).await
     }
@@ -187,13 +188,14 @@ impl Mirror {
         self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
-        identity: Identity,
+        access: &Access,
     ) -> Result<Option<u64>, Error> {
         let key = (repository.clone(), *digest);
-        let mirror = self.clone();
+        let (mirror, identity, hops) = (self.clone(), access.identity, access.hops.clone());
         let size = self.sizes.join(key.clone(), || async move {
             let (repository, digest) = key;
-            let head = mirror.upstream(&repository)?.blob_head(identity, &repository.name, &digest).await;
+            let upstream = mirror.upstream_for(&repository, &hops)?;
+            let head = upstream.blob_head(identity, &repository.name, &digest).await;
             head.map_err(|error| mirror.refuse(&repository, &Subject::Blob(digest), error))
         });
         size.await.unwrap_or_else(|| Err(lost(Subject::Blob(*digest).of(repository))))
@@ -206,14 +208,14 @@ impl Mirror {
         repository: &Repository,
         digest: &Digest,
         want: BlobWant,
-        identity: Identity,
+        access: &Access,
     ) -> Result<Demand, Error> {
         let range = match want {
             BlobWant::Head | BlobWant::Whole => return Ok(Demand::Whole),
             BlobWant::Range(RangeRequest::From(_)) => return Ok(Demand::Ranges),
             BlobWant::Range(range) => range,
         };
-        match self.size(repository, digest, identity).await {
+        match self.size(repository, digest, access).await {
             Ok(Some(size)) => {
                 let range = range.resolve(size).map_err(|_| Error::Range { size })?;
                 Ok(self.store.demand(size, range.len()))

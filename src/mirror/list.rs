@@ -17,6 +17,7 @@ impl Mirror {
         asker: Asker<'_>,
         repository: &Repository,
     ) -> Result<TagsAnswer, Error> {
+        self.unless_loop(asker, repository)?;
         let standing = self.standing(repository).await?;
         if let Some((answer, until)) = self.memory.lists.get(repository)
             && self.clock.now() < until
@@ -33,15 +34,15 @@ impl Mirror {
                 .await
                 .map_err(|retry_after| Error::ClientLimited { subject, retry_after })?;
         }
-        let mirror = self.clone();
+        let (mirror, hops) = (self.clone(), asker.hops.clone());
         let listed = self.lists.join(repository.clone(), || {
             let repository = repository.clone();
             async move {
                 let held = if standing.is_open() { mirror.held_tags(&repository).await } else { Vec::new() };
-                let told = match mirror.access(&repository, &standing, &Subject::Tags).await {
+                let told = match mirror.access(&repository, &standing, &Subject::Tags, &hops).await {
                     Ok(access) => {
-                        let told =
-                            mirror.upstream(&repository)?.tags(access.identity, &repository.name).await;
+                        let upstream = mirror.upstream_for(&repository, &hops)?;
+                        let told = upstream.tags(access.identity, &repository.name).await;
                         told.map_err(|error| mirror.refuse(&repository, &Subject::Tags, error))
                     }
                     Err(error) => Err(error),

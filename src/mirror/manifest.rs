@@ -44,6 +44,7 @@ impl Mirror {
         reference: &Reference,
         body: bool,
     ) -> Result<ManifestAnswer, Error> {
+        self.unless_loop(asker, repository)?;
         let request = Request { asker, standing: self.standing(repository).await?, repository };
         match reference {
             Reference::Tag(tag) => self.by_tag(&request, tag, body).await,
@@ -65,9 +66,9 @@ impl Mirror {
         let subject = Subject::Manifest(reference.clone());
         self.refused(repository, &subject)?;
         if !body {
-            let access = self.access(repository, standing, &subject).await?;
-            let head =
-                self.upstream(repository)?.manifest_head(access.identity, &repository.name, &reference).await;
+            let access = self.access(repository, standing, &subject, request.asker.hops).await?;
+            let upstream = self.upstream_for(repository, &access.hops)?;
+            let head = upstream.manifest_head(access.identity, &repository.name, &reference).await;
             let head = head.map_err(|error| self.refuse(repository, &subject, error))?;
             if let (Some(media_type), Some(size)) = (head.media_type, head.size) {
                 return Ok(ManifestAnswer {
@@ -120,7 +121,7 @@ impl Mirror {
         let Request { asker, standing, repository } = request;
         let key = ((*repository).clone(), reference.clone());
         let subject = Subject::Manifest(reference.clone());
-        let access = self.access(repository, standing, &subject).await?;
+        let access = self.access(repository, standing, &subject, asker.hops).await?;
         if !self.fetches.has(&key) {
             let paid = asker.toll.cold_miss().await;
             paid.map_err(|retry_after| Error::ClientLimited {
@@ -151,8 +152,8 @@ impl Mirror {
         {
             return Ok(held);
         }
-        let got =
-            self.upstream(&repository)?.manifest_get(access.identity, &repository.name, &reference).await;
+        let upstream = self.upstream_for(&repository, &access.hops)?;
+        let got = upstream.manifest_get(access.identity, &repository.name, &reference).await;
         let got = got.map_err(|error| self.refuse(&repository, &subject, error))?;
         let checked = self.check(&repository, &subject, got, &access).await;
         let hold = self.options.negative_not_found;

@@ -28,7 +28,7 @@ use crate::clock::Clock;
 use crate::oci::{Digest, Owner, Reference, Repository, Tag, UpstreamHost};
 use crate::store::Store;
 use crate::tasks::{Flights, Tasks};
-use crate::upstream::{self, Upstream};
+use crate::upstream::{self, Hops, Upstream};
 
 pub use self::freshness::Freshness;
 pub use crate::oci::{InvalidTagPattern as InvalidPattern, TagPattern as Pattern};
@@ -71,6 +71,8 @@ pub trait Toll: Send + Sync {
 #[derive(Clone, Copy)]
 pub struct Asker<'a> {
     pub toll: &'a dyn Toll,
+    /// The Forebays that passed the request on.
+    pub hops: &'a Hops,
 }
 
 pub struct Mirror {
@@ -136,6 +138,20 @@ impl Mirror {
         Err(Error::Offline(subject()))
     }
 
+    /// The same, to be asked on behalf of a request that others passed on.
+    fn upstream_for(&self, repository: &Repository, hops: &Hops) -> Result<Arc<Upstream>, Error> {
+        Ok(self.upstream(repository)?.on_behalf(hops))
+    }
+
+    /// Refuses what has been here before: it would wait for itself, for who asks for the same waits for
+    /// the same answer.
+    fn unless_loop(&self, asker: Asker<'_>, repository: &Repository) -> Result<(), Error> {
+        if asker.hops.is_empty() {
+            return Ok(());
+        }
+        self.upstream(repository)?.closes_loop(asker.hops).map_or(Ok(()), |why| Err(Error::Loop(why)))
+    }
+
     /// What upstream refused a moment ago, it is not asked again.
     fn refused(&self, repository: &Repository, subject: &Subject) -> Result<(), Error> {
         match self.memory.refusal(repository, subject, self.clock.now()) {
@@ -170,6 +186,7 @@ impl Mirror {
             Cause::Denied(why) => {
                 (Error::Denied { subject: named, why: denied(&why) }, self.options.negative_denied)
             }
+            Cause::Loop(why) => (Error::Loop(why), TROUBLE_HOLD),
             Cause::Limited(wait) => (Error::UpstreamLimited { subject: named, retry_after: wait }, wait),
             cause @ (Cause::Busy | Cause::Trouble(_) | Cause::Corrupt(_) | Cause::Refused(_)) => {
                 let why = format!("{}: {cause}", error.operation);

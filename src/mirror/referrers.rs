@@ -10,7 +10,7 @@ use super::tag::{LONGEST_HOLD, PATIENCE, TROUBLE_HOLD};
 use super::{Asker, Mirror, lost};
 use crate::answer::{Error, Referrer, ReferrersAnswer, Served};
 use crate::oci::{Digest, Repository};
-use crate::upstream::ToldReferrers;
+use crate::upstream::{Hops, ToldReferrers};
 
 /// A list as last told.
 pub struct KnownReferrers {
@@ -52,6 +52,7 @@ impl Mirror {
         repository: &Repository,
         subject: &Digest,
     ) -> Result<ReferrersAnswer, Error> {
+        self.unless_loop(asker, repository)?;
         let standing = self.standing(repository).await?;
         let key = (repository.clone(), *subject);
         let known = self.known_referrers(&standing, &key).await;
@@ -73,10 +74,10 @@ impl Mirror {
                 .await
                 .map_err(|retry_after| Error::ClientLimited { subject, retry_after })?;
         }
-        let (mirror, before) = (self.clone(), known.clone());
+        let (mirror, before, hops) = (self.clone(), known.clone(), asker.hops.clone());
         let flight = self.referrers.join(key.clone(), || {
             let key = key.clone();
-            async move { mirror.ask_referrers(&standing, key, before).await }
+            async move { mirror.ask_referrers(&standing, key, before, &hops).await }
         });
         let lost = || Err(lost(wanted.of(repository)));
         let Some(known) = known else { return flight.await.unwrap_or_else(lost) };
@@ -120,6 +121,7 @@ impl Mirror {
         standing: &Standing,
         key: Key,
         known: Option<Arc<KnownReferrers>>,
+        hops: &Hops,
     ) -> Result<ReferrersAnswer, Error> {
         // Whoever was first may have landed since this was found outdated.
         if let Some(fresh) = self.memory.referrers.get(&key)
@@ -128,10 +130,10 @@ impl Mirror {
             return Ok(fresh.answer(Served::Hit));
         }
         let (repository, subject) = (&key.0, Subject::Referrers(key.1));
-        let told = match self.access(repository, standing, &subject).await {
+        let told = match self.access(repository, standing, &subject, hops).await {
             Ok(access) => {
                 let index = known.as_ref().and_then(|known| known.index);
-                let upstream = self.upstream(repository)?;
+                let upstream = self.upstream_for(repository, hops)?;
                 let told = upstream.referrers(access.identity, &repository.name, &key.1, index).await;
                 told.map_err(|error| (error.to_string(), self.translate(repository, &subject, error)))
             }

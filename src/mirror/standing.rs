@@ -11,7 +11,7 @@ use super::{Mirror, lost};
 use crate::answer::Error;
 use crate::oci::{Owner, Reference, Repository, UpstreamHost};
 use crate::store::{Grant, Origin, OriginState, Visibility};
-use crate::upstream::{Credential, Identity, PrivatePolicy, Upstream};
+use crate::upstream::{Credential, Hops, Identity, PrivatePolicy, Upstream};
 
 /// How long a proof that anybody may pull a repository is taken for its further content.
 const PROOF: Duration = Duration::from_secs(3600);
@@ -35,6 +35,8 @@ impl Standing {
 pub struct Access {
     pub identity: Identity,
     pub grant: Grant,
+    /// On whose behalf.
+    pub hops: Hops,
 }
 
 /// Whether what is held was fetched with a credential that opens nothing now.
@@ -82,29 +84,28 @@ impl Mirror {
         repository: &Repository,
         standing: &Standing,
         subject: &Subject,
+        hops: &Hops,
     ) -> Result<Access, Error> {
         self.online(|| subject.of(repository))?;
         let upstream = self.upstream(repository)?;
         let options = upstream.options();
-        let identity = options.credential.as_ref().map_or(Identity::Anonymous, |_| Identity::Configured);
+        let has_credential = options.has_credential();
+        let identity = if has_credential { Identity::Configured } else { Identity::Anonymous };
         let grant = self.grant(repository)?;
         let now = self.clock.now();
         let proven = standing.proven_public.is_some_and(|at| now < at + PROOF);
-        if grant.visibility == Visibility::Public
-            && !proven
-            && (options.credential.is_some() || standing.barred)
-        {
-            self.prove_public(repository, standing, subject).await?;
+        if grant.visibility == Visibility::Public && !proven && (has_credential || standing.barred) {
+            self.prove_public(repository, standing, subject, hops).await?;
         }
-        Ok(Access { identity, grant })
+        Ok(Access { identity, grant, hops: hops.clone() })
     }
 
     /// What is kept of a repository, as things are configured, once it may be served.
     pub(super) fn grant(&self, repository: &Repository) -> Result<Grant, Error> {
         let options = self.upstream(repository)?.options();
-        let visibility = match (&options.credential, options.private) {
-            (Some(_), PrivatePolicy::Shared) => Visibility::Shared,
-            (None, _) | (_, PrivatePolicy::Refuse) => Visibility::Public,
+        let visibility = match (options.has_credential(), options.private) {
+            (true, PrivatePolicy::Shared) => Visibility::Shared,
+            (false, _) | (_, PrivatePolicy::Refuse) => Visibility::Public,
         };
         let user = options.credential.as_ref().map(Credential::label).unwrap_or_default();
         let domain = format!("{} {user} {visibility:?}", options.host).into();
@@ -117,13 +118,14 @@ impl Mirror {
         repository: &Repository,
         standing: &Standing,
         subject: &Subject,
+        hops: &Hops,
     ) -> Result<(), Error> {
         let key = (repository.clone(), subject.clone());
         let (barred, untold) = (standing.barred, standing.untold);
-        let mirror = self.clone();
+        let (mirror, hops) = (self.clone(), hops.clone());
         let proof = self.proofs.join(key.clone(), || async move {
             let (repository, subject) = key;
-            let upstream = mirror.upstream(&repository)?;
+            let upstream = mirror.upstream_for(&repository, &hops)?;
             let name = &repository.name;
             let asked = match &subject {
                 Subject::Manifest(reference) => {

@@ -10,7 +10,7 @@ use super::standing::Standing;
 use super::{Mirror, lost};
 use crate::answer::{Error, ManifestAnswer, Served};
 use crate::oci::{Digest, Reference, Repository, Tag};
-use crate::upstream::ManifestHead;
+use crate::upstream::{Hops, ManifestHead};
 
 /// A held tag is not kept waiting longer than this for its confirmation, which goes on meanwhile.
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
@@ -210,9 +210,10 @@ impl Mirror {
         let repository = request.repository;
         let subject = Subject::Manifest(Reference::Tag(tag.clone()));
         let (mirror, standing, before) = (self.clone(), request.standing.clone(), known.clone());
+        let hops = request.asker.hops.clone();
         let flight = self.resolves.join((repository.clone(), tag.clone()), || {
             let (repository, tag) = (repository.clone(), tag.clone());
-            async move { mirror.ask(&standing, &repository, &tag, before).await }
+            async move { mirror.ask(&standing, &repository, &tag, before, &hops).await }
         });
         let lost = || Err(lost(subject.of(repository)));
         let Some(known) = known else { return flight.await.unwrap_or_else(lost) };
@@ -232,6 +233,7 @@ impl Mirror {
         repository: &Repository,
         tag: &Tag,
         known: Option<Arc<KnownTag>>,
+        hops: &Hops,
     ) -> Result<Resolved, Error> {
         // Whoever was first may have landed since this was found outdated.
         if let Some(fresh) = self.fresh(repository, tag) {
@@ -239,7 +241,7 @@ impl Mirror {
         }
         let reference = Reference::Tag(tag.clone());
         let subject = Subject::Manifest(reference.clone());
-        let access = match (self.access(repository, standing, &subject).await, &known) {
+        let access = match (self.access(repository, standing, &subject, hops).await, &known) {
             // Whether anybody may pull it cannot be told: that is no word against what is held.
             (
                 Err(error @ (Error::NotFound(_) | Error::Unavailable { .. } | Error::UpstreamLimited { .. })),
@@ -250,7 +252,7 @@ impl Mirror {
             }
             (access, _) => access?,
         };
-        let upstream = self.upstream(repository)?;
+        let upstream = self.upstream_for(repository, hops)?;
         let head = upstream.manifest_head(access.identity, &repository.name, &reference).await;
         match (head, known) {
             (Ok(head), known) => {

@@ -1,13 +1,19 @@
 //! Blobs: their size, and their bytes from any offset.
 
-use futures_util::StreamExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream, StreamExt};
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use http::{Method, StatusCode};
 use reqwest::Response;
 
+use super::endpoint::Endpoint;
+use super::request::Answer;
+use super::round::{First, Turn};
 use super::{BlobStream, Cause, Error, Identity, Upstream};
 use crate::metrics::UpstreamCall;
-use crate::oci::{Digest, Name};
+use crate::oci::{Digest, Hasher, Name};
 
 impl Upstream {
     /// The blob's size, where told.
@@ -19,18 +25,14 @@ impl Upstream {
     ) -> Result<Option<u64>, Error> {
         let size = async {
             let _place = self.request_gate.enter().await?;
-            let path = format!("blobs/{digest}");
-            let ask = self.ask(UpstreamCall::BlobHead, Method::HEAD, identity, name, &path, HeaderMap::new());
-            let answer = self.requests.send(&ask).await?;
-            match answer.status().as_u16() {
-                200 => {
-                    let length = answer.response.headers().get(CONTENT_LENGTH);
-                    Ok(length.and_then(|v| v.to_str().ok()?.parse().ok()))
+            let mut round = self.round(identity, Some(*digest), First::Mirrors);
+            while let Some(turn) = round.next() {
+                let size = turn.within(self.size_at(&turn, name, digest)).await;
+                if let Some(size) = round.judge(turn, size) {
+                    return size;
                 }
-                // The upstream has it, for it redirected; the storage signs its URLs for GET only.
-                400 | 401 | 403 | 405 if answer.foreign => Ok(None),
-                _ => Err(self.requests.refusal(answer).await),
             }
+            Err(round.end())
         };
         size.await.map_err(|cause| self.error("HEAD blob", name, &format!("@{digest}"), cause))
     }
@@ -40,8 +42,24 @@ impl Upstream {
         self.fill_gate.has_spare()
     }
 
+    async fn size_at(&self, turn: &Turn<'_>, name: &Name, digest: &Digest) -> Result<Option<u64>, Cause> {
+        let (path, requests) = (format!("blobs/{digest}"), &turn.endpoint.requests);
+        let ask = self.ask(turn, UpstreamCall::BlobHead, Method::HEAD, name, &path, HeaderMap::new())?;
+        let answer = requests.send(&ask).await?;
+        match answer.status().as_u16() {
+            200 => {
+                let length = answer.response.headers().get(CONTENT_LENGTH);
+                Ok(length.and_then(|v| v.to_str().ok()?.parse().ok()))
+            }
+            // The upstream has it, for it redirected; the storage signs its URLs for GET only.
+            400 | 401 | 403 | 405 if answer.foreign => Ok(None),
+            _ => Err(requests.refusal(answer).await),
+        }
+    }
+
     /// `start..end` of the blob, not empty; `(0, None)` sends no Range header. Holds a fill's place until
-    /// the stream is dropped. Not verified: that is for whoever puts the parts together.
+    /// the stream is dropped. Not verified: that is for whoever puts the parts together, who may take them
+    /// from several endpoints.
     pub async fn blob_get(
         &self,
         identity: Identity,
@@ -54,27 +72,104 @@ impl Upstream {
         let error = |cause| self.error(operation, name, &format!("@{digest}"), cause);
         let blob = async {
             let place = self.fill_gate.enter().await?;
-            let headers = HeaderMap::from_iter(range_header(start, end)?.map(|range| (RANGE, range)));
-            let path = format!("blobs/{digest}");
-            let ask = self.ask(UpstreamCall::BlobGet, Method::GET, identity, name, &path, headers);
-            let answer = self.requests.send(&ask).await?;
-            let part = match answer.status() {
-                StatusCode::OK => Part { start: 0, len: None, total: answer.response.content_length() },
-                StatusCode::PARTIAL_CONTENT => partial(&answer.response, start, end)?,
-                StatusCode::RANGE_NOT_SATISFIABLE => {
-                    let why = format!("the upstream has no byte {start} of it: its blob is shorter");
-                    return Err(Cause::Corrupt(why));
+            let mut round = self.round(identity, Some(*digest), First::Mirrors);
+            while let Some(turn) = round.next() {
+                let endpoint = turn.endpoint.clone();
+                let part = turn.within(self.part_at(&turn, name, digest, start, end)).await;
+                match round.judge(turn, part) {
+                    Some(Ok((part, response))) => {
+                        let reading = endpoint.requests.wire.reading.clone();
+                        let stream = reading.stream(response, part.len, place);
+                        return Ok((part.start, part.total, watched(stream, endpoint, *digest, &part)));
+                    }
+                    Some(Err(cause)) => return Err(cause),
+                    None => {}
                 }
-                _ => return Err(self.requests.refusal(answer).await),
-            };
-            let stream = self.requests.wire.reading.clone().stream(answer.response, part.len, place);
-            Ok((part, stream))
+            }
+            Err(round.end())
         };
-        let (part, stream) = blob.await.map_err(&error)?;
+        let (start, total, stream) = blob.await.map_err(&error)?;
         let broken = error(Cause::NotFound);
         let stream = stream.map(move |chunk| chunk.map_err(|cause| Error { cause, ..broken.clone() }));
-        Ok(BlobStream { start: part.start, total: part.total, stream: stream.boxed() })
+        Ok(BlobStream { start, total, stream: stream.boxed() })
     }
+
+    /// The head of an answer that holds what is asked for.
+    async fn part_at(
+        &self,
+        turn: &Turn<'_>,
+        name: &Name,
+        digest: &Digest,
+        start: u64,
+        end: Option<u64>,
+    ) -> Result<(Part, Response), Cause> {
+        let requests = &turn.endpoint.requests;
+        let mut end = end;
+        loop {
+            let headers = HeaderMap::from_iter(range_header(start, end)?.map(|range| (RANGE, range)));
+            let path = format!("blobs/{digest}");
+            let ask = self.ask(turn, UpstreamCall::BlobGet, Method::GET, name, &path, headers)?;
+            let Answer { response, .. } = match requests.send(&ask).await? {
+                answer if matches!(answer.status().as_u16(), 200 | 206 | 416) => answer,
+                answer => return Err(requests.refusal(answer).await),
+            };
+            let part = match response.status() {
+                StatusCode::OK => Part { start: 0, len: None, total: response.content_length() },
+                StatusCode::PARTIAL_CONTENT => partial(&response, start, end)?,
+                // Some servers know closed ranges only.
+                _ => {
+                    let told = unsatisfied_size(response.headers());
+                    let size = match (end, told) {
+                        (Some(_), _) => None,
+                        (None, Some(size)) => Some(size),
+                        (None, None) => self.size_at(turn, name, digest).await?,
+                    };
+                    end = Some(size.filter(|size| *size > start).ok_or_else(|| {
+                        Cause::Corrupt(format!("the upstream has no byte {start} of it: its blob is shorter"))
+                    })?);
+                    continue;
+                }
+            };
+            return Ok((part, response));
+        }
+    }
+}
+
+type Chunks = BoxStream<'static, Result<Bytes, Cause>>;
+
+/// The size in the `Content-Range` of a 416: `bytes */<total>`.
+fn unsatisfied_size(headers: &HeaderMap) -> Option<u64> {
+    let range = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+    range.trim().strip_prefix("bytes")?.trim_start().strip_prefix("*/")?.parse().ok()
+}
+
+/// A mirror's bytes, with word of how they came: one that breaks off or sends other bytes than asked for
+/// is not the first choice for what follows. The upstream's own bytes are as they are.
+fn watched(stream: Chunks, endpoint: Arc<Endpoint>, digest: Digest, part: &Part) -> Chunks {
+    if !endpoint.is_mirror() {
+        return stream;
+    }
+    let is_whole = part.start == 0 && (part.len.is_none() || part.len == part.total);
+    let hasher = is_whole.then(|| digest.algorithm().hasher());
+    let next = |state: Option<(Chunks, Option<Hasher>, Arc<Endpoint>, Digest)>| async move {
+        let (mut stream, mut hasher, endpoint, digest) = state?;
+        match stream.next().await {
+            Some(Ok(chunk)) => {
+                hasher.iter_mut().for_each(|hasher: &mut Hasher| hasher.update(&chunk));
+                Some((Ok(chunk), Some((stream, hasher, endpoint, digest))))
+            }
+            Some(Err(cause)) => {
+                endpoint.failed(&format!("a blob: {cause}"));
+                Some((Err(cause), None))
+            }
+            None => {
+                let wrong = hasher.map(Hasher::finish).filter(|came| *came != digest)?;
+                endpoint.was_wrong(&digest);
+                Some((Err(Cause::Corrupt(format!("what the mirror sent has the digest {wrong}"))), None))
+            }
+        }
+    };
+    stream::unfold(Some((stream, hasher, endpoint, digest)), next).boxed()
 }
 
 /// What part of a blob a response holds.

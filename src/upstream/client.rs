@@ -8,16 +8,26 @@ use std::time::Duration;
 use http::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
 use http::{Method, StatusCode, Uri};
 use hyper_util::client::proxy::matcher::Matcher;
+use moka::sync::Cache;
 use reqwest::{Certificate, Client, ClientBuilder, Response};
 use url::Url;
 
 use super::body::Reading;
+use super::breaker::{Breaker, Policy, Tripped};
 use super::guard::{self, PrivateAddress, Reach};
-use super::{Cause, Options};
+use super::resolver::Resolver;
+use super::{Cause, EndpointOptions, Options, Proxy};
 use crate::clock::Clock;
 use crate::metrics::{UpstreamCall, UpstreamMetrics, UpstreamStatus};
 
 const USER_AGENT: &str = concat!("forebay/", env!("CARGO_PKG_VERSION"));
+/// Of each server that requests go to: registry, token server, CDN. Two requests with their retries open
+/// it; a minute is the longest that a server that is back again is not seen to be.
+const BREAKER: Policy = Policy { failures: 5, first: Duration::from_secs(2), last: Duration::from_secs(60) };
+/// Servers remembered at once.
+const SERVERS: u64 = 256;
+/// When a connection that says nothing is asked whether it is still there, between these bounds.
+const PROBE_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 /// Why a request has no answer.
 #[derive(Debug)]
@@ -53,12 +63,22 @@ pub struct Hop<'a> {
     pub reach: Reach,
 }
 
-/// The HTTP clients of one upstream. Proxies come from the environment.
+/// Clients with the same settings.
+struct Clients {
+    /// Keeps connections for the next request.
+    pooled: Client,
+    /// Takes a new connection for each: what is kept may have been cut without a word.
+    fresh: Client,
+}
+
+/// The HTTP clients of one endpoint, and the circuit breakers of the servers that they reach.
 pub struct Wire {
-    open: Client,
+    open: Clients,
     /// Connects to public addresses only, and through no proxy: it is the proxy that resolves names.
-    guarded: Client,
-    proxies: Matcher,
+    guarded: Clients,
+    proxies: Proxies,
+    resolver: Resolver,
+    breakers: Cache<String, Arc<Breaker>>,
     header_timeout: Duration,
     clock: Clock,
     pub metrics: Arc<UpstreamMetrics>,
@@ -66,15 +86,34 @@ pub struct Wire {
     pub reading: Reading,
 }
 
+enum Proxies {
+    Environment(Matcher),
+    None,
+    All,
+}
+
 impl Wire {
     /// Fails where the CA file cannot be used or the system has no trust store.
-    pub fn new(options: &Options, metrics: Arc<UpstreamMetrics>, clock: Clock) -> Result<Self, String> {
-        let cas = options.ca_file.as_deref().map(read_cas).transpose()?.unwrap_or_default();
-        let build = |builder: ClientBuilder| builder.build().map_err(explain);
+    pub fn new(
+        options: &Options,
+        endpoint: &EndpointOptions,
+        metrics: Arc<UpstreamMetrics>,
+        clock: Clock,
+    ) -> Result<Self, String> {
+        let cas = endpoint.ca_file.as_deref().map(read_cas).transpose()?.unwrap_or_default();
+        let resolver = Resolver::new();
+        let open = || proxied(builder(options, &cas).dns_resolver(resolver.clone()), &endpoint.proxy);
+        let guarded = || Ok(builder(options, &cas).no_proxy().dns_resolver(resolver.guarded()));
         Ok(Self {
-            open: build(builder(options, &cas))?,
-            guarded: build(builder(options, &cas).no_proxy().dns_resolver(guard::Guarded))?,
-            proxies: Matcher::from_system(),
+            open: Clients::new(open)?,
+            guarded: Clients::new(guarded)?,
+            proxies: match endpoint.proxy {
+                Proxy::Environment => Proxies::Environment(Matcher::from_system()),
+                Proxy::None => Proxies::None,
+                Proxy::Url(_) => Proxies::All,
+            },
+            resolver,
+            breakers: Cache::new(SERVERS),
             header_timeout: options.header_timeout,
             clock,
             reading: Reading { idle: options.idle_timeout, metrics: metrics.clone() },
@@ -82,9 +121,16 @@ impl Wire {
         })
     }
 
-    /// Sends the request and gives the head of the answer, whatever its status, counted.
+    /// Sends the request and gives the head of the answer, whatever its status, counted. A server that
+    /// did not answer a few times in a row is not asked for a while.
     pub async fn send(&self, hop: Hop<'_>) -> Result<Response, Failure> {
-        let client = self.client(hop.url, hop.reach)?;
+        let clients = self.clients(hop.url, hop.reach)?;
+        let breaker = self.breaker(hop.url);
+        let pass = breaker.enter().map_err(|tripped| {
+            self.metrics.breaker_refusals.inc();
+            tripped_at(hop.url, tripped)
+        })?;
+        let client = if pass.after_failure { &clients.fresh } else { &clients.pooled };
         let mut request = client.request(hop.method, hop.url.clone()).headers(hop.headers);
         if let Some(form) = hop.form {
             request = request.form(form);
@@ -102,7 +148,35 @@ impl Wire {
             }
         };
         self.metrics.requests.cell(hop.call, status).inc();
+        match &outcome {
+            Ok(response) if response.status().is_server_error() => {
+                pass.failed(&format!("{} answered {}", guard::place(hop.url), response.status()));
+            }
+            Ok(response) => {
+                pass.succeeded();
+                self.note_address(response);
+            }
+            Err(Failure::Passing(why)) => pass.failed(why),
+            // It was not asked.
+            Err(Failure::Final(_)) => drop(pass),
+        }
         outcome
+    }
+
+    fn breaker(&self, url: &Url) -> Arc<Breaker> {
+        self.breakers.get_with(guard::place(url), || {
+            let open = self.metrics.breakers_open.clone();
+            Arc::new(Breaker::new(guard::place(url), BREAKER, self.clock.clone(), open))
+        })
+    }
+
+    fn note_address(&self, response: &Response) {
+        let url = response.url();
+        if let (Some(name), Some(address)) = (url.domain(), response.remote_addr())
+            && !self.is_proxied(url)
+        {
+            self.resolver.answered(name, address.ip());
+        }
     }
 
     /// Whether an answer came from a private address, from where redirects may lead anywhere.
@@ -112,7 +186,7 @@ impl Wire {
         guard::is_private_host(url) || address.is_some_and(|address| guard::is_private(address.ip()))
     }
 
-    fn client(&self, url: &Url, reach: Reach) -> Result<&Client, Cause> {
+    fn clients(&self, url: &Url, reach: Reach) -> Result<&Clients, Cause> {
         match reach {
             Reach::Anywhere => Ok(&self.open),
             Reach::Public(setting) if guard::is_private_host(url) => Err(private(url, setting)),
@@ -122,13 +196,57 @@ impl Wire {
     }
 
     fn is_proxied(&self, url: &Url) -> bool {
-        let uri = url.as_str().parse::<Uri>();
-        uri.is_ok_and(|uri| self.proxies.intercept(&uri).is_some())
+        match &self.proxies {
+            Proxies::Environment(proxies) => {
+                let uri = url.as_str().parse::<Uri>();
+                uri.is_ok_and(|uri| proxies.intercept(&uri).is_some())
+            }
+            Proxies::None => false,
+            Proxies::All => true,
+        }
     }
 }
 
+impl Clients {
+    fn new(builder: impl Fn() -> Result<ClientBuilder, String>) -> Result<Self, String> {
+        let build = |builder: ClientBuilder| builder.build().map_err(explain);
+        Ok(Self { pooled: build(builder()?)?, fresh: build(builder()?.pool_max_idle_per_host(0))? })
+    }
+}
+
+fn proxied(builder: ClientBuilder, proxy: &Proxy) -> Result<ClientBuilder, String> {
+    match proxy {
+        Proxy::Environment => Ok(builder),
+        Proxy::None => Ok(builder.no_proxy()),
+        Proxy::Url(url) => {
+            let all = reqwest::Proxy::all(url.clone()).map_err(explain)?;
+            Ok(builder.no_proxy().proxy(all))
+        }
+    }
+}
+
+fn tripped_at(url: &Url, Tripped { wait, why }: Tripped) -> Failure {
+    // Whole seconds, rounded up.
+    let wait = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    let place = guard::place(url);
+    Failure::Final(Cause::Trouble(format!(
+        "{place} failed several times and is asked again in {wait} s: {why}"
+    )))
+}
+
+/// A connection that a firewall has forgotten looks alive: what is sent on it is lost, and nobody says
+/// so. It is given up when half the time for an answer has passed without a sign of life.
 fn builder(options: &Options, cas: &[Certificate]) -> ClientBuilder {
-    Client::builder()
+    let silence = (options.header_timeout / 2).clamp(PROBE_BOUNDS.0, PROBE_BOUNDS.1);
+    let builder = Client::builder()
+        .tcp_keepalive(silence)
+        .tcp_keepalive_interval(silence / 2)
+        .tcp_keepalive_retries(2)
+        .http2_keep_alive_interval(silence)
+        .http2_keep_alive_timeout(silence);
+    #[cfg(target_os = "linux")]
+    let builder = builder.tcp_user_timeout(silence);
+    builder
         .user_agent(USER_AGENT)
         .default_headers(HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]))
         .redirect(reqwest::redirect::Policy::none())
@@ -201,7 +319,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_with_private_addresses_only_is_refused_and_the_setting_named() {
-        let guarded = Client::builder().no_proxy().dns_resolver(guard::Guarded).build().unwrap();
+        let guarded = Client::builder().no_proxy().dns_resolver(Resolver::new().guarded()).build().unwrap();
         let url = Url::parse("http://localhost:1/?signature=hidden").unwrap();
         let fail = |error, reach| match failure(error, &url, reach) {
             Failure::Final(Cause::Refused(why)) => why,

@@ -5,9 +5,10 @@ use std::time::Duration;
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 
-use super::quota::{PROBE_FIRST, Step, Told, retry_after};
+use super::quota::{PROBE_FIRST, Quota, Step, Told, retry_after};
 use super::request::{Answer, Ask};
-use super::{Cause, Error, FetchedManifest, Identity, ManifestHead, Upstream, effective};
+use super::round::{First, Turn};
+use super::{Cause, Error, FetchedManifest, Hops, Identity, ManifestHead, Upstream, effective};
 use crate::metrics::UpstreamCall;
 use crate::oci::{Digest, MANIFEST_ACCEPT, MANIFEST_MAX, MediaType, Name, Reference};
 
@@ -31,8 +32,20 @@ impl Upstream {
         name: &Name,
         reference: &Reference,
     ) -> Result<ManifestHead, Error> {
-        let head = self.head(effective(&self.options, identity), name, reference).await;
-        head.map(|(head, _)| head)
+        let head = async {
+            self.unless_all_paused(identity, Quota::heads_paused)?;
+            let _place = self.request_gate.enter().await?;
+            let mut round = self.round(identity, digest_of(reference), First::Mirrors);
+            while let Some(turn) = round.next() {
+                let head = turn.within(self.head(&turn, name, reference)).await;
+                if let Some(head) = round.judge(turn, head) {
+                    return head;
+                }
+            }
+            Err(round.end())
+        };
+        head.await
+            .map(|(head, _)| head)
             .map_err(|cause| self.error("HEAD manifest", name, &suffix(reference), cause))
     }
 
@@ -43,31 +56,64 @@ impl Upstream {
         name: &Name,
         reference: &Reference,
     ) -> Result<FetchedManifest, Error> {
-        let fetched = self.get(effective(&self.options, identity), name, reference).await;
-        fetched.map_err(|cause| self.error("GET manifest", name, &suffix(reference), cause))
+        let fetched = async {
+            self.unless_all_paused(identity, Quota::gets_paused)?;
+            let _place = self.request_gate.enter().await?;
+            let mut round = self.round(identity, digest_of(reference), First::Mirrors);
+            while let Some(turn) = round.next() {
+                let fetched = turn.within(self.get(&turn, name, reference)).await;
+                if let Some(fetched) = round.judge(turn, fetched) {
+                    return fetched;
+                }
+            }
+            Err(round.end())
+        };
+        fetched.await.map_err(|cause| self.error("GET manifest", name, &suffix(reference), cause))
+    }
+
+    /// Nobody waits for a place who would be refused then.
+    fn unless_all_paused(
+        &self,
+        identity: Identity,
+        paused: impl Fn(&Quota, Identity) -> Option<Duration>,
+    ) -> Result<(), Cause> {
+        match paused(&self.quota, effective(&self.options, identity)) {
+            Some(wait) if self.endpoints.len() == 1 => Err(Cause::Limited(wait)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The quota is the upstream's own: a mirror has none that is known.
+    fn unless_paused(
+        &self,
+        turn: &Turn<'_>,
+        paused: impl Fn(&Quota, Identity) -> Option<Duration>,
+    ) -> Result<(), Cause> {
+        match paused(&self.quota, turn.identity) {
+            Some(wait) if !turn.endpoint.is_mirror() => Err(Cause::Limited(wait)),
+            _ => Ok(()),
+        }
     }
 
     async fn head(
         &self,
-        identity: Identity,
+        turn: &Turn<'_>,
         name: &Name,
         reference: &Reference,
     ) -> Result<(ManifestHead, Told), Cause> {
-        let unless_paused =
-            || self.quota.heads_paused(identity).map_or(Ok(()), |wait| Err(Cause::Limited(wait)));
-        unless_paused()?;
-        let _place = self.request_gate.enter().await?;
-        unless_paused()?;
-        let ask = self.ask_manifest(UpstreamCall::ManifestHead, Method::HEAD, identity, name, reference);
-        let (answer, told) = self.send_manifest(&ask).await?;
+        self.unless_paused(turn, Quota::heads_paused)?;
+        let ask = self.ask_manifest(turn, UpstreamCall::ManifestHead, Method::HEAD, name, reference)?;
+        let (answer, told) = self.send_manifest(turn, &ask).await?;
         let headers = answer.response.headers();
-        if answer.status() == StatusCode::TOO_MANY_REQUESTS {
-            let wait = retry_after(headers, self.clock.wall());
-            return Err(Cause::Limited(self.quota.pause_heads(identity, wait)));
+        if !turn.endpoint.is_mirror() {
+            if answer.status() == StatusCode::TOO_MANY_REQUESTS {
+                let wait = retry_after(headers, self.clock.wall());
+                return Err(Cause::Limited(self.quota.pause_heads(turn.identity, wait)));
+            }
+            self.quota.heads_answered(turn.identity);
         }
-        self.quota.heads_answered(identity);
         if answer.status() != StatusCode::OK {
-            return Err(self.requests.refusal(answer).await);
+            return Err(turn.endpoint.requests.refusal(answer).await);
         }
         let digest = told_digest(headers);
         if let (Some(told), Reference::Digest(asked)) = (digest, reference)
@@ -82,21 +128,16 @@ impl Upstream {
 
     async fn get(
         &self,
-        identity: Identity,
+        turn: &Turn<'_>,
         name: &Name,
         reference: &Reference,
     ) -> Result<FetchedManifest, Cause> {
-        let unless_paused =
-            || self.quota.gets_paused(identity).map_or(Ok(()), |wait| Err(Cause::Limited(wait)));
-        unless_paused()?;
-        let _place = self.request_gate.enter().await?;
-        unless_paused()?;
-        let ask = self.ask_manifest(UpstreamCall::ManifestGet, Method::GET, identity, name, reference);
-        let mut whole = self.get_whole(&ask, reference).await?;
+        self.unless_paused(turn, Quota::gets_paused)?;
+        let mut whole = self.get_whole(turn, name, reference).await?;
         if let Err(Cause::Trouble(why)) = &whole.bytes {
             // A body that broke off once is asked for once more: it is small, and clients wait.
             tracing::debug!(upstream = %self.options.host, why, "manifest broke off");
-            whole = self.get_whole(&ask, reference).await?;
+            whole = self.get_whole(turn, name, reference).await?;
         }
         let Whole { bytes, media_type, told } = whole;
         let bytes = bytes?;
@@ -116,40 +157,44 @@ impl Upstream {
     }
 
     /// One answer with its body, which may have broken off.
-    async fn get_whole(&self, ask: &Ask<'_>, reference: &Reference) -> Result<Whole, Cause> {
-        let (answer, _) = self.send_manifest(ask).await?;
+    async fn get_whole(&self, turn: &Turn<'_>, name: &Name, reference: &Reference) -> Result<Whole, Cause> {
+        let ask = self.ask_manifest(turn, UpstreamCall::ManifestGet, Method::GET, name, reference)?;
+        let (answer, _) = self.send_manifest(turn, &ask).await?;
         let headers = answer.response.headers();
-        if answer.status() == StatusCode::TOO_MANY_REQUESTS {
+        if answer.status() == StatusCode::TOO_MANY_REQUESTS && !turn.endpoint.is_mirror() {
             let wait = retry_after(headers, self.clock.wall());
-            self.pause(ask.identity, wait, source(headers), ask.name, reference);
-            let paused = self.quota.gets_paused(ask.identity);
+            self.pause(turn.identity, wait, source(headers), name, reference);
+            let paused = self.quota.gets_paused(turn.identity);
             return Err(Cause::Limited(paused.or(wait).unwrap_or(PROBE_FIRST)));
         }
+        let requests = &turn.endpoint.requests;
         if answer.status() != StatusCode::OK {
-            return Err(self.requests.refusal(answer).await);
+            return Err(requests.refusal(answer).await);
         }
         let (media_type, told) = (media_type(headers), told_digest(headers));
-        let bytes = self.requests.wire.reading.whole(answer.response, MANIFEST_MAX, "the manifest").await;
+        let bytes = requests.wire.reading.whole(answer.response, MANIFEST_MAX, "the manifest").await;
         Ok(Whole { bytes, media_type, told })
     }
 
-    fn ask_manifest<'a>(
+    fn ask_manifest(
         &self,
+        turn: &Turn<'_>,
         call: UpstreamCall,
         method: Method,
-        identity: Identity,
-        name: &'a Name,
+        name: &Name,
         reference: &Reference,
-    ) -> Ask<'a> {
+    ) -> Result<Ask, Cause> {
         let accept = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(MANIFEST_ACCEPT))]);
-        self.ask(call, method, identity, name, &format!("manifests/{reference}"), accept)
+        self.ask(turn, call, method, name, &format!("manifests/{reference}"), accept)
     }
 
-    async fn send_manifest(&self, ask: &Ask<'_>) -> Result<(Answer, Told), Cause> {
-        let answer = self.requests.send(ask).await?;
+    async fn send_manifest(&self, turn: &Turn<'_>, ask: &Ask) -> Result<(Answer, Told), Cause> {
+        let answer = turn.endpoint.requests.send(ask).await?;
         let headers = answer.response.headers();
         let told = Told::read(headers);
-        self.quota.note(ask.identity, told, source(headers));
+        if !turn.endpoint.is_mirror() {
+            self.quota.note(turn.identity, told, source(headers));
+        }
         Ok((answer, told))
     }
 
@@ -171,7 +216,8 @@ impl Upstream {
         let stopping = self.tasks.stopping();
         let end_of_pause = async move {
             let mut failed_probes = 0;
-            while let Some(upstream) = me.upgrade() {
+            while let Some(shared) = me.upgrade() {
+                let upstream = Upstream { shared, hops: Hops::default() };
                 match upstream.quota.next_step(identity) {
                     Step::Done => return tracing::info!(upstream = %host, ?identity, "manifest GETs resume"),
                     Step::Wait(until) => {
@@ -200,12 +246,23 @@ impl Upstream {
 
     /// Whether there is quota again, as far as a HEAD of what was refused can tell.
     async fn probe(&self, identity: Identity, name: &Name, reference: &Reference) -> bool {
-        match self.head(identity, name, reference).await {
+        let Some(turn) = self.round(identity, None, First::Itself).next() else { return false };
+        // The upstream itself is asked as whom the pause is for.
+        let _place = self.request_gate.enter().await;
+        let head = turn.within(self.head(&turn, name, reference)).await;
+        match head {
             Ok((_, told)) => told.remaining.is_none_or(|remaining| remaining > 0),
             // Nothing can be learned from it any more: the next GET finds out.
             Err(Cause::NotFound | Cause::Denied(_)) => true,
             Err(_) => false,
         }
+    }
+}
+
+fn digest_of(reference: &Reference) -> Option<Digest> {
+    match reference {
+        Reference::Tag(_) => None,
+        Reference::Digest(digest) => Some(*digest),
     }
 }
 

@@ -1,56 +1,63 @@
 //! One remote registry: requests, tokens, credentials, quota, retries.
 //!
-//! A call goes through a `gate` (bounded places and waits), then `request` (token, redirects, retries),
-//! whose every hop is one `client` request. `guard` says where the hops may lead, `quota` when it is
-//! better not to ask.
+//! A call goes through a `gate` (bounded places and waits), then in a `round` to one `endpoint` after the
+//! other, at each through `request` (token, redirects, retries), whose every hop is one `client` request.
+//! `guard` says where the hops may lead, `breaker` and `quota` when it is better not to ask.
 
 mod answered;
 mod blob;
 mod body;
+mod breaker;
 mod challenge;
 mod client;
 mod credential;
 mod docker_config;
+mod endpoint;
 mod gate;
 mod guard;
 mod helper;
+mod hops;
 mod login;
 mod manifest;
 mod quota;
 mod realm;
 mod referrers;
 mod request;
+mod resolver;
 mod retry;
+mod round;
 mod source;
 mod tags;
 #[cfg(test)]
 mod tests;
 mod token;
 
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use http::header::VIA;
 use http::{HeaderMap, Method};
 use url::Url;
 
-use self::client::Wire;
+use self::endpoint::Endpoint;
 use self::gate::Gate;
 use self::quota::Quota;
-use self::realm::{RealmOptions, Realms};
-use self::referrers::ReferrersApi;
-use self::request::{Ask, Requests};
-use self::token::Tokens;
+use self::request::Ask;
+use self::round::Turn;
 use crate::clock::Clock;
-use crate::metrics::{Metrics, UpstreamCall};
+use crate::metrics::{Metrics, UpstreamCall, UpstreamMetrics};
 use crate::oci::{Digest, MediaType, Name, UpstreamHost};
 use crate::tasks::Tasks;
 
 pub use self::credential::{Credential, Password, Secret, is_helper_name, search_path};
+pub use self::endpoint::{EndpointOptions, Proxy, check_url};
 pub use self::guard::is_private as is_private_address;
 pub use self::helper::{find as find_helper, is_program};
+pub use self::hops::Hops;
 pub use self::referrers::ToldReferrers;
 pub use self::source::has_docker_login;
 
@@ -58,11 +65,14 @@ pub use self::source::has_docker_login;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     pub host: UpstreamHost,
-    /// Base of its API, without `/v2/`: `https://registry-1.docker.io/`. http only where written so.
+    /// Base of its API: `https://registry-1.docker.io/`. http only where written so. See [`check_url`].
     pub url: Url,
     pub credential: Option<Credential>,
     /// PEM file of further CAs, trusted for the upstream, its token server and its CDN.
     pub ca_file: Option<PathBuf>,
+    pub proxy: Proxy,
+    /// Asked in this order before the upstream itself. None is sent the upstream's credential.
+    pub mirrors: Vec<EndpointOptions>,
     pub private: PrivatePolicy,
     /// Hosts that a redirect may lead to though their address is private.
     pub redirect_hosts: Vec<String>,
@@ -72,6 +82,9 @@ pub struct Options {
     pub header_timeout: Duration,
     /// Longest wait for the next bytes of a body.
     pub idle_timeout: Duration,
+    /// Longest time for one request with its tokens, redirects and tries at all endpoints, up to the head
+    /// of the answer; of a manifest, up to its end.
+    pub deadline: Duration,
     /// Requests in flight at once (heads and manifests; a fill holds a fill's place only).
     pub max_requests: usize,
     pub max_fills: usize,
@@ -80,6 +93,23 @@ pub struct Options {
     pub queue_length: usize,
     /// A ceiling on requests a minute, for upstreams that have an abuse limit. None: no ceiling.
     pub requests_per_minute: Option<std::num::NonZeroU32>,
+}
+
+impl Options {
+    /// The upstream itself, as one of its endpoints.
+    pub fn own(&self) -> EndpointOptions {
+        EndpointOptions {
+            url: self.url.clone(),
+            credential: self.credential.clone(),
+            ca_file: self.ca_file.clone(),
+            proxy: self.proxy.clone(),
+        }
+    }
+
+    /// Whether anything that is had of it may be had because of a credential.
+    pub fn has_credential(&self) -> bool {
+        self.credential.is_some() || self.mirrors.iter().any(|mirror| mirror.credential.is_some())
+    }
 }
 
 /// What becomes of repositories that nobody may pull without a credential.
@@ -156,6 +186,9 @@ pub enum Cause {
     /// What came is not what was asked for: wrong digest, too large, a page of HTML.
     #[error("{0}")]
     Corrupt(String),
+    /// What was asked for has come back to who asked first. Names the setting to be corrected.
+    #[error("{0}")]
+    Loop(String),
     /// Our policy refuses to go on: a realm or a redirect that leads astray. Names the setting that would allow it.
     #[error("{0}")]
     Refused(String),
@@ -173,52 +206,77 @@ pub struct QuotaState {
 
 /// Speaks with one registry. Its calls are in `manifest.rs`, `blob.rs`, `tags.rs` and `referrers.rs`.
 pub struct Upstream {
+    shared: Arc<Shared>,
+    /// On whose behalf it is asked.
+    hops: Hops,
+}
+
+/// What is one, on whosever behalf it is asked.
+pub struct Shared {
     me: Weak<Self>,
     options: Options,
-    requests: Requests,
+    metrics: Arc<UpstreamMetrics>,
+    /// The mirrors and, last, the upstream itself.
+    endpoints: Vec<Arc<Endpoint>>,
     request_gate: Gate,
     fill_gate: Gate,
     quota: Quota,
-    referrers_api: ReferrersApi,
     clock: Clock,
     tasks: Tasks,
 }
 
+impl Deref for Upstream {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
 impl Upstream {
-    /// Fails where the CA file cannot be used, or the system has no trust store.
+    /// Fails where a CA file cannot be used, or the system has no trust store.
     pub fn new(options: Options, metrics: &Metrics, clock: Clock, tasks: Tasks) -> Result<Arc<Self>, Error> {
         let metrics = Arc::new(metrics.upstream(options.host.as_str()));
-        let wire = Wire::new(&options, metrics.clone(), clock.clone()).map_err(|why| Error {
-            operation: "set up upstream",
-            subject: options.host.to_string(),
-            cause: Cause::Trouble(why),
-        })?;
-        let wire = Arc::new(wire);
-        let of_realms = RealmOptions {
-            url: options.url.clone(),
-            credential: options.credential.clone(),
-            realm_hosts: options.realm_hosts.clone(),
-            header_timeout: options.header_timeout,
-        };
-        let realms = Realms::new(of_realms, wire.clone(), clock.clone(), tasks.clone());
-        let tokens = Arc::new(Tokens::new(realms, clock.clone(), tasks.clone()));
+        let endpoints = Endpoint::all(&options, &metrics, &clock, &tasks)?;
         let gate =
             |places| Gate::new(places, options.queue_length, options.queue_timeout, metrics.waiting.clone());
         let (request_gate, fill_gate) = (gate(options.max_requests), gate(options.max_fills));
         let pulls_as = effective(&options, Identity::Configured);
-        let quota = Quota::new(clock.clone(), metrics, pulls_as);
-        let requests = Requests::new(&options, wire, tokens, clock.clone());
-        Ok(Arc::new_cyclic(|me| Self {
+        let quota = Quota::new(clock.clone(), metrics.clone(), pulls_as);
+        let shared = Arc::new_cyclic(|me| Shared {
             me: me.clone(),
             options,
-            requests,
+            metrics,
+            endpoints,
             request_gate,
             fill_gate,
             quota,
-            referrers_api: ReferrersApi::default(),
             clock,
             tasks,
-        }))
+        });
+        Ok(Arc::new(Self { shared, hops: Hops::default() }))
+    }
+
+    /// The same upstream, asked on behalf of a request that other Forebays have passed on.
+    pub fn on_behalf(self: &Arc<Self>, hops: &Hops) -> Arc<Self> {
+        if self.hops == *hops {
+            return self.clone();
+        }
+        Arc::new(Self { shared: self.shared.clone(), hops: hops.clone() })
+    }
+
+    /// Why a request that has passed through these is not served: it has been here before.
+    pub fn closes_loop(&self, hops: &Hops) -> Option<String> {
+        let been = self.endpoints.iter().find(|endpoint| hops.contains(&endpoint.pseudonym));
+        match been {
+            Some(endpoint) => Some(endpoint.loop_told()),
+            None if hops.is_too_long() => Some(format!(
+                "a loop of registries, or a chain of too many: one of those that {} is asked through leads back; \
+                 correct its `url`",
+                self.options.host
+            )),
+            None => None,
+        }
     }
 
     pub fn options(&self) -> &Options {
@@ -230,20 +288,20 @@ impl Upstream {
         self.quota.snapshot()
     }
 
-    /// `path` below `/v2/<name>/`.
-    fn ask<'a>(
+    /// `path` below `/v2/<name>/`, at the endpoint whose turn it is.
+    fn ask(
         &self,
+        turn: &Turn<'_>,
         call: UpstreamCall,
         method: Method,
-        identity: Identity,
-        name: &'a Name,
+        name: &Name,
         path: &str,
-        headers: HeaderMap,
-    ) -> Ask<'a> {
-        let mut url = self.options.url.clone();
-        let base = url.path().trim_end_matches('/').to_owned();
-        url.set_path(&format!("{base}/v2/{name}/{path}"));
-        Ask { call, method, identity: effective(&self.options, identity), name, url, headers }
+        mut headers: HeaderMap,
+    ) -> Result<Ask, Cause> {
+        let name = turn.endpoint.name_there(name)?;
+        headers.extend(self.hops.then(&turn.endpoint.pseudonym).map(|via| (VIA, via)));
+        let url = turn.endpoint.url(&name, path);
+        Ok(Ask { call, method, identity: turn.identity, name, url, headers })
     }
 
     /// Says of a cause what it is the cause of. `subject` follows the repository: `:tag`, `@digest`.

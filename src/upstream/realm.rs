@@ -18,7 +18,7 @@ use super::guard::{self, Reach};
 use super::login::Logins;
 use super::quota::retry_after;
 use super::retry::Tries;
-use super::{Cause, Credential, Identity};
+use super::{Cause, Credential, EndpointOptions, Identity, Options};
 use crate::clock::Clock;
 use crate::metrics::UpstreamCall;
 use crate::tasks::Tasks;
@@ -62,6 +62,17 @@ pub struct RealmOptions {
     /// Further hosts that may be sent the login as token servers.
     pub realm_hosts: Vec<String>,
     pub header_timeout: Duration,
+}
+
+impl RealmOptions {
+    pub fn of(options: &Options, endpoint: &EndpointOptions) -> Self {
+        Self {
+            url: endpoint.url.clone(),
+            credential: endpoint.credential.clone(),
+            realm_hosts: options.realm_hosts.clone(),
+            header_timeout: options.header_timeout,
+        }
+    }
 }
 
 /// The token servers of one endpoint, and the login for them.

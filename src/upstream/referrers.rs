@@ -9,7 +9,9 @@ use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 
 use super::body::code;
+use super::endpoint::Endpoint;
 use super::request::Answer;
+use super::round::{First, Turn};
 use super::tags::next_query;
 use super::{Cause, Error, Identity, Upstream};
 use crate::metrics::UpstreamCall;
@@ -62,13 +64,23 @@ impl Upstream {
         subject: &Digest,
         known: Option<Digest>,
     ) -> Result<ToldReferrers, Error> {
-        if self.referrers_api.known(self.clock.now()) != Some(false) {
-            let listed = self.by_api(identity, name, subject).await;
-            let listed =
-                listed.map_err(|cause| self.error("GET referrers", name, &format!("@{subject}"), cause))?;
-            if let Some(referrers) = listed {
-                return Ok(ToldReferrers::List { referrers, index: None });
+        let listed = async {
+            let mut round = self.round(identity, None, First::Itself);
+            while let Some(turn) = round.next() {
+                if turn.endpoint.referrers_api.known(self.clock.now()) == Some(false) {
+                    return Ok(None);
+                }
+                let listed = self.by_api(&turn, name, subject).await;
+                if let Some(listed) = round.judge(turn, listed) {
+                    return listed;
+                }
             }
+            Err(round.end())
+        };
+        let listed =
+            listed.await.map_err(|cause| self.error("GET referrers", name, &format!("@{subject}"), cause))?;
+        if let Some(referrers) = listed {
+            return Ok(ToldReferrers::List { referrers, index: None });
         }
         self.by_fallback_tag(identity, name, subject, known).await
     }
@@ -76,30 +88,31 @@ impl Upstream {
     /// `None` where the fallback tag is to be read.
     async fn by_api(
         &self,
-        identity: Identity,
+        turn: &Turn<'_>,
         name: &Name,
         subject: &Digest,
     ) -> Result<Option<Vec<Referrer>>, Cause> {
+        let endpoint = turn.endpoint;
         let path = format!("referrers/{subject}");
         let (mut list, mut bytes) = (Vec::new(), 0);
         let (mut digests, mut asked, mut next) = (HashSet::new(), HashSet::new(), None::<String>);
         loop {
             let _place = self.request_gate.enter().await?;
             let accept = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(MediaType::OCI_INDEX))]);
-            let mut ask = self.ask(UpstreamCall::Referrers, Method::GET, identity, name, &path, accept);
+            let mut ask = self.ask(turn, UpstreamCall::Referrers, Method::GET, name, &path, accept)?;
             ask.url.set_query(next.as_deref());
             let is_first = next.is_none();
             asked.extend(next.take());
-            let answer = match self.requests.send(&ask).await {
+            let answer = match turn.within(endpoint.requests.send(&ask)).await {
                 // The API's answer is no web page: a server that sends one does not know the path.
-                Err(Cause::Corrupt(why)) if is_first => return self.no_api(why).map(|()| None),
+                Err(Cause::Corrupt(why)) if is_first => return self.no_api(endpoint, why).map(|()| None),
                 answer => answer?,
             };
             if answer.status() != StatusCode::OK {
                 if is_first {
-                    return self.without_api(answer).await;
+                    return self.without_api(endpoint, answer).await;
                 }
-                return Err(match self.requests.refusal(answer).await {
+                return Err(match endpoint.requests.refusal(answer).await {
                     Cause::NotFound => {
                         Cause::Corrupt("a page of the list of referrers is missing".to_owned())
                     }
@@ -108,12 +121,13 @@ impl Upstream {
             }
             let following = next_query(answer.response.headers()).filter(|query| !asked.contains(query));
             let says_json = says_json(answer.response.headers());
-            let reading = &self.requests.wire.reading;
+            let reading = &endpoint.requests.wire.reading;
             let body = reading.whole(answer.response, MAX_PAGE_BYTES, "a page of referrers").await?;
             let page = match oci::referrers(&body) {
                 Ok(Some(page)) => page,
                 Ok(None) | Err(_) if is_first && !says_json => {
-                    return self.no_api("the list of referrers is no JSON".to_owned()).map(|()| None);
+                    let why = "the list of referrers is no JSON".to_owned();
+                    return self.no_api(endpoint, why).map(|()| None);
                 }
                 Ok(None) => return Err(Cause::Corrupt("the list of referrers is no index".to_owned())),
                 Err(error) => {
@@ -122,7 +136,7 @@ impl Upstream {
                     )));
                 }
             };
-            self.referrers_api.learn(true, self.clock.now());
+            endpoint.referrers_api.learn(true, self.clock.now());
             bytes += body.len();
             list.extend(page.into_iter().filter(|entry| digests.insert(entry.digest.clone())));
             let full = list.len() >= MAX_REFERRERS || asked.len() + 1 >= MAX_PAGES || bytes >= MAX_BYTES;
@@ -138,34 +152,35 @@ impl Upstream {
 
     /// Whether an answer without success means that there is no such API. That the repository or the
     /// manifest is not known says nothing of the API; the fallback tag then says the same.
-    async fn without_api(&self, answer: Answer) -> Result<Option<Vec<Referrer>>, Cause> {
+    async fn without_api(&self, endpoint: &Endpoint, answer: Answer) -> Result<Option<Vec<Referrer>>, Cause> {
         let status = answer.status();
         let is_absent = match status.as_u16() {
             404 => {
-                let body = self.requests.wire.reading.start(answer.response).await;
+                let body = endpoint.requests.wire.reading.start(answer.response).await;
                 !code(&body).is_some_and(|code| KNOWS_THE_PATH.contains(&code.as_str()))
             }
             405 | 406 | 410 | 501 => true,
-            401 | 403 | 408 | 425 | 429 => return Err(self.requests.refusal(answer).await),
+            401 | 403 | 408 | 425 | 429 => return Err(endpoint.requests.refusal(answer).await),
             // Of this digest, perhaps: not every registry knows every algorithm.
             400..=499 => false,
-            _ => return Err(self.requests.refusal(answer).await),
+            _ => return Err(endpoint.requests.refusal(answer).await),
         };
         if is_absent {
-            self.no_api(format!("the upstream answered {status} in place of a list of referrers"))?;
+            let why = format!("the upstream answered {status} in place of a list of referrers");
+            self.no_api(endpoint, why)?;
         }
         Ok(None)
     }
 
     /// Remembers that there is no such API. Where it was seen a moment ago this is trouble: what is
     /// held is not to give way to a fallback tag that nobody keeps there.
-    fn no_api(&self, why: String) -> Result<(), Cause> {
+    fn no_api(&self, endpoint: &Endpoint, why: String) -> Result<(), Cause> {
         let now = self.clock.now();
-        if self.referrers_api.known(now) == Some(true) {
+        if endpoint.referrers_api.known(now) == Some(true) {
             return Err(Cause::Trouble(why));
         }
         tracing::debug!(upstream = %self.options.host, why, "no referrers API: fallback tags are read");
-        self.referrers_api.learn(false, now);
+        endpoint.referrers_api.learn(false, now);
         Ok(())
     }
 

@@ -1,25 +1,28 @@
 //! One call to the upstream: its tokens, redirects and retries.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use http::{Method, StatusCode};
+use moka::sync::Cache;
 use reqwest::Response;
 use url::Url;
 
-use super::body::message;
-use super::challenge;
+use super::body::{code, message};
+use super::challenge::{self, Challenge};
 use super::client::{Failure, Hop, Wire};
 use super::gate::Pace;
 use super::guard::{self, Reach};
 use super::quota::retry_after;
+use super::realm::{RealmOptions, Realms};
 use super::retry::Tries;
 use super::token::{Proof, Tokens};
-use super::{Cause, Identity, Options};
+use super::{Cause, EndpointOptions, Identity, Options};
 use crate::clock::Clock;
 use crate::metrics::UpstreamCall;
 use crate::oci::Name;
+use crate::tasks::{Tasks, lock};
 
 const MAX_REDIRECTS: usize = 5;
 /// One that is known, another one that a helper gives, and none.
@@ -27,12 +30,23 @@ const LOGINS: usize = 3;
 /// The pause after a 429 that names none.
 const DEFAULT_LIMITED: Duration = Duration::from_secs(60);
 
+/// After that, the next endpoint is the better try.
+const MIRROR_RETRIES: u32 = 1;
+/// Registries that others redirect to, remembered for their tokens.
+const ELSEWHERE: u64 = 64;
+/// How long it is taken as seen that the registry does not say how to log in.
+const SILENT_FOR: Duration = Duration::from_secs(60);
+
+/// How a Forebay says that a request has been there before. Read by the next one on the way back.
+pub const LOOP: &str = "LOOP_DETECTED";
+
 /// What is asked for.
-pub struct Ask<'a> {
+pub struct Ask {
     pub call: UpstreamCall,
     pub method: Method,
     pub identity: Identity,
-    pub name: &'a Name,
+    /// As the endpoint has it.
+    pub name: Name,
     pub url: Url,
     pub headers: HeaderMap,
 }
@@ -40,10 +54,12 @@ pub struct Ask<'a> {
 /// The head of the answer after all redirects, whatever its status.
 pub struct Answer {
     pub response: Response,
-    /// It comes from where a redirect led, not from the upstream itself.
+    /// It comes from where a redirect led, not from the endpoint itself.
     pub foreign: bool,
     /// Why the request went without the configured login, where that is refused: then a 404 tells nothing.
     pub refused_login: Option<String>,
+    /// Where a redirect led is a registry too, and was shown a token of its own.
+    known_there: bool,
 }
 
 impl Answer {
@@ -52,63 +68,80 @@ impl Answer {
     }
 }
 
-/// Sends requests to one upstream.
+/// Sends requests to one endpoint.
 pub struct Requests {
     pub wire: Arc<Wire>,
     tokens: Arc<Tokens>,
+    /// Of registries that this one redirects to, by their origin; asked anonymously.
+    elsewhere: Cache<String, Arc<Tokens>>,
     pace: Pace,
-    origin: Url,
-    redirect_hosts: Vec<String>,
-    header_timeout: Duration,
-    /// Longest time for one call, with its token, redirects and retries.
-    longest: Duration,
+    /// After the first try.
+    retries: u32,
+    options: Options,
+    /// Up to `/v2/`.
+    api: Url,
+    /// When a ping last brought no challenge.
+    silent_since: Mutex<Option<Instant>>,
     clock: Clock,
+    tasks: Tasks,
 }
 
 impl Requests {
-    pub fn new(options: &Options, wire: Arc<Wire>, tokens: Arc<Tokens>, clock: Clock) -> Self {
+    pub fn new(
+        options: &Options,
+        api: Url,
+        is_mirror: bool,
+        wire: Arc<Wire>,
+        tokens: Arc<Tokens>,
+        clock: &Clock,
+        tasks: &Tasks,
+    ) -> Self {
+        let per_minute = options.requests_per_minute.filter(|_| !is_mirror);
         Self {
             wire,
             tokens,
-            pace: Pace::new(options.requests_per_minute, options.queue_timeout),
-            origin: options.url.clone(),
-            redirect_hosts: options.redirect_hosts.clone(),
-            header_timeout: options.header_timeout,
-            longest: options.header_timeout.saturating_mul(3).saturating_add(options.queue_timeout),
-            clock,
+            elsewhere: Cache::new(ELSEWHERE),
+            pace: Pace::new(per_minute, options.queue_timeout),
+            retries: if is_mirror { MIRROR_RETRIES } else { u32::MAX },
+            options: options.clone(),
+            api,
+            silent_since: Mutex::default(),
+            clock: clock.clone(),
+            tasks: tasks.clone(),
         }
     }
 
     /// The answer, whatever its status: see [`Requests::refusal`] for those that are no success.
-    pub async fn send(&self, ask: &Ask<'_>) -> Result<Answer, Cause> {
-        let tries = async {
-            let mut tries = Tries::new(&self.wire.metrics, self.header_timeout);
-            loop {
-                let outcome = self.authorized(ask).await;
-                if !tries.again(outcome.as_ref().map(Answer::status)).await {
-                    return outcome.map_err(Cause::from);
-                }
+    pub async fn send(&self, ask: &Ask) -> Result<Answer, Cause> {
+        let mut tries = Tries::new(&self.wire.metrics, self.options.header_timeout).at_most(self.retries);
+        let answer = loop {
+            let outcome = self.authorized(ask).await;
+            if !tries.again(outcome.as_ref().map(Answer::status)).await {
+                break outcome.map_err(Cause::from)?;
             }
         };
-        let answer = tokio::time::timeout(self.longest, tries)
-            .await
-            .unwrap_or_else(|_| Err(Cause::Trouble(format!("no answer within {:?}", self.longest))))?;
         if answer.status().is_success() { check_form(&answer.response).map(|()| answer) } else { Ok(answer) }
     }
 
     /// What an answer without success means. 404, 401, 403 and 429 speak for themselves. Every other
     /// status is trouble: the two of us do not understand each other, which tells nothing of the content.
     pub async fn refusal(&self, answer: Answer) -> Cause {
-        let Answer { response, foreign, refused_login } = answer;
+        let Answer { response, foreign, known_there, refused_login } = answer;
+        let is_registry = !foreign || known_there;
         let (status, mut place) = (response.status(), guard::place(response.url()));
         let wait = retry_after(response.headers(), self.clock.wall());
-        let said = if foreign {
-            // What a storage service says of a signed URL is not for clients.
+        if foreign {
             place.push_str(", where the upstream redirects to,");
-            String::new()
-        } else {
-            message(&self.wire.reading.start(response).await)
-        };
+        }
+        let mut said = String::new();
+        // What a storage service says of a signed URL is not for clients.
+        if is_registry {
+            let body = self.wire.reading.start(response).await;
+            said = message(&body);
+            if code(&body).as_deref() == Some(LOOP) {
+                return Cause::Loop(said.trim_start_matches(": ").to_owned());
+            }
+        }
         match (status, refused_login) {
             (StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(why))
                 if !foreign =>
@@ -119,15 +152,15 @@ impl Requests {
         }
         match status {
             StatusCode::NOT_FOUND => Cause::NotFound,
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if !foreign => Cause::Denied(said),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if is_registry => Cause::Denied(said),
             StatusCode::TOO_MANY_REQUESTS => Cause::Limited(wait.unwrap_or(DEFAULT_LIMITED)),
             _ => Cause::Trouble(format!("{place} answered {status}{said}")),
         }
     }
 
     /// One try: with the token that is known, and where that is none or refused, with a new one.
-    async fn authorized(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
-        let mut proof = self.tokens.known(ask.identity, ask.name).await?;
+    async fn authorized(&self, ask: &Ask) -> Result<Answer, Failure> {
+        let mut proof = self.tokens.known(ask.identity, &ask.name).await?;
         let mut answer = self.follow(ask, proof.as_ref()).await?;
         let refused = |answer: &Answer| answer.status() == StatusCode::UNAUTHORIZED && !answer.foreign;
         for round in 0..LOGINS {
@@ -135,56 +168,127 @@ impl Requests {
             if !refused(&answer) || (round > 0 && proof.as_ref().is_none_or(Proof::is_token)) {
                 break;
             }
-            let challenges = challenge::parse(answer.response.headers());
+            let mut challenges = challenge::parse(answer.response.headers());
             let public = !self.wire.is_private_answer(&answer.response);
             self.wire.reading.start(answer.response).await;
-            proof = Some(self.tokens.answer(ask.identity, ask.name, &challenges, public, proof).await?);
+            if challenges.is_empty() && proof.is_none() {
+                challenges = self.ping().await?;
+            }
+            proof = Some(self.tokens.answer(ask.identity, &ask.name, &challenges, public, proof).await?);
             answer = self.follow(ask, proof.as_ref()).await?;
         }
         if let Some(proof) = proof.as_ref().filter(|_| answer.status().is_success()) {
             self.tokens.accepted(proof);
         }
         // Signed URLs expire: a new one, once. (A HEAD tells enough by having been redirected.)
-        if answer.foreign && ask.method == Method::GET && matches!(answer.status().as_u16(), 400 | 401 | 403)
-        {
+        let is_storage = answer.foreign && !answer.known_there;
+        if is_storage && ask.method == Method::GET && matches!(answer.status().as_u16(), 400 | 401 | 403) {
             answer = self.follow(ask, proof.as_ref()).await?;
         }
         answer.refused_login = self.tokens.refused_login(ask.identity);
         Ok(answer)
     }
 
-    /// Sends the request along redirects. Authorization goes to the upstream itself, and not even there
-    /// once a redirect has led elsewhere.
-    async fn follow(&self, ask: &Ask<'_>, proof: Option<&Proof>) -> Result<Answer, Failure> {
+    /// The challenges of `/v2/`, for registries that do not repeat them elsewhere (gcr.io). What they
+    /// say is remembered with the tokens.
+    async fn ping(&self) -> Result<Vec<Challenge>, Failure> {
+        let now = self.clock.now();
+        if lock(&self.silent_since).is_some_and(|since| now < since + SILENT_FOR) {
+            return Ok(Vec::new());
+        }
+        self.pace.turn().await?;
+        let (url, method, headers) = (&self.api, Method::GET, HeaderMap::new());
+        let hop = Hop { call: UpstreamCall::Ping, method, url, headers, form: None, reach: Reach::Anywhere };
+        let response = self.wire.send(hop).await?;
+        let challenges = challenge::parse(response.headers());
+        self.wire.reading.start(response).await;
+        *lock(&self.silent_since) = challenges.is_empty().then_some(now);
+        Ok(challenges)
+    }
+
+    /// Sends the request along redirects. Authorization goes to the endpoint itself, and not even there
+    /// once a redirect has led elsewhere. A registry that it leads to is shown a token of its own.
+    async fn follow(&self, ask: &Ask, proof: Option<&Proof>) -> Result<Answer, Failure> {
         let mut url = ask.url.clone();
         let mut visited = Vec::new();
         let (mut foreign, mut public) = (false, false);
         while visited.len() <= MAX_REDIRECTS {
-            foreign |= !guard::same_origin(&url, &self.origin);
-            let mut headers = ask.headers.clone();
-            if !foreign {
-                self.pace.turn().await?;
-                headers.extend(proof.map(|proof| (AUTHORIZATION, proof.header.clone())));
-            }
-            let trusted = !foreign || !public || guard::is_listed(&url, &self.redirect_hosts);
+            foreign |= !guard::same_origin(&url, &self.api);
+            let trusted = !foreign || !public || guard::is_listed(&url, &self.options.redirect_hosts);
             let reach = if trusted { Reach::Anywhere } else { Reach::Public("redirect_hosts") };
-            let hop =
-                Hop { call: ask.call, method: ask.method.clone(), url: &url, headers, form: None, reach };
-            let response = self.wire.send(hop).await?;
+            let (response, known_there) = if foreign {
+                self.elsewhere(ask, &url, reach).await?
+            } else {
+                self.pace.turn().await?;
+                (self.hop(ask, &url, proof, reach).await?, false)
+            };
             let Some(next) = redirect(&response)? else {
-                return Ok(Answer { response, foreign, refused_login: None });
+                return Ok(Answer { response, foreign, known_there, refused_login: None });
             };
             public |= !self.wire.is_private_answer(&response);
             guard::check_redirect(&url, &next)?;
             self.wire.reading.start(response).await;
             visited.push(std::mem::replace(&mut url, next));
             if visited.contains(&url) {
-                let why = format!("{} redirects in a circle", guard::place(&self.origin));
+                let why = format!("{} redirects in a circle", guard::place(&self.api));
                 return Err(Cause::Trouble(why).into());
             }
         }
         Err(Cause::Trouble(format!("more than {MAX_REDIRECTS} redirects")).into())
     }
+
+    async fn hop(
+        &self,
+        ask: &Ask,
+        url: &Url,
+        proof: Option<&Proof>,
+        reach: Reach,
+    ) -> Result<Response, Failure> {
+        let mut headers = ask.headers.clone();
+        headers.extend(proof.map(|proof| (AUTHORIZATION, proof.header.clone())));
+        self.wire
+            .send(Hop { call: ask.call, method: ask.method.clone(), url, headers, form: None, reach })
+            .await
+    }
+
+    /// Where a redirect leads: mostly a storage service, and sometimes a registry that wants a token
+    /// (lscr.io, registry.k8s.io). Whether it was shown one is told too. The credential is not for it.
+    async fn elsewhere(&self, ask: &Ask, url: &Url, reach: Reach) -> Result<(Response, bool), Failure> {
+        let (origin, name) = (guard::place(url), name_in(url).unwrap_or_else(|| ask.name.clone()));
+        let tokens = self.elsewhere.get(&origin);
+        let known = match &tokens {
+            Some(tokens) => tokens.known(Identity::Anonymous, &name).await?,
+            None => None,
+        };
+        let response = self.hop(ask, url, known.as_ref(), reach).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok((response, known.is_some()));
+        }
+        let challenges = challenge::parse(response.headers());
+        if !challenges.iter().any(|challenge| challenge.scheme == "bearer") {
+            return Ok((response, known.is_some()));
+        }
+        let public = !self.wire.is_private_answer(&response);
+        self.wire.reading.start(response).await;
+        let tokens = tokens.unwrap_or_else(|| self.elsewhere.get_with(origin, || self.tokens_at(url)));
+        let fresh = tokens.answer(Identity::Anonymous, &name, &challenges, public, known).await?;
+        Ok((self.hop(ask, url, Some(&fresh), reach).await?, true))
+    }
+
+    fn tokens_at(&self, url: &Url) -> Arc<Tokens> {
+        let stranger = EndpointOptions { url: url.clone(), credential: None, ..self.options.own() };
+        let options = RealmOptions::of(&self.options, &stranger);
+        let realms = Realms::new(options, self.wire.clone(), self.clock.clone(), self.tasks.clone());
+        Arc::new(Tokens::new(realms, self.clock.clone(), self.tasks.clone()))
+    }
+}
+
+/// The repository that a registry's URL is about.
+fn name_in(url: &Url) -> Option<Name> {
+    let (_, below) = url.path().split_once("/v2/")?;
+    let ends = ["/manifests/", "/blobs/", "/tags/", "/referrers/"];
+    let end = ends.iter().filter_map(|end| below.rfind(end)).max()?;
+    below[..end].parse().ok()
 }
 
 /// Where a response leads, if it is a redirect.

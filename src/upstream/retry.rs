@@ -16,6 +16,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 pub struct Tries<'a> {
     metrics: &'a UpstreamMetrics,
     made: u32,
+    most: u32,
     started: Instant,
     /// Longest time after which another try may begin.
     longest: Duration,
@@ -24,7 +25,12 @@ pub struct Tries<'a> {
 impl<'a> Tries<'a> {
     /// Tries that begin within twice the time that one may take.
     pub fn new(metrics: &'a UpstreamMetrics, one: Duration) -> Self {
-        Self { metrics, made: 0, started: Instant::now(), longest: one.saturating_mul(2) }
+        Self { metrics, made: 0, most: RETRIES, started: Instant::now(), longest: one.saturating_mul(2) }
+    }
+
+    /// No more than so many after the first.
+    pub fn at_most(self, retries: u32) -> Self {
+        Self { most: self.most.min(retries), ..self }
     }
 
     /// Whether another try is due after this outcome; if so, after a wait.
@@ -33,7 +39,7 @@ impl<'a> Tries<'a> {
             Ok(status) => matches!(status.as_u16(), 500 | 502 | 503 | 504),
             Err(failure) => matches!(failure, Failure::Passing(_)),
         };
-        if !passing || self.made >= RETRIES || self.started.elapsed() >= self.longest {
+        if !passing || self.made >= self.most || self.started.elapsed() >= self.longest {
             return false;
         }
         let longest = (BACKOFF * 2u32.pow(self.made)).min(BACKOFF_MAX);

@@ -6,6 +6,7 @@ use http::header::LINK;
 use http::{HeaderMap, Method, StatusCode};
 use serde::Deserialize;
 
+use super::round::{First, Turn};
 use super::{Cause, Error, Identity, Upstream};
 use crate::metrics::UpstreamCall;
 use crate::oci::{Name, Tag};
@@ -24,28 +25,39 @@ struct Page {
 
 impl Upstream {
     /// All tags as the upstream orders them, following `Link` pages; what is no tag is left out. A list
-    /// beyond the limits (50 pages, 100,000 tags) is cut there.
+    /// beyond the limits (50 pages, 100,000 tags) is cut there. A mirror is asked where the upstream
+    /// itself fails: it may list no more than it holds.
     pub async fn tags(&self, identity: Identity, name: &Name) -> Result<Vec<Tag>, Error> {
-        self.pages(identity, name).await.map_err(|cause| self.error("GET tags", name, "", cause))
+        let tags = async {
+            let mut round = self.round(identity, None, First::Itself);
+            while let Some(turn) = round.next() {
+                let pages = self.pages(&turn, name).await;
+                if let Some(pages) = round.judge(turn, pages) {
+                    return pages;
+                }
+            }
+            Err(round.end())
+        };
+        tags.await.map_err(|cause| self.error("GET tags", name, "", cause))
     }
 
-    async fn pages(&self, identity: Identity, name: &Name) -> Result<Vec<Tag>, Cause> {
+    async fn pages(&self, turn: &Turn<'_>, name: &Name) -> Result<Vec<Tag>, Cause> {
+        let requests = &turn.endpoint.requests;
         let mut tags = Vec::new();
         let mut asked = HashSet::new();
         let mut next = Some(PAGE.to_owned());
         while let Some(query) = next.take() {
             let _place = self.request_gate.enter().await?;
             let mut ask =
-                self.ask(UpstreamCall::Tags, Method::GET, identity, name, "tags/list", HeaderMap::new());
+                self.ask(turn, UpstreamCall::Tags, Method::GET, name, "tags/list", HeaderMap::new())?;
             ask.url.set_query(Some(&query));
-            let answer = self.requests.send(&ask).await?;
+            let answer = turn.within(requests.send(&ask)).await?;
             if answer.status() != StatusCode::OK {
-                return Err(self.requests.refusal(answer).await);
+                return Err(requests.refusal(answer).await);
             }
             asked.insert(query);
             let following = next_query(answer.response.headers()).filter(|query| !asked.contains(query));
-            let reading = &self.requests.wire.reading;
-            let body = reading.whole(answer.response, MAX_PAGE_BYTES, "a page of tags").await?;
+            let body = requests.wire.reading.whole(answer.response, MAX_PAGE_BYTES, "a page of tags").await?;
             let page: Page = serde_json::from_slice(&body)
                 .map_err(|e| Cause::Corrupt(format!("the list of tags is not as specified: {e}")))?;
             tags.extend(page.tags.unwrap_or_default().iter().filter_map(|tag| tag.parse().ok()));

@@ -45,6 +45,8 @@ fn the_shipped_example_loads_as_it_is_and_with_every_key_enabled() {
         "operations",
         "upstream.\"docker.io\".requests_per_minute",
         "upstream.\"corp.azurecr.io\".token_file",
+        "upstream.\"docker.io\".mirror",
+        "upstream.\"docker.io\".deadline",
         "hosted.shadow",
         "hosted.retention",
         "gc.untagged",

@@ -1,7 +1,7 @@
 //! Upstreams, and who owns a name.
 
 use super::*;
-use crate::upstream::{Credential, Password, PrivatePolicy};
+use crate::upstream::{Credential, Password, PrivatePolicy, Proxy};
 
 #[test]
 fn upstreams() {
@@ -146,4 +146,52 @@ fn another_upstream_may_be_the_default_or_none() {
     assert_eq!(hosts(&again), []);
 
     refused("default_upstream = \"a/b\"", 1, &["default_upstream: ", "`none`"]);
+}
+
+#[test]
+fn mirrors_stand_in_their_order_with_logins_of_their_own() {
+    let case = Case::new("");
+    let secret = case.file("secret", "s3cret\n", 0o600);
+    case.rewrite(&format!(
+        "[upstream.\"docker.io\"]\nproxy = \"none\"\ndeadline = \"20s\"\n\
+         [[upstream.\"docker.io\".mirror]]\nurl = \"https://forebay.corp/docker.io\"\nproxy = \"http://proxy.corp:3128\"\n\
+         [[upstream.\"docker.io\".mirror]]\nurl = \"https://harbor.corp/v2/dockerhub\"\nusername = \"robot$ci\"\npassword_file = {secret:?}"
+    ));
+    let config = case.load().unwrap();
+    let hub = &config.upstreams[0];
+    assert_eq!((&hub.proxy, hub.deadline.as_secs()), (&Proxy::None, 20));
+    let [forebay, harbor] = &hub.mirrors[..] else { panic!("two mirrors") };
+    assert_eq!(forebay.url.as_str(), "https://forebay.corp/docker.io/");
+    assert_eq!(forebay.proxy, Proxy::Url("http://proxy.corp:3128/".parse().unwrap()));
+    assert!(forebay.credential.is_none() && hub.credential.is_none() && hub.has_credential());
+    assert_eq!(harbor.url.as_str(), "https://harbor.corp/v2/dockerhub/");
+    assert!(harbor.credential.as_ref().unwrap().label().contains("robot$ci"));
+    // Explained, it loads as the same.
+    case.rewrite(&config.explain());
+    assert_eq!(case.load().unwrap().upstreams, config.upstreams);
+}
+
+#[test]
+fn mistakes_in_mirrors_and_proxies_are_told() {
+    let hub = |rest: &str| format!("[upstream.\"docker.io\"]\n{rest}");
+    let mirror = |rest: &str| hub(&format!("[[upstream.\"docker.io\".mirror]]\n{rest}"));
+    refused(&mirror("proxy = \"none\""), 2, &["mirror.url: ", "`https://mirror.example/`"]);
+    refused(&mirror("url = \"https://m/v2/Upper\""), 3, &["Upper"]);
+    refused(&mirror("url = \"https://m\"\nprivate = \"shared\""), 4, &["private", "unknown key"]);
+    refused(&mirror("url = \"https://m\"\nusername = \"me\""), 4, &["`password_file`"]);
+    refused(&hub("mirror = \"https://m\""), 2, &["[[upstream.\"docker.io\".mirror]]"]);
+    let nine = "[[upstream.\"docker.io\".mirror]]\nurl = \"https://m\"\n".repeat(9);
+    refused(&hub(&nine), 18, &["at most 8"]);
+    loaded(&hub(&nine[nine.len() / 9..]));
+    for (proxy, part) in [
+        ("proxy:3128", "http://"),
+        ("socks5://proxy", "http://"),
+        ("http://me:hunter2@proxy:3128", "HTTPS_PROXY"),
+        ("http://proxy/path", "no path"),
+        ("off", "`none`"),
+    ] {
+        refused(&hub(&format!("proxy = \"{proxy}\"")), 2, &["proxy: ", part]);
+    }
+    refused(&hub("deadline = \"1s\""), 2, &["deadline: ", "10s or more"]);
+    assert_eq!(loaded(&hub("header_timeout = \"1m\"")).upstreams[0].deadline.as_secs(), 120);
 }

@@ -1,0 +1,121 @@
+//! The endpoints that one call is put to, one after the other.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::breaker::Pass;
+use super::endpoint::Endpoint;
+use super::{Cause, Identity, Shared};
+use crate::oci::Digest;
+
+/// Which endpoint is asked first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum First {
+    /// Mirrors spare the upstream.
+    Mirrors,
+    /// Of lists, which mirrors have of what they hold only: they are asked where the upstream fails.
+    Itself,
+}
+
+pub struct Round<'a> {
+    upstream: &'a Shared,
+    identity: Identity,
+    digest: Option<Digest>,
+    left: std::vec::IntoIter<&'a Arc<Endpoint>>,
+    ends: Instant,
+    /// What the upstream itself said, where mirrors come after it.
+    told: Option<Cause>,
+}
+
+/// One endpoint's.
+pub struct Turn<'a> {
+    pub endpoint: &'a Arc<Endpoint>,
+    pub identity: Identity,
+    pass: Option<Pass<'a>>,
+    time: Duration,
+}
+
+impl Shared {
+    /// The endpoints to be asked for what has this digest, if it has one. All of them together may
+    /// take as long as the upstream's deadline.
+    pub fn round(&self, identity: Identity, digest: Option<Digest>, first: First) -> Round<'_> {
+        // Where a credential is configured, an anonymous question is about what anybody may have: that
+        // is for the upstream itself to say, for mirrors have credentials of their own.
+        let mirrors = match identity {
+            Identity::Configured => true,
+            Identity::Anonymous => !self.options.has_credential(),
+        };
+        let mut all: Vec<_> = self.endpoints.iter().filter(|e| mirrors || !e.is_mirror()).collect();
+        if first == First::Itself {
+            all.rotate_right(1);
+        }
+        let ends = Instant::now() + self.options.deadline;
+        Round { upstream: self, identity, digest, left: all.into_iter(), ends, told: None }
+    }
+}
+
+impl<'a> Round<'a> {
+    /// The next endpoint that is to be asked.
+    pub fn next(&mut self) -> Option<Turn<'a>> {
+        loop {
+            let endpoint = self.left.next()?;
+            let Some(pass) = endpoint.enter(self.digest.as_ref()) else { continue };
+            // A part for each that is left: one that hangs does not take the others' time.
+            let turns = u32::try_from(self.left.len()).unwrap_or(u32::MAX).saturating_add(1);
+            let time = self.ends.saturating_duration_since(Instant::now()) / turns;
+            return Some(Turn { endpoint, identity: endpoint.identity(self.identity), pass, time });
+        }
+    }
+
+    /// What came of it: the call's outcome, or None where the next endpoint is to be asked.
+    pub fn judge<T>(&mut self, turn: Turn<'a>, outcome: Result<T, Cause>) -> Option<Result<T, Cause>> {
+        let Turn { endpoint, pass, .. } = turn;
+        let cause = match outcome {
+            Ok(answer) => {
+                pass.into_iter().for_each(Pass::succeeded);
+                return Some(Ok(answer));
+            }
+            Err(cause) => cause,
+        };
+        if !endpoint.is_mirror() {
+            let is_word = matches!(cause, Cause::NotFound | Cause::Denied(_));
+            if is_word || self.left.len() == 0 {
+                return Some(Err(cause));
+            }
+            self.told = Some(cause);
+            return None;
+        }
+        match &cause {
+            Cause::NotFound | Cause::Denied(_) | Cause::Loop(_) => {
+                pass.into_iter().for_each(Pass::succeeded);
+            }
+            Cause::Busy => {}
+            Cause::Limited(_) | Cause::Trouble(_) | Cause::Corrupt(_) | Cause::Refused(_) => {
+                pass.into_iter().for_each(|pass| pass.failed(&cause.to_string()));
+            }
+        }
+        if let (Cause::Corrupt(_), Some(digest)) = (&cause, &self.digest) {
+            endpoint.was_wrong(digest);
+        }
+        tracing::debug!(mirror = endpoint.place, %cause, "the next endpoint is asked");
+        self.upstream.metrics.failovers.inc();
+        None
+    }
+
+    /// The outcome where nobody is left to be asked.
+    pub fn end(self) -> Cause {
+        self.told.unwrap_or_else(|| Cause::Trouble("no endpoint can be asked now".to_owned()))
+    }
+}
+
+impl Turn<'_> {
+    /// Ends `call` when the turn's time is over.
+    pub async fn within<T>(&self, call: impl Future<Output = Result<T, Cause>>) -> Result<T, Cause> {
+        let late =
+            |_| Err(Cause::Trouble(format!("{} gave no answer within {:?}", self.endpoint.place, self.time)));
+        tokio::time::timeout(self.time, call).await.unwrap_or_else(late)
+    }
+}
