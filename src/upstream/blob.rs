@@ -108,7 +108,9 @@ impl Upstream {
         loop {
             let headers = HeaderMap::from_iter(range_header(start, end)?.map(|range| (RANGE, range)));
             let path = format!("blobs/{digest}");
-            let ask = self.ask(turn, UpstreamCall::BlobGet, Method::GET, name, &path, headers)?;
+            let mut ask = self.ask(turn, UpstreamCall::BlobGet, Method::GET, name, &path, headers)?;
+            // A client may have the first part already.
+            ask.patient = start > 0 && !turn.endpoint.is_mirror();
             let Answer { response, .. } = match requests.send(&ask).await? {
                 answer if matches!(answer.status().as_u16(), 200 | 206 | 416) => answer,
                 answer => return Err(requests.refusal(answer).await),

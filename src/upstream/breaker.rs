@@ -12,8 +12,10 @@ use crate::tasks::lock;
 /// When a breaker opens, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
-    /// Failures in a row that open it.
+    /// Failures in a row that open it,
     pub failures: u32,
+    /// and how long the row lasts at least: what cuts many requests at once is one failure.
+    pub over: Duration,
     /// The longest first pause, doubled from one failed probe to the next up to `last`.
     pub first: Duration,
     pub last: Duration,
@@ -23,6 +25,7 @@ pub struct Policy {
 enum State {
     Closed {
         failures: u32,
+        since: Instant,
     },
     Open {
         until: Instant,
@@ -65,7 +68,8 @@ pub struct Pass<'a> {
 
 impl Breaker {
     pub fn new(place: String, policy: Policy, clock: Clock, open: IntGauge) -> Self {
-        Self { place, policy, clock, state: Mutex::new(State::Closed { failures: 0 }), open }
+        let state = Mutex::new(State::Closed { failures: 0, since: clock.now() });
+        Self { place, policy, clock, state, open }
     }
 
     pub fn enter(&self) -> Result<Pass<'_>, Tripped> {
@@ -73,7 +77,7 @@ impl Breaker {
         let mut state = lock(&self.state);
         let pass = |is_probe, after_failure| Ok(Pass { breaker: self, is_probe, after_failure });
         match &mut *state {
-            State::Closed { failures } => pass(false, *failures > 0),
+            State::Closed { failures, .. } => pass(false, *failures > 0),
             State::Open { until, why, .. } if now < *until => {
                 Err(Tripped { wait: *until - now, why: why.clone() })
             }
@@ -93,7 +97,7 @@ impl Breaker {
             self.open.dec();
             tracing::info!(server = self.place, "circuit breaker closed: it answers again");
         }
-        *state = State::Closed { failures: 0 };
+        *state = State::Closed { failures: 0, since: self.clock.now() };
     }
 
     /// The server did not answer, or not as a server in good order does.
@@ -102,9 +106,16 @@ impl Breaker {
     }
 
     fn count(&self, mut state: MutexGuard<'_, State>, why: &str, is_probe: bool) {
+        let now = self.clock.now();
         let longest = match &mut *state {
-            State::Closed { failures } if *failures + 1 < self.policy.failures => return *failures += 1,
-            State::Closed { .. } => {
+            State::Closed { failures, since } => {
+                if *failures == 0 {
+                    *since = now;
+                }
+                *failures = failures.saturating_add(1);
+                if *failures < self.policy.failures || now < *since + self.policy.over {
+                    return;
+                }
                 self.open.inc();
                 self.policy.first
             }
@@ -119,7 +130,7 @@ impl Breaker {
             }
             _ => tracing::info!(server = self.place, ?pause, why, "circuit breaker open still"),
         }
-        *state = State::Open { until: self.clock.now() + pause, longest, why: why.to_owned() };
+        *state = State::Open { until: now + pause, longest, why: why.to_owned() };
     }
 }
 
@@ -161,8 +172,12 @@ impl Drop for Pass<'_> {
 mod tests {
     use super::*;
 
-    const POLICY: Policy =
-        Policy { failures: 3, first: Duration::from_secs(2), last: Duration::from_secs(7) };
+    const POLICY: Policy = Policy {
+        failures: 3,
+        over: Duration::ZERO,
+        first: Duration::from_secs(2),
+        last: Duration::from_secs(7),
+    };
 
     fn breaker() -> (Breaker, Clock, IntGauge) {
         let (clock, open) = (Clock::default(), IntGauge::new("open", "test").unwrap());
@@ -211,6 +226,18 @@ mod tests {
         }
         // 800 draws: that none is in the outer parts is out of the question.
         assert!(longest_seen > Duration::from_secs(5) && shortest_seen < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn many_at_once_are_one_failure() {
+        let (clock, open) = (Clock::default(), IntGauge::new("open", "test").unwrap());
+        let policy = Policy { over: Duration::from_secs(60), ..POLICY };
+        let breaker = Breaker::new("https://a".to_owned(), policy, clock.clone(), open.clone());
+        (0..100).for_each(|_| fail(&breaker));
+        assert_eq!(open.get(), 0);
+        clock.advance(Duration::from_secs(60));
+        fail(&breaker);
+        assert_eq!(open.get(), 1);
     }
 
     #[test]

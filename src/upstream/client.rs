@@ -21,9 +21,14 @@ use crate::clock::Clock;
 use crate::metrics::{UpstreamCall, UpstreamMetrics, UpstreamStatus};
 
 const USER_AGENT: &str = concat!("forebay/", env!("CARGO_PKG_VERSION"));
-/// Of each server that requests go to: registry, token server, CDN. Two requests with their retries open
+/// Of each server that requests go to: registry, token server, CDN. Few requests with their retries open
 /// it; a minute is the longest that a server that is back again is not seen to be.
-const BREAKER: Policy = Policy { failures: 5, first: Duration::from_secs(2), last: Duration::from_secs(60) };
+const BREAKER: Policy = Policy {
+    failures: 5,
+    over: Duration::from_secs(1),
+    first: Duration::from_secs(2),
+    last: Duration::from_secs(60),
+};
 /// Servers remembered at once.
 const SERVERS: u64 = 256;
 /// When a connection that says nothing is asked whether it is still there, between these bounds.
@@ -34,6 +39,8 @@ const PROBE_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 pub enum Failure {
     /// The network's or the server's fault: another try may go better.
     Passing(String),
+    /// Its circuit breaker is open: it was not asked, and may be after this time.
+    Tripped(Duration, String),
     Final(Cause),
 }
 
@@ -46,7 +53,7 @@ impl From<Cause> for Failure {
 impl From<Failure> for Cause {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Passing(why) => Self::Trouble(why),
+            Failure::Passing(why) | Failure::Tripped(_, why) => Self::Trouble(why),
             Failure::Final(cause) => cause,
         }
     }
@@ -158,7 +165,7 @@ impl Wire {
             }
             Err(Failure::Passing(why)) => pass.failed(why),
             // It was not asked.
-            Err(Failure::Final(_)) => drop(pass),
+            Err(Failure::Final(_) | Failure::Tripped(..)) => drop(pass),
         }
         outcome
     }
@@ -227,11 +234,9 @@ fn proxied(builder: ClientBuilder, proxy: &Proxy) -> Result<ClientBuilder, Strin
 
 fn tripped_at(url: &Url, Tripped { wait, why }: Tripped) -> Failure {
     // Whole seconds, rounded up.
-    let wait = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
     let place = guard::place(url);
-    Failure::Final(Cause::Trouble(format!(
-        "{place} failed several times and is asked again in {wait} s: {why}"
-    )))
+    Failure::Tripped(wait, format!("{place} failed several times and is asked again in {seconds} s: {why}"))
 }
 
 /// A connection that a firewall has forgotten looks alive: what is sent on it is lost, and nobody says

@@ -21,7 +21,12 @@ use crate::oci::{Digest, Name};
 use crate::tasks::Tasks;
 
 /// A mirror is one of several: the next one is asked at its first failure, and for a while after.
-const MIRROR: Policy = Policy { failures: 1, first: Duration::from_secs(20), last: Duration::from_secs(300) };
+const MIRROR: Policy = Policy {
+    failures: 1,
+    over: Duration::ZERO,
+    first: Duration::from_secs(20),
+    last: Duration::from_secs(300),
+};
 /// How long a mirror is not asked for content of which it gave other bytes, and for how much of it.
 const WRONG_FOR: Duration = Duration::from_secs(3600);
 const WRONG: u64 = 1024;

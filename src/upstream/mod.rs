@@ -301,7 +301,7 @@ impl Upstream {
         let name = turn.endpoint.name_there(name)?;
         headers.extend(self.hops.then(&turn.endpoint.pseudonym).map(|via| (VIA, via)));
         let url = turn.endpoint.url(&name, path);
-        Ok(Ask { call, method, identity: turn.identity, name, url, headers })
+        Ok(Ask { call, method, identity: turn.identity, name, url, headers, patient: false })
     }
 
     /// Says of a cause what it is the cause of. `subject` follows the repository: `:tag`, `@digest`.

@@ -49,6 +49,8 @@ pub struct Ask {
     pub name: Name,
     pub url: Url,
     pub headers: HeaderMap,
+    /// Waits for a server that is not asked just now, rather than fail: who asks has begun to answer.
+    pub patient: bool,
 }
 
 /// The head of the answer after all redirects, whatever its status.
@@ -116,6 +118,12 @@ impl Requests {
         let mut tries = Tries::new(&self.wire.metrics, self.options.header_timeout).at_most(self.retries);
         let answer = loop {
             let outcome = self.authorized(ask).await;
+            if let Err(Failure::Tripped(wait, _)) = &outcome
+                && let Some(wait) = if ask.patient { Some(*wait) } else { tries.worth_waiting(*wait) }
+            {
+                tokio::time::sleep(wait).await;
+                continue;
+            }
             if !tries.again(outcome.as_ref().map(Answer::status)).await {
                 break outcome.map_err(Cause::from)?;
             }

@@ -33,6 +33,12 @@ impl<'a> Tries<'a> {
         Self { most: self.most.min(retries), ..self }
     }
 
+    /// How long to wait for a server that is not asked just now, and may be after `wait`. Who asks first is
+    /// to turn to something else; a try that is another one already waits as it would for that one.
+    pub fn worth_waiting(&self, wait: Duration) -> Option<Duration> {
+        (self.made > 0 && wait <= BACKOFF_MAX).then_some(wait)
+    }
+
     /// Whether another try is due after this outcome; if so, after a wait.
     pub async fn again(&mut self, outcome: Result<StatusCode, &Failure>) -> bool {
         let passing = match outcome {
