@@ -84,6 +84,15 @@ pub enum Error {
     NotFound(String),
     #[error("{subject}: {why}")]
     Denied { subject: String, why: String },
+    /// Not everybody may have it: the caller is to show a login of the registry that it is of.
+    #[error("{subject} needs a login of {registry}, of somebody who may pull it there")]
+    LoginNeeded { subject: String, registry: String },
+    /// Nobody can be asked whether the caller may have it, and no proof is recent enough.
+    #[error(
+        "whether this login may pull {subject} cannot be checked now: {why}; try again later (`proof_stale_for` \
+         has the last proof count meanwhile)"
+    )]
+    Unproven { subject: String, why: String },
     /// The upstream's quota is exhausted.
     #[error(
         "{subject} is not held here and the upstream's rate limit is exhausted: try again in {} s",

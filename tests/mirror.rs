@@ -169,7 +169,7 @@ impl Rig {
     }
 
     fn asker(&self) -> Asker<'_> {
-        Asker { toll: &self.purse, hops: &self.hops }
+        Asker { toll: &self.purse, hops: &self.hops, caller: None }
     }
 
     async fn get(&self, what: &str) -> Result<ManifestAnswer, Error> {

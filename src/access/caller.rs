@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::Client;
+use super::{Client, Pass};
 
 /// What may be allowed on a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +52,8 @@ pub struct Caller {
     pub grants: Option<Arc<Grants>>,
     /// Credentials were shown and are wrong. The identity is then anonymous.
     pub refused: Option<Refused>,
+    /// The pass that was shown, or why it is none: see [`super::Passes`].
+    pub pass: Option<Result<Pass, &'static str>>,
     /// How the client reached this registry: `https://registry.corp:5000`. Empty while nobody can
     /// log in, for then nobody is told where to.
     pub base: Arc<str>,

@@ -9,8 +9,11 @@ use base64::prelude::BASE64_STANDARD;
 
 use super::issuers::{Issuer, TokenServer};
 use super::mint::{self, Issued, Mint};
+use super::pass::Passes;
 use super::passwords::{Busy, Checked, Passwords};
-use super::{Access, AuthOptions, Client, Defaults, Grants, Identity, LoginHosts, Policy, Refused, token};
+use super::{
+    Access, AuthOptions, Client, Defaults, Failures, Grants, Identity, LoginHosts, Policy, Refused, token,
+};
 use crate::clock::Clock;
 use crate::metrics::{Login, LoginMethod, Metrics};
 use crate::tasks::Tasks;
@@ -26,6 +29,9 @@ pub struct Gate {
     mint: Option<Mint>,
     token_server: Option<TokenServer>,
     issuers: Vec<Issuer>,
+    /// For those who show logins of registries upstream.
+    pub passes: Passes,
+    pub failures: Failures,
     metrics: Arc<Metrics>,
 }
 
@@ -88,6 +94,8 @@ impl Gate {
             token_server: token_server.transpose()?,
             issuers: issuers.collect::<Result<_, _>>()?,
             options,
+            passes: Passes::new(clock.clone()),
+            failures: Failures::default(),
             metrics,
         })
     }
@@ -236,6 +244,11 @@ impl Gate {
         shown.map_err(|why| wrong(why, true))
     }
 
+    /// Counts a login of a registry upstream, which that registry has judged.
+    pub fn judged_upstream(&self, login: Login) {
+        self.metrics.logins.cell(LoginMethod::Upstream, login).inc();
+    }
+
     /// What ends the tokens of a user when it changes.
     async fn fingerprint(&self, identity: &Identity) -> Option<String> {
         match (identity, &self.passwords) {
@@ -296,8 +309,8 @@ fn wrong(why: impl Into<String>, token: bool) -> NotShown {
     NotShown::Wrong(Refused { why: why.into(), token })
 }
 
-/// Name and password (RFC 7617).
-fn basic(value: &str) -> Option<(String, String)> {
+/// Name and password (RFC 7617), of what follows `Basic`.
+pub fn basic(value: &str) -> Option<(String, String)> {
     let decoded = String::from_utf8(BASE64_STANDARD.decode(value).ok()?).ok()?;
     let (user, password) = decoded.split_once(':')?;
     Some((user.to_owned(), password.to_owned()))

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use crate::access::{
     Action, AuthOptions, IssuerOptions, KeyOptions, LoginHosts, Push, Rule, TokenOptions, TokenServerOptions,
-    Who, htpasswd,
+    Who, glob, htpasswd,
 };
 use crate::http::{self, OwnersOptions};
+use crate::upstream::{self, PrivatePolicy};
 
 use super::error::ConfigError;
 use super::explain::{Printer, texts};
@@ -86,6 +87,48 @@ pub fn client_certificates(tls: &mut Section) -> Result<Option<(Found<String>, h
             Ok(Some((ca, http::ClientCertificates { ca_file, required })))
         }
     }
+}
+
+/// A request has room for one login: where callers show that of an upstream, none of ours can be asked
+/// for.
+pub fn check_callers(auth: &AuthOptions, upstreams: &[upstream::Options]) -> Result<()> {
+    let asks = |upstream: &&upstream::Options| matches!(upstream.private, PrivatePolicy::PerCaller(_));
+    for upstream::Options { host, .. } in upstreams.iter().filter(asks) {
+        let refuse = |key: String, reason: String| Err(ConfigError::Missing { key, reason });
+        if auth.mirror {
+            let reason = format!(
+                "mirrored images cannot ask for a login here while those of {host} ask for one there (`private = \
+                 \"per-caller\"`); leave one of the two out"
+            );
+            return refuse("auth.mirror".to_owned(), reason);
+        }
+        let opens = |rule: &Rule| {
+            let who = |who: &Who| match who {
+                Who::Anonymous => true,
+                Who::LoggedIn | Who::Certificate(_) => auth.certificates,
+                Who::User(_) | Who::Named { .. } | Who::Claiming { .. } => false,
+            };
+            let pulls = |action: &Action| matches!(action, Action::Pull | Action::Admin);
+            rule.who.iter().any(who)
+                && rule.actions.iter().any(pulls)
+                && rule.repositories.iter().any(|pattern| may_name(pattern, host.as_str()))
+        };
+        if !auth.rules.is_empty() && !auth.rules.iter().any(opens) {
+            let reason = format!(
+                "callers show their logins of that registry, and so are `anonymous` here, whom no rule lets pull: add \
+                 an [[access.rule]] with `who = [\"anonymous\"]`, `repositories = [\"{host}/**\"]`, `actions = [\"pull\"]`"
+            );
+            return refuse(join("upstream", host.as_str()) + ".private", reason);
+        }
+    }
+    Ok(())
+}
+
+/// Whether a rule's pattern may match a repository of this host.
+fn may_name(pattern: &str, host: &str) -> bool {
+    let first = pattern.split('/').next().unwrap_or_default();
+    // Alternatives may hold slashes: those are given the benefit of the doubt.
+    first.contains('{') || glob(first).is_ok_and(|glob| glob.compile_matcher().is_match(host))
 }
 
 /// What is likely not meant. `asks`: there is a listener that asks for logins wherever it is reached.

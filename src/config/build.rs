@@ -62,6 +62,7 @@ pub fn build(
         warnings,
         sources,
     };
+    super::access::check_callers(&config.auth, &config.upstreams)?;
     hosted.finish()?;
     limits.finish()?;
     cache.finish()?;

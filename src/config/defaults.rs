@@ -55,6 +55,10 @@ pub const HEADER_TIMEOUT: Duration = seconds(10);
 pub const DEADLINE: Duration = seconds(30);
 /// A body may be slow as a whole, for blobs are large, but not silent.
 pub const BODY_IDLE_TIMEOUT: Duration = seconds(30);
+/// A pull is over by then, and who was shut out upstream is soon shut out here.
+pub const PROOF: Duration = minutes(5);
+/// Whoever may pull is a question that only the upstream answers.
+pub const PROOF_STALE: Duration = seconds(0);
 /// Enough for a cluster's start, and not what an upstream takes for abuse.
 pub const MAX_REQUESTS: usize = 64;
 /// Blobs fetched at once: more share the same line without getting done sooner.

@@ -286,8 +286,19 @@ fn explain_upstream(p: &mut Printer<'_>, options: &upstream::Options, aliases: &
         match options.private {
             PrivatePolicy::Refuse => "refuse",
             PrivatePolicy::Shared => "shared",
+            PrivatePolicy::PerCaller(_) => "per-caller",
         },
     );
+    match options.private {
+        PrivatePolicy::PerCaller(proofs) => {
+            p.time("proof_for", proofs.hold);
+            p.time("proof_stale_for", proofs.stale);
+        }
+        PrivatePolicy::Refuse | PrivatePolicy::Shared => {
+            p.unset("proof_for", "for `private = \"per-caller\"`");
+            p.unset("proof_stale_for", "for `private = \"per-caller\"`");
+        }
+    }
     p.line("redirect_hosts", texts(&options.redirect_hosts));
     p.line("realm_hosts", texts(&options.realm_hosts));
     p.time("connect_timeout", options.connect_timeout);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use url::Url;
 
 use crate::oci::{Name, UpstreamHost};
-use crate::upstream::{EndpointOptions, Options, PrivatePolicy, Proxy, check_url};
+use crate::upstream::{EndpointOptions, Options, PrivatePolicy, Proofs, Proxy, check_url};
 
 use super::environment::Environment;
 use super::error::ConfigError;
@@ -118,7 +118,7 @@ fn upstream(
         ca_file: ca_file(&mut table)?,
         proxy: proxy(&mut table)?,
         mirrors: mirrors(&mut table, environment, warnings)?,
-        private: table.read("private", private)?.unwrap_or(PrivatePolicy::Refuse),
+        private: private(&mut table)?,
         redirect_hosts: hosts(&mut table, "redirect_hosts")?,
         realm_hosts: hosts(&mut table, "realm_hosts")?,
         connect_timeout: timeout(&mut table, "connect_timeout", defaults::CONNECT_TIMEOUT)?,
@@ -231,14 +231,19 @@ fn check_alias(text: &str) -> Result<(), String> {
     }
 }
 
-fn private(text: &str) -> Result<PrivatePolicy, String> {
-    let choice = "write `refuse` (the default) or `shared` (whoever may pull from Forebay may pull it)";
-    match text {
+fn private(table: &mut Section) -> Result<PrivatePolicy, ConfigError> {
+    let hold = table.read("proof_for", units::time)?.unwrap_or(defaults::PROOF);
+    let stale = table.read("proof_stale_for", units::time)?.unwrap_or(defaults::PROOF_STALE);
+    let policy = table.read("private", |text| match text {
         "refuse" => Ok(PrivatePolicy::Refuse),
         "shared" => Ok(PrivatePolicy::Shared),
-        "per-caller" => Err(format!("`per-caller` is not available in this version; {choice}")),
-        _ => Err(format!("`{text}` is no choice; {choice}")),
-    }
+        "per-caller" => Ok(PrivatePolicy::PerCaller(Proofs { hold, stale })),
+        _ => Err(format!(
+            "`{text}` is no choice; write `refuse` (the default), `shared` (whoever may pull from Forebay may pull \
+             it) or `per-caller` (who shows a login of that registry that may pull it)"
+        )),
+    })?;
+    Ok(policy.unwrap_or(PrivatePolicy::Refuse))
 }
 
 fn default_url(host: &UpstreamHost, table: &Section) -> Result<Url, ConfigError> {

@@ -12,7 +12,7 @@ use super::handler::Service;
 use super::owners::Owners;
 use super::respond::header_value;
 use crate::access::{
-    Action, Caller, Challenge, Client, Decision, Gate, Grants, Identity, NotShown, Reason, Refused,
+    Action, Caller, Challenge, Client, Decision, Gate, Grants, Identity, NotShown, Reason, Refused, pass_of,
 };
 use crate::oci::{Owner, Repository, UpstreamHost};
 
@@ -36,20 +36,29 @@ impl Service {
             is_local,
             grants: None,
             refused: None,
+            pass: None,
             base: Arc::default(),
         };
-        if !self.gate.has_logins() {
+        if !self.gate.has_logins() && !self.asks_callers() {
             return Ok(caller);
         }
         caller.base = self.external_base(request, arrival).into();
         let mut authorization = request.headers.get_all(header::AUTHORIZATION).iter();
         let first = authorization.next();
-        if authorization.next().is_some() {
+        if authorization.next().is_some() && self.gate.has_logins() {
             let why = "there are several Authorization headers: send one".to_owned();
             caller.refused = Some(Refused { why, token: false });
             return Ok(caller);
         }
-        let shown = self.gate.show(client, first.map(|value| value.as_bytes()), arrival.certificate.as_ref());
+        let first = first.map(|value| value.as_bytes());
+        let pass = first.and_then(pass_of);
+        caller.pass = pass.map(|pass| self.gate.passes.open(pass));
+        if !self.gate.has_logins() {
+            return Ok(caller);
+        }
+        // It is no login here.
+        let first = first.filter(|_| pass.is_none());
+        let shown = self.gate.show(client, first, arrival.certificate.as_ref());
         match shown.await {
             Ok(shown) => (caller.identity, caller.grants) = (shown.identity, shown.grants),
             Err(NotShown::Wrong(refused)) => caller.refused = Some(refused),

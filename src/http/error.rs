@@ -2,7 +2,9 @@
 //!
 //! A 401 is sent where a login is asked for: at hosted repositories and, at the hosts that are for
 //! logging in, at `/v2/`, once there is authentication. Never at what is mirrored, unless `auth.mirror`
-//! says so: dockerd would answer it with its password for Docker Hub. Upstream's own 401 becomes a 403.
+//! says so: dockerd would answer it with its password for Docker Hub. But where an upstream has `private =
+//! "per-caller"`, that password is what is asked for: see [`super::callers`]. Upstream's own 401 becomes
+//! a 403.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -164,6 +166,13 @@ impl ApiError {
         Self::new(Code::Unauthorized, message).with(header::WWW_AUTHENTICATE, challenge)
     }
 
+    /// A client has shown so many wrong passwords that this one is not looked at.
+    pub fn too_many_failures(retry_after: Duration) -> Self {
+        let seconds = whole_seconds(retry_after);
+        let message = format!("too many logins of this client were refused; try again in {seconds} s");
+        Self::new(Code::TooManyRequests, message).retry_after(retry_after)
+    }
+
     /// So many passwords are being checked that this one has to wait.
     pub fn logins_busy() -> Self {
         let message = "too many logins at once; try again in a second";
@@ -211,17 +220,17 @@ impl ApiError {
             Error::NotFound(subject) if hosted => Self::new(unknown(kind), not_hosted(subject, repository)),
             Error::NotFound(subject) => Self::new(unknown(kind), not_upstream(subject)),
             Error::Offline(_) => Self::new(unknown(kind), message),
-            Error::Denied { .. } => Self::new(Code::Denied, message),
+            Error::Denied { .. } | Error::LoginNeeded { .. } => Self::new(Code::Denied, message),
             Error::UpstreamLimited { retry_after, .. } => {
                 Self::new(Code::TooManyRequests, message).retry_after(*retry_after).fault()
             }
             Error::ClientLimited { retry_after, .. } => {
                 Self::new(Code::TooManyRequests, message).retry_after(*retry_after)
             }
-            Error::Unavailable { .. } | Error::Disk { .. } if mirrored_blob => {
+            Error::Unavailable { .. } | Error::Unproven { .. } | Error::Disk { .. } if mirrored_blob => {
                 Self::new(Code::BlobUnknown, message).fault()
             }
-            Error::Unavailable { .. } => Self::new(Code::Unavailable, message),
+            Error::Unavailable { .. } | Error::Unproven { .. } => Self::new(Code::Unavailable, message),
             Error::Loop(_) => Self::new(Code::Loop, message),
             Error::Unfit { .. } => Self::new(unknown(kind), message),
             Error::Disk { .. } => Self::new(Code::Unknown, message),

@@ -23,7 +23,7 @@ use crate::access::{Action, Caller, Client, External, Gate, Limits};
 use crate::answer::{BlobWant, Error, Served};
 use crate::events::{self, Events, Target};
 use crate::metrics::{Kind, Outcome};
-use crate::mirror::{Asker, Mirror};
+use crate::mirror::Mirror;
 use crate::oci::{Digest, Owner, Reference, Repository};
 use crate::registry::Hosted;
 use crate::tasks::Tasks;
@@ -144,6 +144,7 @@ impl Service {
         Ok(match routed.route {
             Route::Base => {
                 self.admit(&caller, &routed.address, true)?;
+                self.admit_to_upstream(&caller, &routed.address)?;
                 (respond::base(), Outcome::Hit)
             }
             Route::ToBase(location) => (respond::redirect(location), Outcome::Hit),
@@ -215,11 +216,13 @@ impl Service {
         let answer = match repository.owner {
             Owner::Upstream(_) => {
                 let (toll, hops) = (self.limits.toll(caller), Hops::read(&request.headers));
-                content.mirror.manifest(Asker { toll: &toll, hops: &hops }, repository, reference, body).await
+                let asker = self.asker(&toll, &hops, caller, repository);
+                content.mirror.manifest(asker, repository, reference, body).await
             }
             Owner::Hosted => content.hosted.manifest(repository, reference).await,
         };
-        let answer = answer.map_err(|error| ApiError::of_content(&error, Kind::Manifest, repository))?;
+        let answer =
+            answer.map_err(|error| self.without_content(caller, &error, Kind::Manifest, repository))?;
         if body && answer.bytes.is_none() {
             return Err(without_body(&answer.digest, Kind::Manifest, repository));
         }
@@ -249,11 +252,12 @@ impl Service {
         let answer = match repository.owner {
             Owner::Upstream(_) => {
                 let (toll, hops) = (self.limits.toll(caller), Hops::read(&request.headers));
-                content.mirror.blob(Asker { toll: &toll, hops: &hops }, repository, digest, want).await
+                let asker = self.asker(&toll, &hops, caller, repository);
+                content.mirror.blob(asker, repository, digest, want).await
             }
             Owner::Hosted => content.hosted.blob(repository, digest, want).await,
         };
-        let answer = answer.map_err(|error| ApiError::of_content(&error, Kind::Blob, repository))?;
+        let answer = answer.map_err(|error| self.without_content(caller, &error, Kind::Blob, repository))?;
         if want != BlobWant::Head {
             if answer.body.is_none() {
                 return Err(without_body(digest, Kind::Blob, repository));

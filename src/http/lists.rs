@@ -8,7 +8,6 @@ use super::route::{Page, Search};
 use crate::access::Caller;
 use crate::answer::ReferrersAnswer;
 use crate::metrics::{Kind, Outcome};
-use crate::mirror::Asker;
 use crate::oci::{Digest, Owner, Repository};
 use crate::store::{Origin, OriginState};
 use crate::upstream::Hops;
@@ -28,11 +27,11 @@ impl Service {
         let answer = match repository.owner {
             Owner::Upstream(_) => {
                 let toll = self.limits.toll(caller);
-                content.mirror.tags(Asker { toll: &toll, hops }, repository).await
+                content.mirror.tags(self.asker(&toll, hops, caller, repository), repository).await
             }
             Owner::Hosted => content.hosted.tags(repository).await,
         };
-        let answer = answer.map_err(|error| ApiError::of_content(&error, Kind::Tags, repository))?;
+        let answer = answer.map_err(|error| self.without_content(caller, &error, Kind::Tags, repository))?;
         Ok((respond::tags(&answer, name, page, path, namespace), respond::outcome(&answer.served)))
     }
 
@@ -47,11 +46,14 @@ impl Service {
         let answer = match repository.owner {
             Owner::Upstream(_) => {
                 let toll = self.limits.toll(caller);
-                content.mirror.referrers(Asker { toll: &toll, hops }, repository, subject).await
+                content
+                    .mirror
+                    .referrers(self.asker(&toll, hops, caller, repository), repository, subject)
+                    .await
             }
             Owner::Hosted => content.hosted.referrers(repository, subject).await,
         };
-        answer.map_err(|error| ApiError::of_content(&error, Kind::Referrers, repository))
+        answer.map_err(|error| self.without_content(caller, &error, Kind::Referrers, repository))
     }
 
     /// The repositories of what is addressed: all, one upstream's or the hosted ones.

@@ -6,6 +6,7 @@
 mod address;
 mod auth;
 mod body;
+mod callers;
 mod connection;
 mod error;
 mod exchange;

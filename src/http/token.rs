@@ -8,12 +8,13 @@ use http::{HeaderValue, Method, Response, header, request};
 use serde_json::json;
 
 use super::body::Payload;
+use super::callers::login_in;
 use super::connection::Arrival;
 use super::error::{ApiError, Code};
 use super::handler::{Answer, Service};
 use super::receive::RequestBody;
 use super::respond::header_value;
-use crate::access::{Access, Action, Client, NotShown, Shown};
+use crate::access::{Access, Action, Client, Issued, NotShown, Shown};
 use crate::metrics::Outcome;
 
 /// Largest form: a password, a refresh token, some scopes.
@@ -25,9 +26,11 @@ const SHORTEST: Duration = Duration::from_secs(60);
 
 /// What is asked for, by query or form.
 #[derive(Default)]
-struct Asked {
+pub(super) struct Asked {
     service: Option<String>,
-    scopes: Vec<String>,
+    pub scopes: Vec<String>,
+    /// By POST (OAuth2), whose answers say what was granted.
+    pub is_form: bool,
     /// A token that fetches others is wanted too.
     offline: bool,
     grant_type: Option<String>,
@@ -61,12 +64,27 @@ impl Asked {
         }
         Ok(asked)
     }
+
+    /// The name and the password of a form.
+    fn password_login(&self) -> Result<(String, String), ApiError> {
+        if self.grant_type.as_deref() != Some("password") {
+            let message = "`grant_type` has to be `password` here";
+            return Err(ApiError::new(Code::Invalid, message));
+        }
+        let user = self.username.clone().ok_or_else(|| missing("username"))?;
+        let password = self.password.clone().ok_or_else(|| missing("password"))?;
+        Ok((user, password))
+    }
+}
+
+fn missing(what: &str) -> ApiError {
+    ApiError::new(Code::Invalid, format!("`{what}` is missing in the form"))
 }
 
 impl Service {
     /// Whether this path is that of tokens.
     pub(super) fn gives_tokens_at(&self, path: &str) -> bool {
-        path == "/token" && self.gate.token_service().is_some()
+        path == "/token" && (self.gate.token_service().is_some() || self.asks_callers())
     }
 
     /// Gives out a token for as much of what is asked for as policy allows. That it is less is no
@@ -81,10 +99,18 @@ impl Service {
         let (asked, shown) = match request.method {
             Method::GET | Method::HEAD => {
                 let asked = Asked::parse(request.uri.query().unwrap_or_default().as_bytes())?;
+                if let Some(host) = self.upstream_service(asked.service.as_deref()) {
+                    let login = login_in(request.headers.get(header::AUTHORIZATION))?;
+                    return self.pass(&host, &asked, login, client).await;
+                }
                 (asked, self.shown_by_header(request, arrival, client).await)
             }
             Method::POST => {
-                let asked = Asked::parse(&form(body).await?)?;
+                let asked = Asked { is_form: true, ..Asked::parse(&form(body).await?)? };
+                if let Some(host) = self.upstream_service(asked.service.as_deref()) {
+                    let login = asked.password_login()?;
+                    return self.pass(&host, &asked, Some(login), client).await;
+                }
                 let shown = self.shown_by_form(client, &asked).await?;
                 (asked, shown)
             }
@@ -111,27 +137,13 @@ impl Service {
             return Err(ApiError::new(Code::NoEndpoint, "no tokens are given out here"));
         };
         let issued = issued.map_err(|error| ApiError::new(Code::Unknown, error))?;
-        let mut answer = json!({
-            "token": issued.token,
-            "access_token": issued.token,
-            "expires_in": issued.lifetime.max(SHORTEST).as_secs(),
-            "issued_at": humantime::format_rfc3339_nanos(issued.at).to_string(),
-        });
-        if request.method == Method::POST {
-            answer["scope"] = scope.join(" ").into();
-        }
-        if asked.offline {
+        let refresh = match asked.refresh_token {
+            _ if !asked.offline => None,
             // In a refresh, the one that was sent stays good.
-            let again = asked.refresh_token;
-            let refresh = match again {
-                Some(token) => Some(token),
-                None => self.gate.refresh_token(&shown).await,
-            };
-            if let Some(token) = refresh {
-                answer["refresh_token"] = token.into();
-            }
-        }
-        Ok((secret(answer.to_string()), Outcome::Hit))
+            Some(token) => Some(token),
+            None => self.gate.refresh_token(&shown).await,
+        };
+        Ok((granting(&issued, asked.is_form.then(|| scope.join(" ")), refresh), Outcome::Hit))
     }
 
     async fn shown_by_header(
@@ -149,12 +161,10 @@ impl Service {
         client: Client,
         asked: &Asked,
     ) -> Result<Result<Shown, NotShown>, ApiError> {
-        let missing = |what: &str| ApiError::new(Code::Invalid, format!("`{what}` is missing in the form"));
         match asked.grant_type.as_deref() {
             Some("password") => {
-                let user = asked.username.as_deref().ok_or_else(|| missing("username"))?;
-                let password = asked.password.as_deref().ok_or_else(|| missing("password"))?;
-                Ok(self.gate.by_password(client, user, password).await)
+                let (user, password) = asked.password_login()?;
+                Ok(self.gate.by_password(client, &user, &password).await)
             }
             Some("refresh_token") => {
                 let token = asked.refresh_token.as_deref().ok_or_else(|| missing("refresh_token"))?;
@@ -219,6 +229,21 @@ async fn form(body: &mut RequestBody) -> Result<Vec<u8>, ApiError> {
         form.extend_from_slice(&chunk);
     }
     Ok(form)
+}
+
+/// The answer that gives out a token. `scope`: what it is for, where the answer is to say so.
+pub(super) fn granting(issued: &Issued, scope: Option<String>, refresh: Option<String>) -> Response<Payload> {
+    let mut answer = json!({
+        "token": issued.token,
+        "access_token": issued.token,
+        "expires_in": issued.lifetime.max(SHORTEST).as_secs(),
+        "issued_at": humantime::format_rfc3339_nanos(issued.at).to_string(),
+    });
+    let further = [("scope", scope), ("refresh_token", refresh)];
+    for (key, value) in further.into_iter().filter_map(|(key, value)| Some((key, value?))) {
+        answer[key] = value.into();
+    }
+    secret(answer.to_string())
 }
 
 /// JSON that no cache keeps (RFC 6749, section 5.1).

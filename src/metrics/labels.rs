@@ -91,6 +91,7 @@ label!(
     /// What a client showed of itself.
     LoginMethod = "method" {
         Password = "password", Token = "token", IdToken = "id_token", Certificate = "certificate",
+        Upstream = "upstream",
     }
 );
 label!(

@@ -1,20 +1,25 @@
 //! Blobs: from memory, from disk, from a fill under way, or from a new one.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::memory::{SMALL_BLOB, Subject};
+use super::right::veiled;
 use super::source::{BlobSource, upstream_error};
-use super::standing::Access;
+use super::standing::{Access, Standing};
 use super::{Asker, Mirror, lost};
 use crate::answer::{BlobAnswer, BlobWant, Error, Served};
 use crate::oci::{ByteRange, Digest, RangeRequest, Repository};
-use crate::store::{BlobReader, Demand, FillReader, Source, Start};
-use crate::upstream::Cause;
+use crate::store::{BlobReader, Demand, FillReader, Start};
+use crate::upstream::{Cause, Hops};
 
 /// How often in a row somebody else's fill may come first; it ends before that or is joined.
 const RACES: usize = 4;
+/// Until a fill that failed is off the list.
+const FAILED_FILL: Duration = Duration::from_millis(20);
 
 impl BlobAnswer {
     fn head(size: Option<u64>, served: Served) -> Self {
@@ -38,15 +43,29 @@ impl Mirror {
         digest: &Digest,
         want: BlobWant,
     ) -> Result<BlobAnswer, Error> {
+        let subject = Subject::Blob(*digest);
         self.unless_loop(asker, repository)?;
-        let standing = self.standing(repository).await?;
+        let standing = self.entry(asker, repository, &subject).await;
+        let standing = standing.map_err(|error| veiled(asker.caller, error))?;
+        let answer = self.blob_for(&standing, repository, digest, want, asker.hops).await;
+        answer.map_err(|error| veiled(standing.caller(), error))
+    }
+
+    async fn blob_for(
+        self: &Arc<Self>,
+        standing: &Standing,
+        repository: &Repository,
+        digest: &Digest,
+        want: BlobWant,
+        hops: &Hops,
+    ) -> Result<BlobAnswer, Error> {
         let linked = standing.is_open() && self.has_layer(repository, digest).await;
         if linked && let Some(answer) = self.held_blob(digest, want, Served::Hit).await? {
             return Ok(answer);
         }
         let subject = Subject::Blob(*digest);
-        self.refused(repository, &subject)?;
-        let access = self.access(repository, &standing, &subject, asker.hops).await?;
+        self.refused(standing.caller(), repository, &subject)?;
+        let access = self.access(repository, standing, &subject, hops).await?;
         self.miss_blob(digest, want, &access, !linked).await
     }
 
@@ -60,28 +79,36 @@ impl Mirror {
         unlinked: bool,
     ) -> Result<BlobAnswer, Error> {
         let repository = &access.grant.repository;
-        let source: Arc<dyn Source> = Arc::new(BlobSource {
+        let source = Arc::new(BlobSource {
             upstream: self.upstream_for(repository, &access.hops)?,
             identity: access.identity,
             name: repository.name.clone(),
             digest: *digest,
+            asked: AtomicBool::new(false),
         });
         // A fill may begin, or end, for another repository while this one's right is being shown.
         for _ in 0..RACES {
             if let Some(reader) = self.join_fill(repository, digest, access).await? {
-                return self.follow(repository, reader, want, Served::Joined).await;
+                match self.follow(access, reader, want, Served::Joined, &source).await? {
+                    Some(answer) => return Ok(answer),
+                    None => continue,
+                }
             }
             // In this order: a fill is committed before it is taken off the list.
-            if unlinked && let Some(answer) = self.link_proven(repository, digest, want, access).await? {
+            if unlinked && let Some(answer) = self.link_proven(digest, want, access).await? {
                 return Ok(answer);
             }
             if want == BlobWant::Head {
-                let size = self.size(repository, digest, access).await?;
+                let size = self.size(digest, access).await?;
                 return Ok(BlobAnswer::head(size, Served::Miss));
             }
-            let demand = self.demand(repository, digest, want, access).await?;
+            let demand = self.demand(digest, want, access).await?;
             match self.store.start_fill(&access.grant, digest, source.clone(), demand, unlinked) {
-                Start::Reading(reader) => return self.follow(repository, reader, want, Served::Miss).await,
+                Start::Reading(reader) => {
+                    if let Some(answer) = self.follow(access, reader, want, Served::Miss, &source).await? {
+                        return Ok(answer);
+                    }
+                }
                 Start::Unproven => {}
                 Start::Held => break,
             }
@@ -152,7 +179,7 @@ impl Mirror {
     ) -> Result<Option<FillReader>, Error> {
         let Some(fill) = self.store.fill(&access.grant, digest) else { return Ok(None) };
         if !fill.serves(repository) {
-            self.size(repository, digest, access).await?;
+            self.size(digest, access).await?;
             if !fill.link_later(&access.grant) {
                 self.link(digest, access);
             }
@@ -164,7 +191,6 @@ impl Mirror {
     /// one has them too.
     async fn link_proven(
         self: &Arc<Self>,
-        repository: &Repository,
         digest: &Digest,
         want: BlobWant,
         access: &Access,
@@ -173,7 +199,7 @@ impl Mirror {
         if !self.store.run(move |store| store.is_proven(&grant, &of)).await.unwrap_or(false) {
             return Ok(None);
         }
-        self.size(repository, digest, access).await?;
+        self.size(digest, access).await?;
         self.link(digest, access);
         self.held_blob(digest, want, Served::Revalidated).await
     }
@@ -184,19 +210,15 @@ impl Mirror {
     }
 
     /// Whether upstream has the blob in this repository, and its size.
-    async fn size(
-        self: &Arc<Self>,
-        repository: &Repository,
-        digest: &Digest,
-        access: &Access,
-    ) -> Result<Option<u64>, Error> {
-        let key = (repository.clone(), *digest);
-        let (mirror, identity, hops) = (self.clone(), access.identity, access.hops.clone());
+    async fn size(self: &Arc<Self>, digest: &Digest, access: &Access) -> Result<Option<u64>, Error> {
+        let (repository, identity) = (&access.grant.repository, access.identity);
+        let key = (access.caller(), repository.clone(), *digest);
+        let (mirror, hops) = (self.clone(), access.hops.clone());
         let size = self.sizes.join(key.clone(), || async move {
-            let (repository, digest) = key;
+            let (who, repository, digest) = key;
             let upstream = mirror.upstream_for(&repository, &hops)?;
             let head = upstream.blob_head(identity, &repository.name, &digest).await;
-            head.map_err(|error| mirror.refuse(&repository, &Subject::Blob(digest), error))
+            head.map_err(|error| mirror.refuse(who, &repository, &Subject::Blob(digest), error))
         });
         size.await.unwrap_or_else(|| Err(lost(Subject::Blob(*digest).of(repository))))
     }
@@ -205,7 +227,6 @@ impl Mirror {
     /// an open one is the beginning, or the rest, of the whole.
     async fn demand(
         self: &Arc<Self>,
-        repository: &Repository,
         digest: &Digest,
         want: BlobWant,
         access: &Access,
@@ -215,7 +236,7 @@ impl Mirror {
             BlobWant::Range(RangeRequest::From(_)) => return Ok(Demand::Ranges),
             BlobWant::Range(range) => range,
         };
-        match self.size(repository, digest, access).await {
+        match self.size(digest, access).await {
             Ok(Some(size)) => {
                 let range = range.resolve(size).map_err(|_| Error::Range { size })?;
                 Ok(self.store.demand(size, range.len()))
@@ -226,14 +247,17 @@ impl Mirror {
         }
     }
 
-    /// Waits for upstream's head, and answers with the body as it comes.
+    /// Waits for upstream's head, and answers with the body as it comes. None: it was refused to another
+    /// caller, which is no answer for this one.
     async fn follow(
         &self,
-        repository: &Repository,
+        access: &Access,
         mut reader: FillReader,
         want: BlobWant,
         served: Served,
-    ) -> Result<BlobAnswer, Error> {
+        source: &BlobSource,
+    ) -> Result<Option<BlobAnswer>, Error> {
+        let repository = &access.grant.repository;
         let subject = Subject::Blob(reader.fill().digest);
         let failed = |error| {
             let upstream = upstream_error(&error).unwrap_or_else(|| crate::upstream::Error {
@@ -241,17 +265,24 @@ impl Mirror {
                 subject: subject.of(repository),
                 cause: Cause::Trouble(error.to_string()),
             });
-            self.refuse(repository, &subject, upstream)
+            self.refuse(access.caller(), repository, &subject, upstream)
         };
         if matches!(want, BlobWant::Whole | BlobWant::Range(RangeRequest::From(_))) {
             reader.fill().want_whole();
         }
-        let size = reader.fill().clone().opened().await.map_err(failed)?;
+        let size = match reader.fill().clone().opened().await {
+            Ok(size) => size,
+            Err(_) if access.caller().is_some() && !source.asked.load(Ordering::Relaxed) => {
+                tokio::time::sleep(FAILED_FILL).await;
+                return Ok(None);
+            }
+            Err(error) => return Err(failed(error)),
+        };
         if let Ok(upstream) = self.upstream(repository) {
             self.blobs_flow.insert(upstream.options().host.clone(), self.clock.now());
         }
         if want == BlobWant::Head {
-            return Ok(BlobAnswer::head(size, served));
+            return Ok(Some(BlobAnswer::head(size, served)));
         }
         // A range of what has no length cannot be told apart from the whole: all is answered.
         let range = size.map(|size| part(want, size)).transpose()?.flatten();
@@ -264,7 +295,7 @@ impl Mirror {
             reader.begun().await.map_err(failed)?;
             served = Served::Range;
         }
-        Ok(BlobAnswer { size, range, body: Some(BlobReader::fill(reader)), served })
+        Ok(Some(BlobAnswer { size, range, body: Some(BlobReader::fill(reader)), served }))
     }
 }
 

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::memory::Subject;
+use super::right::veiled;
+use super::standing::Standing;
 use super::{Asker, Mirror, lost};
 use crate::answer::{Error, Served, TagsAnswer};
 use crate::oci::Repository;
@@ -18,15 +20,28 @@ impl Mirror {
         repository: &Repository,
     ) -> Result<TagsAnswer, Error> {
         self.unless_loop(asker, repository)?;
-        let standing = self.standing(repository).await?;
+        let standing = self.entry(asker, repository, &Subject::Tags).await;
+        let standing = standing.map_err(|error| veiled(asker.caller, error))?;
+        let who = standing.caller();
+        let answer = self.listed(asker, repository, standing).await;
+        answer.map_err(|error| veiled(who, error))
+    }
+
+    async fn listed(
+        self: &Arc<Self>,
+        asker: Asker<'_>,
+        repository: &Repository,
+        standing: Arc<Standing>,
+    ) -> Result<TagsAnswer, Error> {
+        let who = standing.caller();
         if let Some((answer, until)) = self.memory.lists.get(repository)
             && self.clock.now() < until
         {
             let served = if answer.served == Served::Miss { Served::Hit } else { answer.served };
             return Ok(TagsAnswer { served, ..answer });
         }
-        self.refused(repository, &Subject::Tags)?;
-        if !self.lists.has(repository) {
+        self.refused(who, repository, &Subject::Tags)?;
+        if !self.lists.has(&(who, repository.clone())) {
             let subject = Subject::Tags.of(repository);
             asker
                 .toll
@@ -35,7 +50,7 @@ impl Mirror {
                 .map_err(|retry_after| Error::ClientLimited { subject, retry_after })?;
         }
         let (mirror, hops) = (self.clone(), asker.hops.clone());
-        let listed = self.lists.join(repository.clone(), || {
+        let listed = self.lists.join((who, repository.clone()), || {
             let repository = repository.clone();
             async move {
                 let held = if standing.is_open() { mirror.held_tags(&repository).await } else { Vec::new() };
@@ -43,14 +58,18 @@ impl Mirror {
                     Ok(access) => {
                         let upstream = mirror.upstream_for(&repository, &hops)?;
                         let told = upstream.tags(access.identity, &repository.name).await;
-                        told.map_err(|error| mirror.refuse(&repository, &Subject::Tags, error))
+                        told.map_err(|error| mirror.refuse(who, &repository, &Subject::Tags, error))
                     }
                     Err(error) => Err(error),
                 };
                 let (mut tags, served) = match told {
                     Ok(tags) => (tags, Served::Miss),
                     // What somebody may no longer pull is not listed either.
-                    Err(error) if held.is_empty() || matches!(error, Error::Denied { .. }) => {
+                    Err(error)
+                        if held.is_empty()
+                            || matches!(error, Error::Denied { .. })
+                            || (who.is_some() && matches!(error, Error::NotFound(_))) =>
+                    {
                         return Err(error);
                     }
                     Err(error) => (Vec::new(), Served::Stale(error.to_string())),

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::memory::{HeldManifest, Subject};
+use super::right::veiled;
 use super::standing::{Access, Standing};
-use super::{Asker, Mirror, lost};
+use super::{Asker, Mirror, Who, lost};
 use crate::answer::{BlobWant, Error, ManifestAnswer, Served};
 use crate::oci::{Digest, InvalidManifest, Manifest, ManifestKind, Reference, Repository};
 use crate::upstream::FetchedManifest;
@@ -21,6 +22,12 @@ pub(super) struct Request<'a> {
     pub asker: Asker<'a>,
     pub standing: Arc<Standing>,
     pub repository: &'a Repository,
+}
+
+impl Request<'_> {
+    pub fn who(&self) -> Who {
+        self.standing.caller()
+    }
 }
 
 impl ManifestAnswer {
@@ -45,11 +52,14 @@ impl Mirror {
         body: bool,
     ) -> Result<ManifestAnswer, Error> {
         self.unless_loop(asker, repository)?;
-        let request = Request { asker, standing: self.standing(repository).await?, repository };
-        match reference {
+        let entry = self.entry(asker, repository, &Subject::Manifest(reference.clone())).await;
+        let standing = entry.map_err(|error| veiled(asker.caller, error))?;
+        let request = Request { asker, standing, repository };
+        let answer = match reference {
             Reference::Tag(tag) => self.by_tag(&request, tag, body).await,
             Reference::Digest(digest) => self.by_digest(&request, digest, body).await,
-        }
+        };
+        answer.map_err(|error| veiled(request.who(), error))
     }
 
     async fn by_digest(
@@ -64,12 +74,12 @@ impl Mirror {
         }
         let reference = Reference::Digest(*digest);
         let subject = Subject::Manifest(reference.clone());
-        self.refused(repository, &subject)?;
+        self.refused(request.who(), repository, &subject)?;
         if !body {
             let access = self.access(repository, standing, &subject, request.asker.hops).await?;
             let upstream = self.upstream_for(repository, &access.hops)?;
             let head = upstream.manifest_head(access.identity, &repository.name, &reference).await;
-            let head = head.map_err(|error| self.refuse(repository, &subject, error))?;
+            let head = head.map_err(|error| self.refuse(request.who(), repository, &subject, error))?;
             if let (Some(media_type), Some(size)) = (head.media_type, head.size) {
                 return Ok(ManifestAnswer {
                     digest: *digest,
@@ -119,7 +129,7 @@ impl Mirror {
         reference: &Reference,
     ) -> Result<(Arc<HeldManifest>, Served), Error> {
         let Request { asker, standing, repository } = request;
-        let key = ((*repository).clone(), reference.clone());
+        let key = (request.who(), (*repository).clone(), reference.clone());
         let subject = Subject::Manifest(reference.clone());
         let access = self.access(repository, standing, &subject, asker.hops).await?;
         if !self.fetches.has(&key) {
@@ -154,10 +164,12 @@ impl Mirror {
         }
         let upstream = self.upstream_for(&repository, &access.hops)?;
         let got = upstream.manifest_get(access.identity, &repository.name, &reference).await;
-        let got = got.map_err(|error| self.refuse(&repository, &subject, error))?;
+        let got = got.map_err(|error| self.refuse(access.caller(), &repository, &subject, error))?;
         let checked = self.check(&repository, &subject, got, &access).await;
         let hold = self.options.negative_not_found;
-        let held = Arc::new(checked.map_err(|error| self.remember(&repository, &subject, error, hold))?);
+        let held =
+            checked.map_err(|error| self.remember(access.caller(), &repository, &subject, error, hold));
+        let held = Arc::new(held?);
         self.memory.manifests.insert((repository.clone(), held.digest), held.clone());
         let keep = held.clone();
         self.writes.add(&repository, "a manifest", move |store| {

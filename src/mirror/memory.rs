@@ -7,11 +7,12 @@ use std::time::{Instant, SystemTime};
 use bytes::Bytes;
 use moka::sync::Cache;
 
-use super::Options;
 use super::referrers::KnownReferrers;
 use super::standing::Standing;
+use super::{Options, Who};
 use crate::answer::{Error, Referrer, TagsAnswer};
 use crate::oci::{Digest, Manifest, MediaType, Reference, Repository, Tag};
+use crate::upstream::CallerId;
 
 /// Blobs up to this size are served from memory: image configurations, mostly.
 pub const SMALL_BLOB: u64 = 64 * 1024;
@@ -74,7 +75,9 @@ pub struct Memory {
     pub standings: Cache<Repository, Arc<Standing>>,
     pub lists: Cache<Repository, (TagsAnswer, Instant)>,
     pub referrers: Cache<(Repository, Digest), Arc<KnownReferrers>>,
-    refusals: Cache<(Repository, Subject), (Error, Instant)>,
+    /// When callers last showed that they may pull a repository.
+    pub rights: Cache<(CallerId, Repository), Instant>,
+    refusals: Cache<(Who, Repository, Subject), (Error, Instant)>,
 }
 
 /// About how much memory a referrer takes.
@@ -117,16 +120,23 @@ impl Memory {
                     u32::try_from(text).unwrap_or(u32::MAX).saturating_add(ENTRY)
                 })
                 .build(),
-            refusals: Cache::new(entries(1) / 2),
+            rights: Cache::new(entries(1) / 4),
+            refusals: Cache::new(entries(1) / 4),
         }
     }
 
-    pub fn refuse(&self, repository: &Repository, subject: &Subject, error: Error, until: Instant) {
-        self.refusals.insert((repository.clone(), subject.clone()), (error, until));
+    pub fn refuse(&self, who: Who, repository: &Repository, subject: &Subject, error: Error, until: Instant) {
+        self.refusals.insert((who, repository.clone(), subject.clone()), (error, until));
     }
 
-    pub fn refusal(&self, repository: &Repository, subject: &Subject, now: Instant) -> Option<Error> {
-        let key = (repository.clone(), subject.clone());
+    pub fn refusal(
+        &self,
+        who: Who,
+        repository: &Repository,
+        subject: &Subject,
+        now: Instant,
+    ) -> Option<Error> {
+        let key = (who, repository.clone(), subject.clone());
         let (mut error, until) = self.refusals.get(&key)?;
         if now >= until {
             self.refusals.invalidate(&key);

@@ -1,6 +1,6 @@
 //! Pull-through: hit, miss, fresh, stale. Knows no HTTP.
 //!
-//! [`standing`] says whether a repository may be served at all, [`manifest`] and [`tag`] answer
+//! [`standing`] says whether a repository may be served at all, [`right`] to whom, [`manifest`] and [`tag`] answer
 //! manifests, [`blob`] answers blobs, [`list`] and [`referrers`] lists; each looks into [`memory`], then into the store, then upstream.
 
 mod blob;
@@ -9,6 +9,7 @@ mod list;
 mod manifest;
 mod memory;
 mod referrers;
+mod right;
 mod source;
 mod standing;
 mod tag;
@@ -32,6 +33,7 @@ use crate::upstream::{self, Hops, Upstream};
 
 pub use self::freshness::Freshness;
 pub use crate::oci::{InvalidTagPattern as InvalidPattern, TagPattern as Pattern};
+pub use crate::upstream::{CallerId, Login};
 
 /// What is configured of the mirror.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,7 +75,13 @@ pub struct Asker<'a> {
     pub toll: &'a dyn Toll,
     /// The Forebays that passed the request on.
     pub hops: &'a Hops,
+    /// Who has shown a login of the upstream's, where each caller needs its own.
+    pub caller: Option<CallerId>,
 }
+
+/// In whose name upstream is asked, where each caller's own login counts: what it says to one is no
+/// answer to another.
+type Who = Option<CallerId>;
 
 pub struct Mirror {
     options: Options,
@@ -83,12 +91,12 @@ pub struct Mirror {
     writes: Writes,
     /// When blobs of an upstream were last seen to flow.
     blobs_flow: moka::sync::Cache<UpstreamHost, Instant>,
-    fetches: Flights<(Repository, Reference), Result<Arc<HeldManifest>, Error>>,
-    resolves: Flights<(Repository, Tag), Result<Resolved, Error>>,
-    proofs: Flights<(Repository, Subject), Result<(), Error>>,
-    sizes: Flights<(Repository, Digest), Result<Option<u64>, Error>>,
-    lists: Flights<Repository, Result<TagsAnswer, Error>>,
-    referrers: Flights<(Repository, Digest), Result<ReferrersAnswer, Error>>,
+    fetches: Flights<(Who, Repository, Reference), Result<Arc<HeldManifest>, Error>>,
+    resolves: Flights<(Who, Repository, Tag), Result<Resolved, Error>>,
+    proofs: Flights<(Who, Repository, Subject), Result<(), Error>>,
+    sizes: Flights<(Who, Repository, Digest), Result<Option<u64>, Error>>,
+    lists: Flights<(Who, Repository), Result<TagsAnswer, Error>>,
+    referrers: Flights<(Who, Repository, Digest), Result<ReferrersAnswer, Error>>,
     clock: Clock,
 }
 
@@ -153,28 +161,36 @@ impl Mirror {
     }
 
     /// What upstream refused a moment ago, it is not asked again.
-    fn refused(&self, repository: &Repository, subject: &Subject) -> Result<(), Error> {
-        match self.memory.refusal(repository, subject, self.clock.now()) {
+    fn refused(&self, who: Who, repository: &Repository, subject: &Subject) -> Result<(), Error> {
+        match self.memory.refusal(who, repository, subject, self.clock.now()) {
             Some(error) => Err(error),
             None => Ok(()),
         }
     }
 
     /// Translates an upstream's failure, and remembers it for as long as it is worth.
-    fn refuse(&self, repository: &Repository, subject: &Subject, error: upstream::Error) -> Error {
-        let (error, hold) = self.translate(repository, subject, error);
-        self.remember(repository, subject, error, hold)
+    fn refuse(&self, who: Who, repository: &Repository, subject: &Subject, error: upstream::Error) -> Error {
+        let (error, hold) = self.translate(who, repository, subject, error);
+        self.remember(who, repository, subject, error, hold)
     }
 
     /// Has a refusal answer further requests for a while.
-    fn remember(&self, repository: &Repository, subject: &Subject, error: Error, hold: Duration) -> Error {
-        self.memory.refuse(repository, subject, error.clone(), self.clock.now() + hold);
+    fn remember(
+        &self,
+        who: Who,
+        repository: &Repository,
+        subject: &Subject,
+        error: Error,
+        hold: Duration,
+    ) -> Error {
+        self.memory.refuse(who, repository, subject, error.clone(), self.clock.now() + hold);
         error
     }
 
     /// An upstream's failure in our words, and for how long it is taken as said.
     fn translate(
         &self,
+        who: Who,
         repository: &Repository,
         subject: &Subject,
         error: upstream::Error,
@@ -184,6 +200,8 @@ impl Mirror {
         match error.cause {
             Cause::NotFound => (Error::NotFound(named), self.options.negative_not_found),
             Cause::Denied(why) => {
+                // Whatever was shown before counts no more.
+                who.into_iter().for_each(|id| self.memory.rights.invalidate(&(id, repository.clone())));
                 (Error::Denied { subject: named, why: denied(&why) }, self.options.negative_denied)
             }
             Cause::Loop(why) => (Error::Loop(why), TROUBLE_HOLD),
@@ -202,7 +220,7 @@ const TROUBLE_HOLD: Duration = Duration::from_secs(2);
 fn denied(why: &str) -> String {
     format!(
         "the upstream does not give it to this mirror{why}; if it is private, give the upstream a \
-         credential and say `private = \"shared\"`"
+         credential and say `private = \"shared\"`, or have callers show their own: `private = \"per-caller\"`"
     )
 }
 

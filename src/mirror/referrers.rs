@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::memory::Subject;
+use super::right::veiled;
 use super::standing::Standing;
 use super::tag::{LONGEST_HOLD, PATIENCE, TROUBLE_HOLD};
 use super::{Asker, Mirror, lost};
@@ -53,20 +54,43 @@ impl Mirror {
         subject: &Digest,
     ) -> Result<ReferrersAnswer, Error> {
         self.unless_loop(asker, repository)?;
-        let standing = self.standing(repository).await?;
+        let wanted = Subject::Referrers(*subject);
+        let (answer, who) = match self.entry(asker, repository, &wanted).await {
+            Ok(standing) => {
+                let who = standing.caller();
+                (self.referrers_for(asker, repository, subject, standing).await, who)
+            }
+            Err(error) => (Err(error), asker.caller),
+        };
+        match answer.map_err(|error| veiled(who, error)) {
+            // Nobody can be shown to have access to what upstream knows nothing of.
+            Err(Error::NotFound(_)) => Ok(ReferrersAnswer::none(Served::Miss)),
+            answer => answer,
+        }
+    }
+
+    async fn referrers_for(
+        self: &Arc<Self>,
+        asker: Asker<'_>,
+        repository: &Repository,
+        subject: &Digest,
+        standing: Arc<Standing>,
+    ) -> Result<ReferrersAnswer, Error> {
+        let who = standing.caller();
         let key = (repository.clone(), *subject);
         let known = self.known_referrers(&standing, &key).await;
         if let Some(known) = known.as_ref().filter(|known| self.clock.now() < known.fresh_until) {
             return Ok(known.answer(Served::Hit));
         }
         let wanted = Subject::Referrers(*subject);
-        match self.refused(repository, &wanted) {
+        match self.refused(who, repository, &wanted) {
             Err(Error::NotFound(_)) if known.is_none() => return Ok(ReferrersAnswer::none(Served::Hit)),
             // What somebody may no longer pull is not listed either.
             Err(error) if known.is_none() || matches!(error, Error::Denied { .. }) => return Err(error),
             _ => {}
         }
-        if known.is_none() && !self.referrers.has(&key) {
+        let flight_key = (who, key.0.clone(), key.1);
+        if known.is_none() && !self.referrers.has(&flight_key) {
             let subject = wanted.of(repository);
             asker
                 .toll
@@ -75,7 +99,7 @@ impl Mirror {
                 .map_err(|retry_after| Error::ClientLimited { subject, retry_after })?;
         }
         let (mirror, before, hops) = (self.clone(), known.clone(), asker.hops.clone());
-        let flight = self.referrers.join(key.clone(), || {
+        let flight = self.referrers.join(flight_key, || {
             let key = key.clone();
             async move { mirror.ask_referrers(&standing, key, before, &hops).await }
         });
@@ -130,12 +154,13 @@ impl Mirror {
             return Ok(fresh.answer(Served::Hit));
         }
         let (repository, subject) = (&key.0, Subject::Referrers(key.1));
+        let who = standing.caller();
         let told = match self.access(repository, standing, &subject, hops).await {
             Ok(access) => {
                 let index = known.as_ref().and_then(|known| known.index);
                 let upstream = self.upstream_for(repository, hops)?;
                 let told = upstream.referrers(access.identity, &repository.name, &key.1, index).await;
-                told.map_err(|error| (error.to_string(), self.translate(repository, &subject, error)))
+                told.map_err(|error| (error.to_string(), self.translate(who, repository, &subject, error)))
             }
             // It was proof of access that failed, and it is remembered.
             Err(error) => Err((error.to_string(), (error, Duration::ZERO))),
@@ -150,11 +175,15 @@ impl Mirror {
                 };
                 Ok(self.stale_referrers(key, &known, "the upstream has no list any more", hold))
             }
-            (Ok(told), known) => self.told_referrers(key, told, known),
+            (Ok(told), known) => self.told_referrers(standing, key, told, known),
             // Nobody can be shown to have access to what upstream knows nothing of.
             (Err((_, (Error::NotFound(_), _))), None) => Ok(ReferrersAnswer::none(Served::Miss)),
             (Err((_, (error @ Error::Denied { .. }, hold))), _) | (Err((_, (error, hold))), None) => {
-                Err(if hold.is_zero() { error } else { self.remember(repository, &subject, error, hold) })
+                Err(if hold.is_zero() {
+                    error
+                } else {
+                    self.remember(who, repository, &subject, error, hold)
+                })
             }
             (Err((why, (error, _))), Some(known)) => {
                 let hold = match &error {
@@ -177,6 +206,7 @@ impl Mirror {
     /// Upstream has answered: that is answered from now on, and kept.
     fn told_referrers(
         self: &Arc<Self>,
+        standing: &Standing,
         key: Key,
         told: ToldReferrers,
         known: Option<Arc<KnownReferrers>>,
@@ -195,12 +225,18 @@ impl Mirror {
         let fresh_until = self.clock.now() + self.referrers_fresh_for(&list);
         let known = Arc::new(KnownReferrers::new(list, index, fresh_until));
         self.memory.referrers.insert(key.clone(), known.clone());
-        self.keep_referrers(&key, known.clone(), self.clock.wall());
+        self.keep_referrers(standing, &key, known.clone(), self.clock.wall());
         Ok(known.answer(served))
     }
 
-    fn keep_referrers(self: &Arc<Self>, key: &Key, known: Arc<KnownReferrers>, seen: SystemTime) {
-        let Ok(grant) = self.grant(&key.0) else { return };
+    fn keep_referrers(
+        self: &Arc<Self>,
+        standing: &Standing,
+        key: &Key,
+        known: Arc<KnownReferrers>,
+        seen: SystemTime,
+    ) {
+        let Ok(grant) = self.grant(&key.0, standing) else { return };
         let subject = key.1;
         self.writes.add(&key.0, "a list of referrers", move |store| {
             store.put_referrers(&grant, &subject, &known.list, known.index, seen)

@@ -1,6 +1,7 @@
 //! A blob of an upstream, as the source of a fill: here `store` and `upstream` meet.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
@@ -14,10 +15,13 @@ pub struct BlobSource {
     pub identity: Identity,
     pub name: Name,
     pub digest: Digest,
+    /// Whether it was this one that upstream was asked by, not that of an earlier fill.
+    pub asked: AtomicBool,
 }
 
 impl Source for BlobSource {
     fn open(&self, start: u64, end: Option<u64>) -> BoxFuture<'_, Result<SourceStream, SourceError>> {
+        self.asked.store(true, Ordering::Relaxed);
         async move {
             let get = self.upstream.blob_get(self.identity, &self.name, &self.digest, start, end);
             let body = get.await.map_err(failure)?;

@@ -73,11 +73,17 @@ impl Mirror {
         }
         let known = self.known_tag(request, tag).await;
         let subject = Subject::Manifest(Reference::Tag(tag.clone()));
-        let refused = || self.refused(request.repository, &subject);
+        let refused = || self.refused(request.who(), request.repository, &subject);
         match &known {
             Some(known) => {
                 if let Some(fresh) = self.while_fresh(known) {
                     return Ok(fresh);
+                }
+                // What upstream has said to a caller, it is not asked again for a while.
+                if request.who().is_some()
+                    && let Err(error @ (Error::Denied { .. } | Error::NotFound(_))) = refused()
+                {
+                    return Err(error);
                 }
                 if self.options.offline {
                     let why = "this mirror is offline, as configured".to_owned();
@@ -117,7 +123,7 @@ impl Mirror {
         body: bool,
     ) -> Result<ManifestAnswer, Error> {
         if let Some(held) = self.held_manifest(&request.standing, request.repository, &known.digest).await {
-            self.keep_tag(request.repository, tag, known);
+            self.keep_tag(request, tag, known);
             return Ok(ManifestAnswer::held(&held, served));
         }
         if let (false, Some((media_type, size))) = (body, known.head.clone()) {
@@ -130,9 +136,9 @@ impl Mirror {
             });
         }
         let reference = Reference::Digest(known.digest);
-        self.refused(request.repository, &Subject::Manifest(reference.clone()))?;
+        self.refused(request.who(), request.repository, &Subject::Manifest(reference.clone()))?;
         let (held, served) = self.fetch(request, &reference).await?;
-        self.keep_tag(request.repository, tag, known);
+        self.keep_tag(request, tag, known);
         Ok(ManifestAnswer::held(&held, served))
     }
 
@@ -142,7 +148,7 @@ impl Mirror {
         let fresh_until = self.clock.now() + self.options.freshness.of(repository, tag);
         let known = Arc::new(KnownTag::new(held.digest, self.clock.wall(), fresh_until));
         self.memory.tags.insert((repository.clone(), tag.clone()), known.clone());
-        self.keep_tag(repository, tag, &known);
+        self.keep_tag(request, tag, &known);
         Ok(ManifestAnswer::held(&held, served))
     }
 
@@ -161,6 +167,9 @@ impl Mirror {
         let Some(held) = self.held_manifest(standing, repository, &digest).await else { return Err(error) };
         let why = error.to_string();
         let hold = match error {
+            Error::UpstreamLimited { .. } if request.who().is_some() => {
+                return Ok(ManifestAnswer::held(&held, Served::Stale(why)));
+            }
             Error::UpstreamLimited { retry_after, .. } => retry_after.min(LONGEST_HOLD),
             // One client's limit says nothing of the tag.
             Error::ClientLimited { .. } => return Ok(ManifestAnswer::held(&held, Served::Stale(why))),
@@ -211,7 +220,7 @@ impl Mirror {
         let subject = Subject::Manifest(Reference::Tag(tag.clone()));
         let (mirror, standing, before) = (self.clone(), request.standing.clone(), known.clone());
         let hops = request.asker.hops.clone();
-        let flight = self.resolves.join((repository.clone(), tag.clone()), || {
+        let flight = self.resolves.join((request.who(), repository.clone(), tag.clone()), || {
             let (repository, tag) = (repository.clone(), tag.clone());
             async move { mirror.ask(&standing, &repository, &tag, before, &hops).await }
         });
@@ -241,6 +250,7 @@ impl Mirror {
         }
         let reference = Reference::Tag(tag.clone());
         let subject = Subject::Manifest(reference.clone());
+        let who = standing.caller();
         let access = match (self.access(repository, standing, &subject, hops).await, &known) {
             // Whether anybody may pull it cannot be told: that is no word against what is held.
             (
@@ -256,13 +266,23 @@ impl Mirror {
         let head = upstream.manifest_head(access.identity, &repository.name, &reference).await;
         match (head, known) {
             (Ok(head), known) => {
-                let paused = upstream.quota().paused_for;
+                let paused = upstream.paused_for(access.identity);
                 self.told(repository, tag, head, known.as_deref(), paused)
             }
-            (Err(error), None) => Err(self.refuse(repository, &subject, error)),
+            (Err(error), None) => Err(self.refuse(who, repository, &subject, error)),
             (Err(error), Some(known)) => {
                 let why = error.to_string();
-                let (error, _) = self.translate(repository, &subject, error);
+                let (error, hold) = self.translate(who, repository, &subject, error);
+                match error {
+                    // What upstream says to one caller is no word on what others have shown.
+                    Error::NotFound(_) | Error::Denied { .. } if who.is_some() => {
+                        return Err(self.remember(who, repository, &subject, error, hold));
+                    }
+                    Error::UpstreamLimited { .. } if who.is_some() => {
+                        return Ok(Resolved::Known(known, Served::Stale(why)));
+                    }
+                    _ => {}
+                }
                 self.unconfirmed(repository, tag, error, &why, &known)
             }
         }
@@ -318,7 +338,7 @@ impl Mirror {
                 if self.options.stale.not_found.is_some_and(|longest| gone_for >= longest) {
                     self.forget(repository, tag);
                     let hold = self.options.negative_not_found;
-                    return Err(self.remember(repository, &subject, error, hold));
+                    return Err(self.remember(None, repository, &subject, error, hold));
                 }
                 let known = KnownTag { gone_since: Some(since), ..known.copy() };
                 let hold = self.options.freshness.of(repository, tag);
@@ -327,7 +347,7 @@ impl Mirror {
             Error::Denied { .. } => {
                 if self.outlived_denial(known) {
                     let hold = self.options.negative_denied;
-                    return Err(self.remember(repository, &subject, error, hold));
+                    return Err(self.remember(None, repository, &subject, error, hold));
                 }
                 LONGEST_HOLD
             }
@@ -366,7 +386,7 @@ impl Mirror {
                 ),
             },
         };
-        Err(self.remember(repository, &subject, error, super::TROUBLE_HOLD))
+        Err(self.remember(None, repository, &subject, error, super::TROUBLE_HOLD))
     }
 
     /// The age of a tag's last confirmation, and the time after which it is not served in trouble any
@@ -407,8 +427,9 @@ impl Mirror {
     }
 
     /// Writes the tag to disk, once its manifest is held.
-    fn keep_tag(self: &Arc<Self>, repository: &Repository, tag: &Tag, known: &KnownTag) {
-        let Ok(grant) = self.grant(repository) else { return };
+    fn keep_tag(self: &Arc<Self>, request: &Request<'_>, tag: &Tag, known: &KnownTag) {
+        let repository = request.repository;
+        let Ok(grant) = self.grant(repository, &request.standing) else { return };
         if known.kept.swap(true, Ordering::Relaxed) {
             return;
         }

@@ -18,6 +18,10 @@ pub enum Visibility {
     Public,
     /// Fetched with a credential, under `private = "shared"`.
     Shared,
+    /// Fetched with the login of a caller, under `private = "per-caller"`: for those who prove that they
+    /// may pull it themselves.
+    #[serde(rename = "per-caller")]
+    PerCaller,
 }
 
 /// The durable record.
@@ -86,6 +90,13 @@ impl Store {
         match self.ensure_own(grant)? {
             OriginState::Known(origin) if origin.visibility == grant.visibility => {
                 // Another thread may have written the record just now.
+                self.home.settle(&layout::origin(&grant.repository.stored_name()))
+            }
+            // What was begun while anybody could pull it ends after it was made private: it stays so
+            // until upstream is seen to give it to anybody again.
+            OriginState::Known(Origin { visibility: Visibility::PerCaller, .. })
+                if grant.visibility == Visibility::Public =>
+            {
                 self.home.settle(&layout::origin(&grant.repository.stored_name()))
             }
             _ => self.claim(&grant.repository, grant.visibility),

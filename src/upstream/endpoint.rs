@@ -8,6 +8,7 @@ use moka::sync::Cache;
 use url::Url;
 
 use super::breaker::{Breaker, Pass, Policy};
+use super::callers::Callers;
 use super::client::Wire;
 use super::hops::new_pseudonym;
 use super::realm::{RealmOptions, Realms};
@@ -103,6 +104,7 @@ impl Endpoint {
     /// All of an upstream, in the order in which they are asked: itself last.
     pub fn all(
         options: &Options,
+        callers: &Arc<Callers>,
         metrics: &Arc<UpstreamMetrics>,
         clock: &Clock,
         tasks: &Tasks,
@@ -110,7 +112,9 @@ impl Endpoint {
         let own = options.own();
         let all = options.mirrors.iter().map(|mirror| (mirror, true)).chain([(&own, false)]);
         let made = all.map(|(endpoint, is_mirror)| {
-            let made = Self::new(options, endpoint, is_mirror, metrics, clock, tasks);
+            // A caller's login is for the upstream itself.
+            let callers = Some(callers).filter(|_| !is_mirror);
+            let made = Self::new(options, endpoint, callers, is_mirror, metrics, clock, tasks);
             made.map(Arc::new).map_err(|why| Error {
                 operation: "set up upstream",
                 subject: format!("{} at {}", options.host, guard::place(&endpoint.url)),
@@ -123,6 +127,7 @@ impl Endpoint {
     fn new(
         options: &Options,
         endpoint: &EndpointOptions,
+        callers: Option<&Arc<Callers>>,
         is_mirror: bool,
         metrics: &Arc<UpstreamMetrics>,
         clock: &Clock,
@@ -130,7 +135,7 @@ impl Endpoint {
     ) -> Result<Self, String> {
         let (api, prefix) = split(&endpoint.url)?;
         let wire = Arc::new(Wire::new(options, endpoint, metrics.clone(), clock.clone())?);
-        let of_realms = RealmOptions::of(options, endpoint);
+        let of_realms = RealmOptions::of(options, endpoint, callers);
         let realms = Realms::new(of_realms, wire.clone(), clock.clone(), tasks.clone());
         let tokens = Arc::new(Tokens::new(realms, clock.clone(), tasks.clone()));
         let requests = Requests::new(options, api.clone(), is_mirror, wire, tokens, clock, tasks);
@@ -171,6 +176,7 @@ impl Endpoint {
         match identity {
             Identity::Configured if self.has_credential => Identity::Configured,
             Identity::Configured | Identity::Anonymous => Identity::Anonymous,
+            caller @ Identity::Caller(_) => caller,
         }
     }
 

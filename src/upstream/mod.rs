@@ -8,6 +8,7 @@ mod answered;
 mod blob;
 mod body;
 mod breaker;
+mod callers;
 mod challenge;
 mod client;
 mod credential;
@@ -43,6 +44,7 @@ use http::header::VIA;
 use http::{HeaderMap, Method};
 use url::Url;
 
+use self::callers::Callers;
 use self::endpoint::Endpoint;
 use self::gate::Gate;
 use self::quota::Quota;
@@ -53,7 +55,8 @@ use crate::metrics::{Metrics, UpstreamCall, UpstreamMetrics};
 use crate::oci::{Digest, MediaType, Name, UpstreamHost};
 use crate::tasks::Tasks;
 
-pub use self::credential::{Credential, Password, Secret, is_helper_name, search_path};
+pub use self::callers::CallerId;
+pub use self::credential::{Credential, Login, LoginSecret, Password, Secret, is_helper_name, search_path};
 pub use self::endpoint::{EndpointOptions, Proxy, check_url};
 pub use self::guard::is_private as is_private_address;
 pub use self::helper::{find as find_helper, is_program};
@@ -117,6 +120,16 @@ impl Options {
 pub enum PrivatePolicy {
     Refuse,
     Shared,
+    /// Whoever shows a login of the upstream's that may pull them.
+    PerCaller(Proofs),
+}
+
+/// How long a caller's right to a repository is taken as shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proofs {
+    pub hold: Duration,
+    /// For how much longer while the upstream cannot be asked.
+    pub stale: Duration,
 }
 
 /// In whose name a request goes upstream.
@@ -125,6 +138,8 @@ pub enum Identity {
     Anonymous,
     /// The configured credential; anonymous where none is configured.
     Configured,
+    /// A caller's own login.
+    Caller(CallerId),
 }
 
 /// What a HEAD of a manifest told. Everything may be missing: servers differ.
@@ -221,6 +236,7 @@ pub struct Shared {
     request_gate: Gate,
     fill_gate: Gate,
     quota: Quota,
+    callers: Arc<Callers>,
     clock: Clock,
     tasks: Tasks,
 }
@@ -237,7 +253,8 @@ impl Upstream {
     /// Fails where a CA file cannot be used, or the system has no trust store.
     pub fn new(options: Options, metrics: &Metrics, clock: Clock, tasks: Tasks) -> Result<Arc<Self>, Error> {
         let metrics = Arc::new(metrics.upstream(options.host.as_str()));
-        let endpoints = Endpoint::all(&options, &metrics, &clock, &tasks)?;
+        let callers = Arc::new(Callers::new(options.private, tasks.clone()));
+        let endpoints = Endpoint::all(&options, &callers, &metrics, &clock, &tasks)?;
         let gate =
             |places| Gate::new(places, options.queue_length, options.queue_timeout, metrics.waiting.clone());
         let (request_gate, fill_gate) = (gate(options.max_requests), gate(options.max_fills));
@@ -251,6 +268,7 @@ impl Upstream {
             request_gate,
             fill_gate,
             quota,
+            callers,
             clock,
             tasks,
         });
@@ -288,6 +306,11 @@ impl Upstream {
         self.quota.snapshot()
     }
 
+    /// How long manifest GETs of this identity are paused still.
+    pub fn paused_for(&self, identity: Identity) -> Option<Duration> {
+        self.quota.gets_paused(effective(&self.options, identity))
+    }
+
     /// `path` below `/v2/<name>/`, at the endpoint whose turn it is.
     fn ask(
         &self,
@@ -310,7 +333,10 @@ impl Upstream {
     }
 }
 
-/// Without a credential there is one identity only.
+/// Without a configured credential, nobody is who has it.
 fn effective(options: &Options, identity: Identity) -> Identity {
-    if options.credential.is_some() { identity } else { Identity::Anonymous }
+    match identity {
+        Identity::Configured if options.credential.is_none() => Identity::Anonymous,
+        identity => identity,
+    }
 }

@@ -1,12 +1,14 @@
 //! What an upstream tells of its rate limits, and the pauses that follow.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderMap;
 use http::header::RETRY_AFTER;
 
-use super::{Identity, QuotaState};
+use super::callers::CALLERS_MAX;
+use super::{CallerId, Identity, QuotaState};
 use crate::clock::Clock;
 use crate::metrics::UpstreamMetrics;
 use crate::tasks::lock;
@@ -79,18 +81,25 @@ struct State {
     heads: PerIdentity<Option<Backoff>>,
 }
 
-/// One of something for each identity.
+/// One of something for each identity. It may be lost: it spares requests, and decides nothing.
 #[derive(Default)]
 pub struct PerIdentity<T> {
     anonymous: T,
     configured: T,
+    callers: HashMap<CallerId, T>,
 }
 
-impl<T> PerIdentity<T> {
+impl<T: Default> PerIdentity<T> {
     pub fn of(&mut self, identity: Identity) -> &mut T {
         match identity {
             Identity::Anonymous => &mut self.anonymous,
             Identity::Configured => &mut self.configured,
+            Identity::Caller(id) => {
+                if self.callers.len() as u64 >= CALLERS_MAX && !self.callers.contains_key(&id) {
+                    self.callers.clear();
+                }
+                self.callers.entry(id).or_default()
+            }
         }
     }
 }

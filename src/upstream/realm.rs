@@ -12,6 +12,7 @@ use url::Url;
 
 use super::answered::{Life, TokenAnswer, secret};
 use super::body::message;
+use super::callers::Callers;
 use super::client::{Failure, Hop, Wire};
 use super::credential::{Login, LoginSecret};
 use super::guard::{self, Reach};
@@ -59,16 +60,19 @@ pub struct RealmOptions {
     /// Base of its API, without `/v2/`.
     pub url: Url,
     pub credential: Option<Credential>,
+    /// Who else may come with logins for it.
+    pub callers: Option<Arc<Callers>>,
     /// Further hosts that may be sent the login as token servers.
     pub realm_hosts: Vec<String>,
     pub header_timeout: Duration,
 }
 
 impl RealmOptions {
-    pub fn of(options: &Options, endpoint: &EndpointOptions) -> Self {
+    pub fn of(options: &Options, endpoint: &EndpointOptions, callers: Option<&Arc<Callers>>) -> Self {
         Self {
             url: endpoint.url.clone(),
             credential: endpoint.credential.clone(),
+            callers: callers.cloned(),
             realm_hosts: options.realm_hosts.clone(),
             header_timeout: options.header_timeout,
         }
@@ -80,6 +84,7 @@ pub struct Realms {
     wire: Arc<Wire>,
     origin: Url,
     pub logins: Logins,
+    callers: Option<Arc<Callers>>,
     realm_hosts: Vec<String>,
     header_timeout: Duration,
     clock: Clock,
@@ -87,9 +92,9 @@ pub struct Realms {
 
 impl Realms {
     pub fn new(options: RealmOptions, wire: Arc<Wire>, clock: Clock, tasks: Tasks) -> Self {
-        let RealmOptions { url, credential, realm_hosts, header_timeout } = options;
+        let RealmOptions { url, credential, callers, realm_hosts, header_timeout } = options;
         let logins = Logins::new(&url, credential, &wire.metrics, clock.clone(), tasks);
-        Self { wire, origin: url, logins, realm_hosts, header_timeout, clock }
+        Self { wire, origin: url, logins, callers, realm_hosts, header_timeout, clock }
     }
 
     /// The login of an identity, where it has one that may be used.
@@ -97,12 +102,19 @@ impl Realms {
         match identity {
             Identity::Configured => self.logins.current().await,
             Identity::Anonymous => Ok(None),
+            Identity::Caller(id) => {
+                let login = self.callers.as_ref().and_then(|callers| callers.login(id));
+                // It must not go on as somebody else.
+                let forgotten = || Cause::Denied(": the caller's login is forgotten by now".to_owned());
+                login.map(Some).ok_or_else(forgotten)
+            }
         }
     }
 
     /// A token for the login that is configured, or for another one that its helper knows once that is
-    /// refused, or for nobody where none is any good.
+    /// refused, or for nobody where none is any good. A caller's login is its only one.
     pub async fn fetch(&self, identity: Identity, grant: &Grant) -> Result<Token, Refusal> {
+        let configured = identity == Identity::Configured;
         for _ in 0..2 {
             let Some(login) = self.login(identity).await? else { break };
             if matches!(login.secret, LoginSecret::RegistryToken(_)) {
@@ -114,10 +126,12 @@ impl Realms {
             let said = match status {
                 StatusCode::OK => {
                     let token = self.read(grant, response).await?;
-                    self.logins.accepted(&login);
+                    if configured {
+                        self.logins.accepted(&login);
+                    }
                     return Ok(token);
                 }
-                StatusCode::FORBIDDEN => return self.forbidden(grant, &login, response).await,
+                StatusCode::FORBIDDEN if configured => return self.forbidden(grant, &login, response).await,
                 StatusCode::UNAUTHORIZED | StatusCode::BAD_REQUEST => self.wire.reading.start(response).await,
                 _ => return Err(self.refusal(grant, response).await),
             };
@@ -127,6 +141,10 @@ impl Realms {
             if status == StatusCode::BAD_REQUEST && !String::from_utf8_lossy(&said).contains("invalid_grant")
             {
                 return Err(Cause::Trouble(why).into());
+            }
+            if !configured {
+                let cause = Cause::Denied(format!(": {why}"));
+                return Err(Refusal { cause, for_all: Some(REFUSED_FOR) });
             }
             self.logins.refused(&login, &why).await;
         }

@@ -113,6 +113,10 @@ impl Requests {
         }
     }
 
+    pub fn refuses_login(&self, identity: Identity) -> bool {
+        self.tokens.refuses_login(identity)
+    }
+
     /// The answer, whatever its status: see [`Requests::refusal`] for those that are no success.
     pub async fn send(&self, ask: &Ask) -> Result<Answer, Cause> {
         let mut tries = Tries::new(&self.wire.metrics, self.options.header_timeout).at_most(self.retries);
@@ -186,7 +190,7 @@ impl Requests {
             answer = self.follow(ask, proof.as_ref()).await?;
         }
         if let Some(proof) = proof.as_ref().filter(|_| answer.status().is_success()) {
-            self.tokens.accepted(proof);
+            self.tokens.accepted(ask.identity, proof);
         }
         // Signed URLs expire: a new one, once. (A HEAD tells enough by having been redirected.)
         let is_storage = answer.foreign && !answer.known_there;
@@ -285,7 +289,7 @@ impl Requests {
 
     fn tokens_at(&self, url: &Url) -> Arc<Tokens> {
         let stranger = EndpointOptions { url: url.clone(), credential: None, ..self.options.own() };
-        let options = RealmOptions::of(&self.options, &stranger);
+        let options = RealmOptions::of(&self.options, &stranger, None);
         let realms = Realms::new(options, self.wire.clone(), self.clock.clone(), self.tasks.clone());
         Arc::new(Tokens::new(realms, self.clock.clone(), self.tasks.clone()))
     }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::breaker::Pass;
 use super::endpoint::Endpoint;
-use super::{Cause, Identity, Shared};
+use super::{Cause, Identity, PrivatePolicy, Shared};
 use crate::oci::Digest;
 
 /// Which endpoint is asked first.
@@ -46,7 +46,11 @@ impl Shared {
         // is for the upstream itself to say, for mirrors have credentials of their own.
         let mirrors = match identity {
             Identity::Configured => true,
-            Identity::Anonymous => !self.options.has_credential(),
+            Identity::Anonymous => {
+                let asks_callers = matches!(self.options.private, PrivatePolicy::PerCaller(_));
+                !self.options.has_credential() && !asks_callers
+            }
+            Identity::Caller(_) => false,
         };
         let mut all: Vec<_> = self.endpoints.iter().filter(|e| mirrors || !e.is_mirror()).collect();
         if first == First::Itself {

@@ -142,6 +142,19 @@ impl Tokens {
             return Ok(());
         };
         let logins = &self.realms.logins;
+        if let Identity::Caller(_) = identity {
+            let opens = self.realms.is_good(login).await;
+            let why = if opens {
+                ": this login does not open it"
+            } else {
+                ": it refuses the user name and password"
+            };
+            let denied = Cause::Denied(why.to_owned());
+            if !opens {
+                self.hold(identity, REFUSED_FOR, denied.clone());
+            }
+            return Err(denied);
+        }
         // Passwords that helpers give expire.
         if logins.has_another(login).await {
             return Ok(());
@@ -155,10 +168,15 @@ impl Tokens {
     }
 
     /// Takes note that a request was answered with what it asked for.
-    pub fn accepted(&self, proof: &Proof) {
-        if let Some(login) = &proof.login {
+    pub fn accepted(&self, identity: Identity, proof: &Proof) {
+        if let Some(login) = proof.login.as_ref().filter(|_| identity == Identity::Configured) {
             self.realms.logins.accepted(login);
         }
+    }
+
+    /// Whether the identity's login itself was refused a moment ago, whatever it was for.
+    pub fn refuses_login(&self, identity: Identity) -> bool {
+        matches!(self.check_held(identity), Err(Cause::Denied(_)))
     }
 
     /// Why an identity's requests go without its login, where that is refused.
@@ -225,7 +243,12 @@ impl Tokens {
     async fn basic(&self, identity: Identity) -> Result<Option<Proof>, Cause> {
         let mut alone = None;
         let mut login = self.realms.login(identity).await?;
-        if login.as_ref().is_some_and(|login| !self.realms.logins.is_proven(login)) {
+        let unproven =
+            |login: &Arc<Login>| identity == Identity::Configured && !self.realms.logins.is_proven(login);
+        if let Identity::Caller(_) = identity {
+            self.check_held(identity)?;
+        }
+        if login.as_ref().is_some_and(unproven) {
             alone = Some(self.unproven.clone().lock_owned().await);
             login = self.realms.login(identity).await?;
         }
@@ -288,7 +311,8 @@ impl Tokens {
         let (identity, grant, generation) = key;
         let logins = &self.realms.logins;
         let login = self.realms.login(*identity).await?;
-        let prudent = login.is_some_and(|login| !logins.is_proven(&login));
+        let prudent =
+            *identity == Identity::Configured && login.is_some_and(|login| !logins.is_proven(&login));
         let _alone = if prudent { Some(self.unproven.lock().await) } else { None };
         self.check_held(*identity)?;
         let now = self.clock.now();

@@ -1,7 +1,7 @@
 //! Upstreams, and who owns a name.
 
 use super::*;
-use crate::upstream::{Credential, Password, PrivatePolicy, Proxy};
+use crate::upstream::{Credential, Password, PrivatePolicy, Proofs, Proxy};
 
 #[test]
 fn upstreams() {
@@ -98,8 +98,53 @@ fn large_or_odd_files_are_refused() {
 fn private_policies() {
     let file = |policy: &str| format!("[upstream.\"docker.io\"]\nprivate = \"{policy}\"");
     assert_eq!(loaded(&file("refuse")).upstreams[0].private, PrivatePolicy::Refuse);
-    refused(&file("per-caller"), 2, &["private: ", "not available in this version", "`shared`"]);
-    refused(&file("open"), 2, &["private: ", "`refuse`"]);
+    refused(&file("open"), 2, &["private: ", "`refuse`", "`per-caller`"]);
+    let proofs = |hold, stale| {
+        let (hold, stale) = (Duration::from_secs(hold), Duration::from_secs(stale));
+        PrivatePolicy::PerCaller(Proofs { hold, stale })
+    };
+    assert_eq!(loaded(&file("per-caller")).upstreams[0].private, proofs(300, 0));
+    let set = file("per-caller") + "\nproof_for = \"1m\"\nproof_stale_for = \"2h\"";
+    assert_eq!(loaded(&set).upstreams[0].private, proofs(60, 7200));
+    let explained = loaded(&set).explain();
+    assert!(explained.contains("private = \"per-caller\"") && explained.contains("proof_for = \"1m\""));
+}
+
+#[test]
+fn a_request_has_room_for_one_login() {
+    let case = Case::new("");
+    let users = case.file("htpasswd", "", 0o600);
+    let ca = case.file("ca.pem", "-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\n", 0o600);
+    let with = |auth: &str, rule: &str| {
+        case.rewrite(&format!(
+            "[upstream.\"ghcr.io\"]\nprivate = \"per-caller\"\n[auth]\nhtpasswd_file = {users:?}\n{auth}\n{rule}"
+        ));
+        case.load().map(drop).map_err(|error| error.to_string())
+    };
+    let rule = |who: &str, what: &str, actions: &str| {
+        format!(
+            "[[access.rule]]\nwho = [\"{who}\"]\nrepositories = [\"{what}\"]\nactions = [\"{actions}\"]\n"
+        )
+    };
+    assert_eq!(with("", ""), Ok(()));
+    assert!(with("mirror = true", "").unwrap_err().contains("auth.mirror: "));
+    for what in ["ghcr.io/**", "**", "*/org/app", "ghcr.io/org/*"] {
+        assert_eq!(with("", &rule("anonymous", what, "pull")), Ok(()), "{what}");
+    }
+    let certificates = format!(
+        "[tls]\ncertificate_file = {ca:?}\nkey_file = {ca:?}\nclient_ca_file = {ca:?}\n{}",
+        rule("certificate:ci", "ghcr.io/**", "pull")
+    );
+    assert_eq!(with("", &certificates), Ok(()));
+    for shut in [
+        rule("alice", "**", "pull"),
+        rule("*", "**", "pull"),
+        rule("anonymous", "docker.io/**", "pull"),
+        rule("anonymous", "app", "push"),
+    ] {
+        let error = with("", &shut).unwrap_err();
+        assert!(error.contains("ghcr.io") && error.contains("who = [\"anonymous\"]"), "{error}");
+    }
 }
 
 #[test]
