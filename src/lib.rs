@@ -102,7 +102,7 @@
 //! | clients pull by what `client-config` prints | `tests/client_config.rs`, `cli::client_config` (`tests.rs`) |
 //! | the registry's API is that of the specification | `tests/conformance/`; `http::push`, `http::lists`, `registry` |
 //! | quota is spent once, read and obeyed | `tests/limits/quota.rs`, `upstream/tests/limits.rs` |
-//! | what is private stays so; credentials go where they belong | `tests/limits/private.rs`, `upstream/tests/auth.rs`, `credentials.rs`, `hops.rs` |
+//! | what is private stays so; credentials go where they belong | `tests/limits/private.rs`, `tests/callers/`, `upstream/tests/auth.rs`, `credentials.rs`, `hops.rs` |
 //! | who may do what is a rule's or a default's word, whatever the spelling | `access::policy`, `tests/access/` |
 //! | a name has one owner, by configuration alone | `http::owners`, `http::address`, `config/tests/upstreams.rs`, `tests/mirror.rs` |
 //! | the tree is that of CNCF distribution, both ways | `tests/life/tree.rs`, `dropin.rs`, `round_trip.rs` |
@@ -117,10 +117,11 @@
 //!
 //! - A blob is served from a repository only if it is linked there. Bytes are shared without a
 //!   transfer only within a trust domain: one upstream, credential and visibility.
-//! - A configured credential spends quota; it opens no doors (`mirror::standing`).
+//! - A configured credential spends quota; it opens no doors (`mirror::standing`). Where callers show their own
+//!   logins, nobody reads, joins or learns anything before its right is shown (`mirror::right`).
 //! - Every repository on disk has an origin (`store::origins`). One that disagrees with the
 //!   configuration is refused and left alone.
-//! - No 5xx for a mirrored blob, and no 401 for what is mirrored unless `auth.mirror` says so:
+//! - No 5xx for a mirrored blob, and no 401 for what is mirrored unless `auth.mirror` or `per-caller` says so:
 //!   `http::error` says why.
 //! - What somebody may do is decided on a repository's identity, never on a spelling (`access::Policy`).
 //! - Manifest bytes are kept and served verbatim; parsing them gives a view.

@@ -295,8 +295,8 @@ fn explain_upstream(p: &mut Printer<'_>, options: &upstream::Options, aliases: &
             p.time("proof_stale_for", proofs.stale);
         }
         PrivatePolicy::Refuse | PrivatePolicy::Shared => {
-            p.unset("proof_for", "for `private = \"per-caller\"`");
-            p.unset("proof_stale_for", "for `private = \"per-caller\"`");
+            p.unset("proof_for", "with `per-caller` alone");
+            p.unset("proof_stale_for", "with `per-caller` alone");
         }
     }
     p.line("redirect_hosts", texts(&options.redirect_hosts));

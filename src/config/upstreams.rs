@@ -103,7 +103,9 @@ fn upstream(
         None => default_url(&host, &table)?,
     };
     let credential = credentials::read(&mut table, &url, environment, warnings)?;
-    warn_of_clear_text(&table, &url, credential.is_some(), warnings);
+    let private = private(&mut table)?;
+    let sends = credential.is_some() || matches!(private, PrivatePolicy::PerCaller(_));
+    warn_of_clear_text(&table, &url, sends, warnings);
     let timeout = |table: &mut Section, key, default| -> Result<Duration, ConfigError> {
         Ok(table.read(key, units::timeout)?.unwrap_or(default))
     };
@@ -118,7 +120,7 @@ fn upstream(
         ca_file: ca_file(&mut table)?,
         proxy: proxy(&mut table)?,
         mirrors: mirrors(&mut table, environment, warnings)?,
-        private: private(&mut table)?,
+        private,
         redirect_hosts: hosts(&mut table, "redirect_hosts")?,
         realm_hosts: hosts(&mut table, "realm_hosts")?,
         connect_timeout: timeout(&mut table, "connect_timeout", defaults::CONNECT_TIMEOUT)?,

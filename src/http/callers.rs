@@ -160,8 +160,8 @@ impl Service {
             self.gate.judged_upstream(Judged::Busy);
             ApiError::too_many_failures(wait)
         })?;
-        let known = mirror.log_in(repository, login).await;
-        let wrong = matches!(known, Err(Error::Denied { .. }));
+        let (known, asked) = mirror.log_in(repository, login).await;
+        let wrong = asked && matches!(known, Err(Error::Denied { .. }));
         if !wrong {
             attempt.forgive();
         }

@@ -96,6 +96,12 @@ impl Service {
         client: Client,
         body: &mut RequestBody,
     ) -> Answer {
+        let only_upstreams = || match self.gate.token_service() {
+            Some(_) => Ok(()),
+            None => {
+                Err(ApiError::new(Code::Invalid, "`service` has to be the one that a challenge here names"))
+            }
+        };
         let (asked, shown) = match request.method {
             Method::GET | Method::HEAD => {
                 let asked = Asked::parse(request.uri.query().unwrap_or_default().as_bytes())?;
@@ -103,6 +109,7 @@ impl Service {
                     let login = login_in(request.headers.get(header::AUTHORIZATION))?;
                     return self.pass(&host, &asked, login, client).await;
                 }
+                only_upstreams()?;
                 (asked, self.shown_by_header(request, arrival, client).await)
             }
             Method::POST => {
@@ -111,6 +118,7 @@ impl Service {
                     let login = asked.password_login()?;
                     return self.pass(&host, &asked, Some(login), client).await;
                 }
+                only_upstreams()?;
                 let shown = self.shown_by_form(client, &asked).await?;
                 (asked, shown)
             }

@@ -159,6 +159,33 @@ fn origins_decide_and_unknown_ones_are_adopted_on_demand() {
     assert_eq!(names, [("library/a".to_owned(), known.clone()), ("library/b".to_owned(), known)]);
 }
 
+/// A transfer that began while a repository was public may end after it was made private.
+#[test]
+fn what_is_private_becomes_public_by_a_claim_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(options(dir.path())).unwrap();
+    let public = hub("team/app");
+    let private =
+        Grant { domain: "docker.io  PerCaller".into(), visibility: Visibility::PerCaller, ..public.clone() };
+    let visibility = |store: &Store| match store.origin(&public.repository).unwrap() {
+        OriginState::Known(origin) => origin.visibility,
+        other => panic!("{other:?}"),
+    };
+    let (one, other) = (Digest::sha256(b"one"), Digest::sha256(b"other"));
+    store.link_layer(&public, &one).unwrap();
+    assert_eq!(visibility(&store), Visibility::Public);
+    store.link_layer(&private, &one).unwrap();
+    assert_eq!(visibility(&store), Visibility::PerCaller);
+    store.link_layer(&public, &other).unwrap();
+    assert_eq!(visibility(&store), Visibility::PerCaller);
+    assert!(store.has_layer(&public.repository, &other).unwrap());
+    drop(store);
+    let store = open(options(dir.path())).unwrap();
+    assert_eq!(visibility(&store), Visibility::PerCaller, "on disk too");
+    store.claim(&public.repository, Visibility::Public).unwrap();
+    assert_eq!(visibility(&store), Visibility::Public);
+}
+
 /// Another thread gives the repository its first content just after this one found no record of
 /// whose it is.
 #[test]

@@ -120,15 +120,19 @@ impl Upstream {
     }
 
     /// Who comes with this login, after the upstream has taken it. `Denied`: it does not. Whether the
-    /// caller may pull the repository is another question.
-    pub async fn log_in(self: &Arc<Self>, name: &Name, login: Login) -> Result<CallerId, Error> {
+    /// caller may pull the repository is another question. Also tells whether this call had it asked,
+    /// and not one that came before with the same login.
+    pub async fn log_in(self: &Arc<Self>, name: &Name, login: Login) -> (Result<CallerId, Error>, bool) {
         let key = self.callers.key(&login);
         let (upstream, of) = (self.clone(), name.clone());
-        let checked =
-            self.callers.checks.join(key, || async move { upstream.check_login(key, &of, login).await });
+        let mut is_first = false;
+        let checked = self.callers.checks.join(key, || {
+            is_first = true;
+            async move { upstream.check_login(key, &of, login).await }
+        });
         let ended = || Err(Cause::Trouble("the request was ended".to_owned()));
         let checked = checked.await.unwrap_or_else(ended);
-        checked.map_err(|cause| self.error("log in for", name, "", cause))
+        (checked.map_err(|cause| self.error("log in for", name, "", cause)), is_first)
     }
 
     async fn check_login(&self, key: Key, name: &Name, login: Login) -> Result<CallerId, Cause> {

@@ -299,6 +299,23 @@ mod tests {
     }
 
     #[test]
+    fn each_caller_has_a_quota_of_its_own_and_so_many_are_remembered() {
+        let (quota, _, metrics) = quota();
+        let caller = |number| Identity::Caller(CallerId::from_number(number));
+        assert!(quota.pause_gets(caller(1), Some(MINUTE)));
+        quota.note(caller(1), Told { remaining: Some(0), ..Told::default() }, Some("alice"));
+        assert!(quota.gets_paused(caller(1)).is_some());
+        assert_eq!((quota.gets_paused(caller(2)), quota.gets_paused(ME)), (None, None));
+        assert_eq!((quota.snapshot(), metrics.quota_remaining.get()), (QuotaState::default(), -1));
+        let mut each = PerIdentity::<u8>::default();
+        for number in 0..=CALLERS_MAX {
+            *each.of(caller(number)) = 1;
+            assert!(each.callers.len() as u64 <= CALLERS_MAX);
+        }
+        assert_eq!(*each.of(caller(CALLERS_MAX)), 1);
+    }
+
+    #[test]
     fn counts_are_read_tolerantly() {
         assert_eq!(parse_count("0"), Some((0, None)));
         assert_eq!(parse_count("5 ; x=1 ;W = 60, 7;w=1"), Some((5, Some(MINUTE))));

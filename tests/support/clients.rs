@@ -106,7 +106,7 @@ impl Containerd {
         run(with(pull, full(image))).await;
     }
 
-    pub(super) fn ctr<const N: usize>(&self, arguments: [&str; N]) -> Command {
+    pub fn ctr<const N: usize>(&self, arguments: [&str; N]) -> Command {
         let mut ctr = command("ctr", ["--address".as_ref(), self.socket().as_os_str()]);
         ctr.args(arguments);
         ctr

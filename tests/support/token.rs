@@ -104,6 +104,14 @@ impl TokenServer {
         account.1.push(grant);
     }
 
+    /// Takes away what `user` may do beyond what everybody may; with `password`, that is the right one now.
+    pub fn revoke(&self, user: &str, password: Option<&str>) {
+        let mut rules = self.state.rules.lock().unwrap();
+        let (right, grants) = rules.accounts.get_mut(user).expect("an account");
+        grants.clear();
+        *right = password.unwrap_or(right).to_owned();
+    }
+
     /// What `expires_in` says of tokens from now on (300 s at first).
     pub fn set_lifetime(&self, lifetime: Duration) {
         self.state.rules.lock().unwrap().lifetime = lifetime;

@@ -35,11 +35,13 @@ struct State {
     guard: Mutex<Option<Guard>>,
 }
 
-/// Lets in whoever brings a bearer token that is not revoked. What the token says is not read.
+/// Lets in whoever brings a bearer token that is not revoked.
 struct Guard {
     challenge: String,
     accepted: HashSet<String>,
     revoked: HashSet<String>,
+    /// Whether the token has to say that the repository may be pulled.
+    reads: bool,
 }
 
 /// What goes wrong. A rule holds any number of them; they apply in their order.
@@ -223,8 +225,14 @@ impl Upstream {
     /// From now on asks for bearer tokens of `tokens`, whatever they say.
     pub fn protect(&self, tokens: &TokenServer) {
         let challenge = format!("Bearer realm=\"{}\",service=\"{SERVICE}\"", tokens.realm());
-        let guard = Guard { challenge, accepted: HashSet::new(), revoked: HashSet::new() };
+        let guard = Guard { challenge, accepted: HashSet::new(), revoked: HashSet::new(), reads: false };
         *self.state.guard.lock().unwrap() = Some(guard);
+    }
+
+    /// The same, and what they say counts.
+    pub fn protect_each(&self, tokens: &TokenServer) {
+        self.protect(tokens);
+        self.state.guard.lock().unwrap().iter_mut().for_each(|guard| guard.reads = true);
     }
 
     /// Every token that was accepted so far has expired.

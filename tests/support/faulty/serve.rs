@@ -5,9 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -83,7 +86,7 @@ impl Guard {
         let token = request.headers.get("authorization").and_then(|value| value.strip_prefix("Bearer "));
         let mut challenge = self.challenge.clone();
         match token {
-            Some(token) if !self.revoked.contains(token) => {
+            Some(token) if !self.revoked.contains(token) && (!self.reads || covers(token, &request.path)) => {
                 self.accepted.insert(token.to_owned());
                 return None;
             }
@@ -100,6 +103,17 @@ impl Guard {
         answer.headers.set("WWW-Authenticate", challenge);
         Some(answer)
     }
+}
+
+/// Whether a token's claims let the repository of a path be pulled. Its signature is not checked.
+fn covers(token: &str, path: &str) -> bool {
+    let claims = token.split('.').nth(1).and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok());
+    let claims: Value = claims.and_then(|claims| serde_json::from_slice(&claims).ok()).unwrap_or_default();
+    let of_path = |access: &Value| {
+        let name = access["name"].as_str().unwrap_or_default();
+        path.starts_with(&format!("/v2/{name}/"))
+    };
+    claims["access"].as_array().is_some_and(|access| access.iter().any(of_path))
 }
 
 enum Framing {
