@@ -72,7 +72,10 @@ pub async fn ask(program: &Path, server: &str, patience: Duration) -> Result<Opt
         if String::from_utf8_lossy(&ended.answer).trim() == NOT_FOUND {
             return Ok(None);
         }
-        tracing::debug!(helper = %shown, server, says = one_line(&ended.answer), "credential helper failed");
+        // Unless it is an answer all the same.
+        if !ended.answer.contains(&b'{') {
+            tracing::debug!(helper = %shown, server, says = one_line(&ended.answer), "credential helper failed");
+        }
         let told = match ended.status.code() {
             Some(code) => format!("ended with status {code}"),
             None => "was ended by a signal".to_owned(),

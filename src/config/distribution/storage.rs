@@ -128,7 +128,8 @@ pub fn proxy(mapping: &mut Mapping, mut proxy: Table) -> Result<Option<Given<Str
     mapping.put(&["hosted", "repositories"], &remote, Kind::List(Vec::new()));
     if proxy.has("exec") && !proxy.table("exec")?.is_empty() {
         return Err(proxy.given().error(
-            "proxy.exec is not available: no program is asked for credentials; set proxy.username and proxy.password",
+            "proxy.exec is not taken up from here: name the program as `credential_helper` in a forebay.toml, or set \
+             proxy.username and proxy.password",
         ));
     }
     let (username, password) = (proxy.text("username")?, proxy.text("password")?);
