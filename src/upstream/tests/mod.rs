@@ -5,8 +5,11 @@ mod content;
 mod credentials;
 mod hops;
 mod limits;
+mod mirrors;
 mod proxy;
+mod quirks;
 mod referrers;
+mod weather;
 
 use std::convert::Infallible;
 use std::future::Future;
