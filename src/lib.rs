@@ -58,7 +58,8 @@
 //! 4. A blob that is not held gets a fill (`store::fill`), one for each digest and trust domain, in a
 //!    task of its own. Its driver takes bytes from upstream, the sink hashes and writes them in
 //!    order, and each reader follows at its own pace. A transfer that breaks is resumed by Range with
-//!    the hash state kept. A range far ahead gets an extent of its own.
+//!    the hash state kept. A range far ahead gets an extent of its own, and so does each connection
+//!    beside the first. Of a large blob that is read by small ranges there are only extents.
 //! 5. The last bytes are held back until the digest matches. Then the file is synced, renamed and
 //!    linked into its repository. Where the disk cannot take the blob, the fill goes on as a relay.
 //! 6. `http::exchange` follows the answer to its body's end: counters and the access line.
@@ -89,7 +90,7 @@
 //!
 //! | promise | held by |
 //! |---|---|
-//! | one cold blob crosses once, whoever asks, whoever leaves | `tests/fill/once.rs`, `ranges.rs`, `sharing.rs`; `store::fill` |
+//! | one cold blob crosses once, whoever asks, by ranges or whole, whoever leaves | `tests/fill/once.rs`, `parallel.rs`, `lazy.rs`, `sharing.rs`; `store::fill` |
 //! | no wrong blob is completed or kept | `store::fill` (`tests.rs`), `http::body` |
 //! | a push that was acknowledged survives kill -9, power loss and a failing disk | `store/tests/crash.rs`, `tests/crash/pushes.rs` |
 //! | collection takes nothing that a pusher or an image relies on | `store/collect/tests.rs`, `tests/push/race.rs`, `collect.rs` |

@@ -122,6 +122,7 @@ impl Rig {
             fill_connections: 1,
             range_share: 0.0,
             range_floor: 0,
+            range_idle: MINUTE,
             lease: MINUTE,
             adopt: None,
         };

@@ -229,6 +229,7 @@ fn store_options(
         fill_connections: cache.number("fill_connections", 1..=8)?.unwrap_or(defaults::FILL_CONNECTIONS),
         range_share: cache.share("range_share", 1.0)?.unwrap_or(defaults::RANGE_SHARE),
         range_floor: cache.read("range_floor", units::size)?.unwrap_or(defaults::RANGE_FLOOR),
+        range_idle: defaults::RANGE_IDLE,
         lease: defaults::LEASE,
         adopt,
     })

@@ -102,6 +102,8 @@ pub const FILL_CONNECTIONS: usize = 1;
 pub const RANGE_SHARE: f64 = 0.25;
 /// Fetched in seconds, and verified.
 pub const RANGE_FLOOR: u64 = 64 * MIB;
+/// A container reads in bursts as it starts; its next one on another machine is minutes away.
+pub const RANGE_IDLE: Duration = minutes(5);
 
 /// Once a day: what it frees was not in a hurry.
 pub const GC_INTERVAL: Duration = hours(24);

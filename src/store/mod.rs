@@ -66,6 +66,8 @@ pub struct Options {
     pub range_share: f64,
     /// Blobs of up to this size are fetched whole, however little is asked for.
     pub range_floor: u64,
+    /// How long ranges are remembered that nobody reads, of a blob that was not fetched whole.
+    pub range_idle: Duration,
     /// How long collection leaves alone what a pusher was told of.
     pub lease: Duration,
     /// Repositories of unknown origin are taken for this owner's (`--adopt`).
@@ -291,6 +293,7 @@ impl Store {
                 resumes: self.options.resumes,
                 reader_timeout: self.options.reader_timeout,
                 connections: self.options.fill_connections,
+                range_idle: self.options.range_idle,
             },
             buffers: self.buffers.clone(),
             metrics: self.metrics.clone(),

@@ -24,6 +24,7 @@ pub(crate) fn options(data: &Path) -> Options {
         fill_connections: 1,
         range_share: 0.0,
         range_floor: 0,
+        range_idle: Duration::from_secs(3600),
         lease: Duration::ZERO,
         adopt: None,
     }

@@ -56,12 +56,16 @@ impl FillReader {
         self.fill.moved.notify_one();
     }
 
-    /// Waits for the first byte: where only ranges are fetched, each is an answer of the source's.
+    /// Waits for the first byte: while only ranges are fetched, each is an answer of the source's.
     pub async fn begun(&mut self) -> Result<(), FillError> {
         loop {
-            let step = self.state.borrow_and_update().step(self.at, self.end);
+            let (step, partial) = {
+                let state = self.state.borrow_and_update();
+                (state.step(self.at, self.end), state.partial.is_some())
+            };
             match step {
-                Step::Wait => self.wait().await?,
+                Step::Wait if partial => self.wait().await?,
+                Step::Wait => return Ok(()),
                 Step::Failed(error) => return Err(error),
                 Step::Chunk(_) | Step::File(..) | Step::End => return Ok(()),
             }

@@ -14,8 +14,6 @@ use super::{FillError, SourceError, extent};
 const SEGMENT: u64 = DISTANCE;
 /// How long the head waits for an extent that the source has not answered: it may be in a queue.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long a blob is remembered of which only ranges were read.
-const IDLE: Duration = Duration::from_secs(300);
 /// Extents that the head goes around rather than over, when the rest of a blob is fetched after all.
 const MOST_GAPS: usize = 64;
 
@@ -46,10 +44,10 @@ impl<K: Keeper> Driver<K> {
         let mut state = self.fill.state.subscribe();
         let stopping = self.fill.tasks.stopping();
         tokio::pin!(stopping);
-        let mut quiet = Instant::now();
+        let (mut quiet, idle) = (Instant::now(), self.options.range_idle);
         while state.borrow_and_update().partial.is_some() {
             let read = self.fill.has_readers();
-            if !read && (self.stopping || quiet.elapsed() >= IDLE) {
+            if !read && (self.stopping || quiet.elapsed() >= idle) {
                 // Who came just now finds it gone from the list, and begins another.
                 self.keeper.delist(&self.fill);
                 if !self.fill.has_readers() {
@@ -59,7 +57,7 @@ impl<K: Keeper> Driver<K> {
             tokio::select! {
                 changed = state.changed() => changed.map_err(|_| FillError::Ended)?,
                 () = self.fill.moved.notified() => quiet = Instant::now(),
-                () = tokio::time::sleep_until(quiet + IDLE), if !read => {}
+                () = tokio::time::sleep_until(quiet + idle), if !read => {}
                 () = &mut stopping, if !self.stopping => self.stopping = true,
             }
         }

@@ -27,6 +27,8 @@ pub struct FillOptions {
     pub reader_timeout: Duration,
     /// Answers of the source that are taken at once, beside what range readers ask for.
     pub connections: usize,
+    /// How long a blob is remembered, once nobody reads it, of which only ranges were read.
+    pub range_idle: Duration,
 }
 
 /// What of a blob is wanted.

@@ -281,6 +281,59 @@ async fn who_wants_the_whole_gets_it_from_the_pieces_and_the_rest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn many_pieces_are_not_each_worth_a_request() {
+    let (rig, content) = (Rig::new(), random(HUGE));
+    let (reader, source) = rig.part(&content, []);
+    let fill = reader.fill().clone();
+    for i in 0..200 {
+        assert!(follow(&fill, &content, span(i * 200_000, 100 + i)).await);
+    }
+    assert!(fill.is_partial());
+    fill.want_whole();
+    drop(fill);
+    assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
+    assert!(rig.is_kept(&content).await);
+    let further = lock(&source.opens).len() - 200;
+    assert!((5..=64 + 10).contains(&further), "{further} requests for the rest");
+    assert!(source.sent() < (HUGE + 200 * 300) as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_many_pieces_are_remembered_of_a_blob() {
+    let (rig, content) = (Rig::new(), random(HUGE));
+    let (reader, _) = rig.part(&content, []);
+    let fill = reader.fill().clone();
+    for i in 0..1030 {
+        assert_eq!(fill.is_partial(), i < 1026, "{i}");
+        assert!(follow(&fill, &content, span(i * 10_000, 1)).await);
+    }
+    drop((reader, fill));
+    while rig.ended(FillEnd::Committed) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(rig.is_kept(&content).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pieces_are_forgotten_when_nobody_reads_for_long() {
+    let rig = Rig::with(Arc::new(RealDisk), |options| options.range_idle = Duration::from_millis(100));
+    let content = random(HUGE);
+    let (reader, _) = rig.part(&content, []);
+    let digest = Digest::sha256(&content);
+    assert!(follow(reader.fill(), &content, span(5, 100)).await);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(rig.store.fill(&rig.grant, &digest).is_some(), "somebody reads");
+    let fill = reader.fill().clone();
+    drop(reader);
+    while fill.opened().await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(rig.store.fill(&rig.grant, &digest).is_none());
+    assert!(fill.reader().is_none(), "who still holds it is not served an error");
+    assert!(!rig.is_kept(&content).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn small_ranges_of_a_source_that_has_none_come_with_the_whole() {
     let (rig, content) = (Rig::new(), random(HUGE));
     let (reader, _) = rig.part(&content, (0..100).map(|_| Act::IgnoreRange));
@@ -371,7 +424,7 @@ impl std::fmt::Debug for Act {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 40, ..ProptestConfig::default() })]
     #[test]
     fn whatever_ranges_come_all_get_their_bytes_and_each_crosses_once(
         readings in readings(HUGE), acts in acts(), demand in 0..3, connections in 1usize..4, whole: bool,
