@@ -3,10 +3,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod addresses;
 mod configuration;
 mod control;
 mod dropin;
 mod events;
+mod listeners;
 mod lists;
 mod operations;
 mod proxy;
