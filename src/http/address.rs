@@ -117,6 +117,15 @@ impl Address {
         }
     }
 
+    /// The repository of a token's scope: as our challenges write it, or as the client asks for it here.
+    pub fn scope(&self, owners: &Owners, name: &str) -> Result<Repository, UnknownName> {
+        let Some(one) = &self.upstream else { return owners.resolve(None, name) };
+        match name.split_once('/') {
+            Some((first, rest)) if first == one.as_str() => owners.resolve(Some(first), rest),
+            _ => owners.resolve(Some(one.as_str()), name),
+        }
+    }
+
     /// The name behind the registry that `?ns=` names too: BuildKit, and containerd with
     /// `override_path`, put a mirror's path behind `/v2/`. Another registry's host is a mirror's path
     /// that the client was given for the wrong registry.

@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 use http::{HeaderValue, Method, Response, header, request};
 use serde_json::json;
 
+use super::address::{Address, Entrance};
 use super::body::Payload;
 use super::callers::login_in;
 use super::connection::Arrival;
@@ -138,8 +139,11 @@ impl Service {
             let refused = "a token of this kind gives no further one: log in".to_owned();
             return Err(ApiError::unauthorized(refused, self.basic_challenge()));
         }
+        let authority = self.external(request, arrival).authority;
+        let entrance = Entrance { scope: &arrival.scope, authority: &authority };
+        let address = Address::of(&self.owners, entrance, None, None)?;
         let access: Vec<Access> =
-            asked.scopes.iter().filter_map(|scope| self.granted(&shown, scope)).collect();
+            asked.scopes.iter().filter_map(|scope| self.granted(&shown, &address, scope)).collect();
         let scope: Vec<String> = access.iter().map(written).collect();
         let Some(issued) = self.gate.issue(&shown, access).await else {
             return Err(ApiError::new(Code::NoEndpoint, "no tokens are given out here"));
@@ -197,17 +201,22 @@ impl Service {
     }
 
     /// What of a scope, `repository:NAME:pull,push`, policy allows. None: nothing.
-    fn granted(&self, shown: &Shown, scope: &str) -> Option<Access> {
+    fn granted(&self, shown: &Shown, address: &Address, scope: &str) -> Option<Access> {
         let (kind, rest) = scope.split_once(':')?;
         let (name, actions) = rest.rsplit_once(':')?;
         // `repository(plugin)` names a class of images, which are all the same here.
         let kind = kind.split('(').next().unwrap_or_default();
         let mut asked = actions.split(',').map(str::trim);
         let all = actions.split(',').any(|action| action.trim() == "*");
+        let mut name = name.to_owned();
         let actions: Vec<String> = match kind {
             "registry" if name == "catalog" => asked.take(4).map(str::to_owned).collect(),
             "repository" => {
-                let repository = self.owners.resolve(None, name).ok()?;
+                let repository = address.scope(&self.owners, &name).ok()?;
+                // Where a host says whose it is, the name alone does not.
+                if address.upstream().is_some() {
+                    name = repository.to_string();
+                }
                 let is_allowed = |action: &Action| {
                     self.gate.policy().decide(&shown.identity, false, *action, &repository).is_allowed()
                 };
@@ -218,7 +227,7 @@ impl Service {
             }
             _ => return None,
         };
-        let access = Access { kind: kind.to_owned(), name: name.to_owned(), actions };
+        let access = Access { kind: kind.to_owned(), name, actions };
         (!access.actions.is_empty()).then_some(access)
     }
 }

@@ -6,7 +6,7 @@ use forebay::access::htpasswd;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 
 use super::get;
-use super::support::clients::{Client, Containerd, Podman, skopeo_push};
+use super::support::clients::{Client, Containerd, Dockerd, Podman, skopeo_push};
 use super::support::faulty::Upstream;
 use super::support::http;
 use super::support::image::Image;
@@ -191,6 +191,38 @@ async fn who_may_pull_nothing_of_a_registry_is_not_told_of_it() {
         let told = ask(Some("alice")).await;
         assert!(told.contains("configured are docker.io, secret.corp\""), "{told}");
     }
+}
+
+#[test]
+fn docker_logs_in_and_pulls_at_a_virtual_host() {
+    isolated(async |directory| {
+        let upstream = Registry::start(&directory.join("upstream"), RegistryOptions::default()).await;
+        let (image, layout) = (Image::random(8, 1, 10_000), directory.join("layout"));
+        image.write_layout(&layout, "1");
+        skopeo_push(&layout, "1", &format!("{}/org/app:1", upstream.host()), None).await;
+        let passwords = directory.join("htpasswd");
+        std::fs::write(&passwords, format!("alice:{}\n", htpasswd::hash("alice", 4).unwrap())).unwrap();
+        let config = Some(format!(
+            "[auth]\nmirror = true\nhtpasswd_file = {passwords:?}\n[auth.tokens]\n[upstream.\"ghcr.io\"]\n\
+             url = \"{}\"\nhosts = [\"ghcr.mirror.test\"]\n",
+            upstream.url()
+        ));
+        let options =
+            MirrorOptions { upstream: "http://127.0.0.1:1".to_owned(), config, ..Default::default() };
+        let mirror = Mirror::with(&directory.join("mirror"), options).await;
+        // In this namespace alone; docker speaks plain HTTP to what is on loopback.
+        std::fs::write(directory.join("hosts"), "127.0.0.1 localhost ghcr.mirror.test\n").unwrap();
+        run(command(
+            "mount",
+            ["--bind".as_ref(), directory.join("hosts").as_os_str(), "/etc/hosts".as_ref()],
+        ))
+        .await;
+        let host = format!("ghcr.mirror.test:{}", mirror.port);
+        let dockerd = Dockerd::start(&directory.join("client"), &mirror.url()).await;
+        run(dockerd.docker(["login", "--username", "alice", "--password", "alice", &host])).await;
+        dockerd.pull(&format!("{host}/org/app:1")).await;
+        assert!(mirror.log().contains("\"repository\":\"ghcr.io/org/app\""), "{}", mirror.log());
+    });
 }
 
 /// Pulls twice through the mirror, with a client that forgets everything in between.

@@ -293,3 +293,17 @@ fn a_namespace_is_answered_where_it_decides() {
     let none = Owners::new(OwnersOptions::default()).unwrap();
     assert_eq!(route::namespace(&none, Serve::All, "/v2/a/manifests/1", Some("ns=ghcr.io")), None);
 }
+
+#[test]
+fn a_scope_is_of_the_host_that_the_token_is_asked_for_at() {
+    let owners = owners();
+    let scope = |authority, name| {
+        let entrance = Entrance { scope: &Scope::default(), authority };
+        let found = Address::of(&owners, entrance, None, None).unwrap().scope(&owners, name).unwrap();
+        format!("{}: {}", found.owner, found.name)
+    };
+    assert_eq!(scope("ghcr.mirror.corp", "org/app"), "ghcr.io: org/app");
+    assert_eq!(scope("ghcr.mirror.corp", "ghcr.io/org/app"), "ghcr.io: org/app");
+    assert_eq!(scope("mirror.corp", "ghcr.io/org/app"), "ghcr.io: org/app");
+    assert_eq!(scope("mirror.corp", "team/app"), "hosted: team/app");
+}
