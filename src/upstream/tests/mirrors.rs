@@ -117,7 +117,7 @@ async fn logins_do_not_mix() {
     let (options, _dir) = with_credential(mirrored(&own, &[&mirror, &open]), "right");
     let mut options = options;
     let password = Password::Inline(Secret::new("other".to_owned()));
-    options.mirrors[0].credential = Some(Credential { username: "robot".into(), password });
+    options.mirrors[0].credential = Some(Credential::Password { username: "robot".into(), password });
     let bench = bench(options);
     assert!(matches!(bench.get("a").await.unwrap_err().cause, Cause::NotFound));
     assert_eq!(*lock(&taken), ["robot:other", "ci-bot:right"]);
