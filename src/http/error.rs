@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
 use super::body::Payload;
@@ -20,6 +20,7 @@ use crate::answer;
 use crate::metrics::{Kind, Outcome};
 use crate::oci::{InvalidDigest, InvalidReference, Owner, Repository};
 use crate::registry::{Interrupted, PushError};
+use crate::upstream::{PROXY_STATUS, loop_status};
 
 /// When a push is tried again that there was no room for.
 const PUSH_AGAIN: Duration = Duration::from_secs(30);
@@ -72,7 +73,6 @@ impl Code {
             Self::BlobUploadUnknown => "BLOB_UPLOAD_UNKNOWN",
             Self::Denied => "DENIED",
             Self::DigestInvalid => "DIGEST_INVALID",
-            // Read by the Forebay that asked: `upstream` knows the word.
             Self::Loop => "LOOP_DETECTED",
             Self::ManifestBlobUnknown => "MANIFEST_BLOB_UNKNOWN",
             Self::ManifestInvalid | Self::ManifestTooLarge => "MANIFEST_INVALID",
@@ -231,7 +231,11 @@ impl ApiError {
                 Self::new(Code::BlobUnknown, message).fault()
             }
             Error::Unavailable { .. } | Error::Unproven { .. } => Self::new(Code::Unavailable, message),
-            Error::Loop(_) => Self::new(Code::Loop, message),
+            Error::Loop(why) => {
+                // For the Forebay that asked.
+                let told = loop_status(why).map(|told| (HeaderName::from_static(PROXY_STATUS), told));
+                Self { headers: told.into_iter().collect(), ..Self::new(Code::Loop, message) }
+            }
             Error::Unfit { .. } => Self::new(unknown(kind), message),
             Error::Disk { .. } => Self::new(Code::Unknown, message),
             Error::Origin { .. } => Self::new(Code::NameUnknown, message).fault(),

@@ -222,7 +222,6 @@ impl Endpoint {
 
     /// What is to be said of a request that has been here already.
     pub fn loop_told(&self) -> String {
-        // Short: it is passed back from one Forebay to the next, each of which cuts what is too long.
         format!(
             "a loop of registries: {} ({}) of a Forebay on the way leads back to it; correct that setting",
             self.setting, self.place

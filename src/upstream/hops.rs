@@ -48,6 +48,37 @@ impl Hops {
     }
 }
 
+/// How a Forebay tells the one that asked, by HEAD too, that a request has been here before (RFC 9209).
+pub const PROXY_STATUS: &str = "proxy-status";
+const LOOP_ERROR: &str = "error=proxy_loop_detected";
+const DETAILS: &str = "details=\"";
+const DETAILS_MAX: usize = 400;
+
+/// The value of such a header; `why` is for people.
+pub fn loop_status(why: &str) -> Option<HeaderValue> {
+    let mut details = String::new();
+    for c in why.chars().filter(|c| *c == ' ' || c.is_ascii_graphic()).take(DETAILS_MAX) {
+        if matches!(c, '"' | '\\') {
+            details.push('\\');
+        }
+        details.push(c);
+    }
+    HeaderValue::try_from(format!("forebay; {LOOP_ERROR}; {DETAILS}{details}\"")).ok()
+}
+
+/// Why an answer says that there is a loop, if it does.
+pub fn read_loop(headers: &HeaderMap) -> Option<String> {
+    let lines = headers.get_all(PROXY_STATUS).iter().filter_map(|line| line.to_str().ok());
+    let line = lines.into_iter().find(|line| line.contains(LOOP_ERROR))?;
+    let (_, details) = line.split_once(DETAILS).unwrap_or_default();
+    let mut why = String::new();
+    let mut chars = details.chars();
+    while let Some(c) = chars.next().filter(|c| *c != '"' && why.len() < DETAILS_MAX) {
+        why.extend(if c == '\\' { chars.next() } else { Some(c) });
+    }
+    Some(if why.is_empty() { "a loop of registries".to_owned() } else { why })
+}
+
 pub fn new_pseudonym() -> String {
     format!("{PREFIX}{:0DIGITS$x}", rand::random::<u64>())
 }
@@ -85,7 +116,30 @@ mod tests {
         assert!(long.is_too_long() && long.0.len() == MAX_HOPS + 1);
     }
 
+    fn status(line: &str) -> Option<String> {
+        read_loop(&HeaderMap::from_iter([(
+            http::HeaderName::from_static(PROXY_STATUS),
+            HeaderValue::from_str(line).unwrap(),
+        )]))
+    }
+
+    #[test]
+    fn that_there_is_a_loop_is_told_in_a_header() {
+        let told = loop_status("`upstream.\"x\".url` \\ leads\nback").unwrap();
+        assert_eq!(status(told.to_str().unwrap()).unwrap(), "`upstream.\"x\".url` \\ leadsback");
+        assert!(status("squid; error=proxy_loop_detected").is_some());
+        assert_eq!(status("squid; error=dns_timeout; details=\"a\""), None);
+        assert!(loop_status(&"x".repeat(5000)).unwrap().len() < 500);
+    }
+
     proptest! {
+        #[test]
+        fn no_proxy_status_panics(rest in "[ -~]{0,80}", why: String) {
+            status(&format!("x; {LOOP_ERROR}; {DETAILS}{rest}"));
+            let told = loop_status(&why).unwrap();
+            prop_assert!(status(told.to_str().unwrap()).is_some());
+        }
+
         #[test]
         fn no_via_panics(line in "[ -~]{0,80}") {
             let _ = read(&[&line]).then("x");

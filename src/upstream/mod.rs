@@ -60,7 +60,7 @@ pub use self::credential::{Credential, Login, LoginSecret, Password, Secret, is_
 pub use self::endpoint::{EndpointOptions, Proxy, check_url};
 pub use self::guard::is_private as is_private_address;
 pub use self::helper::{find as find_helper, is_program};
-pub use self::hops::Hops;
+pub use self::hops::{Hops, PROXY_STATUS, loop_status};
 pub use self::referrers::ToldReferrers;
 pub use self::source::has_docker_login;
 

@@ -9,11 +9,12 @@ use moka::sync::Cache;
 use reqwest::Response;
 use url::Url;
 
-use super::body::{code, message};
+use super::body::message;
 use super::challenge::{self, Challenge};
 use super::client::{Failure, Hop, Wire};
 use super::gate::Pace;
 use super::guard::{self, Reach};
+use super::hops::read_loop;
 use super::quota::retry_after;
 use super::realm::{RealmOptions, Realms};
 use super::retry::Tries;
@@ -36,9 +37,6 @@ const MIRROR_RETRIES: u32 = 1;
 const ELSEWHERE: u64 = 64;
 /// How long it is taken as seen that the registry does not say how to log in.
 const SILENT_FOR: Duration = Duration::from_secs(60);
-
-/// How a Forebay says that a request has been there before. Read by the next one on the way back.
-pub const LOOP: &str = "LOOP_DETECTED";
 
 /// What is asked for.
 pub struct Ask {
@@ -145,14 +143,13 @@ impl Requests {
         if foreign {
             place.push_str(", where the upstream redirects to,");
         }
+        if let Some(why) = read_loop(response.headers()) {
+            return Cause::Loop(why);
+        }
         let mut said = String::new();
         // What a storage service says of a signed URL is not for clients.
         if is_registry {
-            let body = self.wire.reading.start(response).await;
-            said = message(&body);
-            if code(&body).as_deref() == Some(LOOP) {
-                return Cause::Loop(said.trim_start_matches(": ").to_owned());
-            }
+            said = message(&self.wire.reading.start(response).await);
         }
         match (status, refused_login) {
             (StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(why))

@@ -118,8 +118,10 @@ impl<'a> Round<'a> {
 impl Turn<'_> {
     /// Ends `call` when the turn's time is over.
     pub async fn within<T>(&self, call: impl Future<Output = Result<T, Cause>>) -> Result<T, Cause> {
-        let late =
-            |_| Err(Cause::Trouble(format!("{} gave no answer within {:?}", self.endpoint.place, self.time)));
+        let late = |_| {
+            let place = &self.endpoint.place;
+            Err(Cause::Trouble(format!("{place} gave no answer within its part of `deadline`")))
+        };
         tokio::time::timeout(self.time, call).await.unwrap_or_else(late)
     }
 }

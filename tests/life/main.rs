@@ -4,6 +4,7 @@
 mod support;
 
 mod addresses;
+mod chain;
 mod configuration;
 mod control;
 mod dropin;

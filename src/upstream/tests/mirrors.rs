@@ -246,8 +246,8 @@ async fn a_paused_quota_does_not_hold_up_mirrors() {
 
 #[tokio::test]
 async fn loops_are_seen_and_told() {
-    let told = r#"{"errors":[{"code":"LOOP_DETECTED","message":"correct `url`"}]}"#;
-    let server = Server::new(move |_| reply(400, told)).await;
+    let told = "forebay; error=proxy_loop_detected; details=\"correct `url`\"";
+    let server = Server::new(move |_| reply(400, "").with(PROXY_STATUS, told)).await;
     let bench = bench(options(server.url("/")));
     let first = bench.upstream.clone();
     let error = bench.get("a").await.unwrap_err();

@@ -1,0 +1,106 @@
+//! Forebays that ask each other: chains, peers, and loops, which end at once.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::support::faulty::Upstream;
+use super::support::image::Image;
+use super::support::mirror::{Mirror, MirrorOptions};
+use super::support::process::free_port;
+use super::{get, pull, put_empty};
+
+/// Long enough that a request which waits for itself is seen to.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A configuration with timeouts that no request survives which waits for itself, and what else is said.
+fn config(rest: &str) -> Option<String> {
+    Some(format!("[upstream.\"docker.io\"]\nheader_timeout = \"10m\"\ndeadline = \"20m\"\n{rest}"))
+}
+
+async fn start(directory: &Path, name: &str, upstream: &str, rest: &str) -> Mirror {
+    let options =
+        MirrorOptions { upstream: upstream.to_owned(), config: config(rest), ..MirrorOptions::default() };
+    Mirror::with(&directory.join(name), options).await
+}
+
+async fn told(mirror: &Mirror, path: &str) -> (u16, String) {
+    let answer = tokio::time::timeout(PATIENCE, get(&(mirror.url() + path))).await;
+    let (status, body) = answer.unwrap_or_else(|_| panic!("{path} is waited for: {}", mirror.log()));
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+const BLOB: &str =
+    "/v2/library/app/blobs/sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+/// Everything that can be asked for is refused, with the setting to correct.
+async fn refuses_all(mirror: &Mirror) {
+    for path in ["/v2/library/app/manifests/latest", BLOB, "/v2/library/app/tags/list"] {
+        let (status, body) = told(mirror, path).await;
+        assert_eq!(status, 400, "{path} {body}");
+        assert!(body.contains("LOOP_DETECTED"), "{path} {body}");
+        assert!(body.contains("`upstream.\\\"docker.io\\\".url`"), "{path} {body}");
+    }
+}
+
+/// One that listens at `port` too, and has its upstream at another port of this machine.
+async fn at(directory: &Path, port: u16, upstream: u16) -> Mirror {
+    let options = MirrorOptions {
+        upstream: format!("http://127.0.0.1:{upstream}"),
+        config: config(""),
+        arguments: vec!["--listen".into(), format!("127.0.0.1:{port}")],
+        ..MirrorOptions::default()
+    };
+    Mirror::with(&directory.join(port.to_string()), options).await
+}
+
+#[tokio::test]
+async fn one_that_is_its_own_upstream_says_so_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let port = free_port();
+    refuses_all(&at(directory.path(), port, port).await).await;
+}
+
+#[tokio::test]
+async fn three_in_a_loop_say_so_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let ports = [free_port(), free_port(), free_port()];
+    let mut mirrors = Vec::new();
+    for i in 0..3 {
+        mirrors.push(at(directory.path(), ports[i], ports[(i + 1) % 3]).await);
+    }
+    for mirror in &mirrors {
+        refuses_all(mirror).await;
+    }
+}
+
+#[tokio::test]
+async fn peers_ask_each_other_first_and_the_registry_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start().await;
+    let image = Image::random(1, 1, 50_000);
+    upstream.put_image("library/app", "latest", &image);
+    let mut first = start(directory.path(), "first", &upstream.url(), "").await;
+    let peer = |of: &Mirror| format!("[[upstream.\"docker.io\".mirror]]\nurl = \"{}\"", of.url());
+    let second = start(directory.path(), "second", &upstream.url(), &peer(&first)).await;
+    first.configure(&config(&peer(&second)).unwrap());
+    first.kill();
+    first.restart().await;
+
+    pull(&(first.url() + "/v2/library/app"), "latest", &image).await;
+    let fetched = upstream.requests_for("GET", "/library/app/").len();
+    pull(&(second.url() + "/v2/library/app"), "latest", &image).await;
+    assert_eq!(upstream.requests_for("GET", "/library/app/").len(), fetched, "the peer has it");
+    assert_eq!(second.metric(r#"forebay_upstream_breakers_open{upstream="docker.io"}"#).await, 0.0);
+    // What neither has, the registry is asked for by the one that was asked second.
+    put_empty(&upstream, "library/other", "latest", "other");
+    let (status, _) = told(&second, "/v2/library/other/manifests/latest").await;
+    assert_eq!(status, 200);
+    let (status, body) = told(&second, "/v2/library/missing/manifests/latest").await;
+    assert_eq!(status, 404, "{body}");
+    // With the registry away, what a peer holds is had from there.
+    put_empty(&upstream, "library/third", "latest", "third");
+    assert_eq!(told(&first, "/v2/library/third/manifests/latest").await.0, 200);
+    let mut upstream = upstream;
+    upstream.stop().await;
+    assert_eq!(told(&second, "/v2/library/third/manifests/latest").await.0, 200);
+}
