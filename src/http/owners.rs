@@ -41,7 +41,10 @@ pub enum UnknownName {
     #[error(transparent)]
     Invalid(#[from] InvalidName),
     /// What is configured is told to whom it concerns only.
-    #[error("`{0}` is not mirrored here; start with `--upstream {0}` to add it")]
+    #[error(
+        "`{0}` is not mirrored here; start with `--upstream {0}` to add it, or for images of your own write \
+         `{0}/**` into `hosted.repositories`"
+    )]
     Upstream(String),
     #[error(
         "this request names one registry by {first} and another by {second}: \

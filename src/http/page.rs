@@ -49,13 +49,25 @@ pub fn render(images: &External, prefix: &str, upstreams: &[Upstream], totals: &
     let (base, authority, prefix) = (escape(&images.base()), escape(&images.authority), escape(prefix));
     // The name of an image has no place for a path in front of /v2/.
     let by_name = if images.prefix.is_empty() {
-        format!(
-            "<p>By name, from any configured registry:</p>\n<pre>docker pull {authority}/docker.io/library/alpine\n\
-             docker pull {authority}/ghcr.io/owner/image</pre>"
-        )
+        let pulls = upstreams.iter().map(|(host, _)| {
+            let image = if host == "docker.io" { "library/alpine" } else { "owner/image" };
+            format!("docker pull {authority}/{}/{image}", escape(host))
+        });
+        let pulls: Vec<String> = pulls.chain([format!("docker push {authority}/myapp:1.0")]).collect();
+        format!("<p>By name, and images of your own:</p>\n<pre>{}</pre>", pulls.join("\n"))
     } else {
         String::new()
     };
+    let mut hosts_toml = String::new();
+    for (host, _) in upstreams {
+        let _ = write!(
+            hosts_toml,
+            "# /etc/containerd/certs.d/{0}/hosts.toml\nserver = \"https://{1}\"\n",
+            escape(host),
+            if host == "docker.io" { "registry-1.docker.io".to_owned() } else { escape(host) }
+        );
+        let _ = write!(hosts_toml, "[host.\"{base}\"]\ncapabilities = [\"pull\", \"resolve\"]\n");
+    }
     let mut rows = String::new();
     for (host, quota) in upstreams {
         // Writing to a String does not fail, here and below.
@@ -92,9 +104,9 @@ pre {{ background: #f3f3f3; padding: .7em; overflow: auto; color: #111; }}
 <h2>How to use it</h2>
 <p>Docker, for images of Docker Hub, in <code>/etc/docker/daemon.json</code>:</p>
 <pre>{{ "registry-mirrors": ["{base}"] }}</pre>
-<p>containerd, for images of ghcr.io, in <code>/etc/containerd/certs.d/ghcr.io/hosts.toml</code>:</p>
-<pre>[host."{base}"]
-capabilities = ["pull", "resolve"]</pre>
+<p>containerd:</p>
+<pre>{hosts_toml}</pre>
+<p>Every other client: <code>forebay client-config --help</code>.</p>
 {by_name}
 <p><a href="{prefix}/metrics">Metrics</a></p>
 </body>
@@ -180,7 +192,8 @@ mod tests {
             "manifests and blobs: miss</td><td>42<",
             "12.0 KiB",
             r#""registry-mirrors": ["https://mirror.test"]"#,
-            "docker pull mirror.test/ghcr.io/owner/image",
+            "docker pull mirror.test/docker.io/library/alpine",
+            "# /etc/containerd/certs.d/docker.io/hosts.toml",
             "href=\"/metrics\"",
         ] {
             assert!(page.contains(part), "{part} in\n{page}");
