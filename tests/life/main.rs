@@ -7,6 +7,7 @@ mod addresses;
 mod chain;
 mod configuration;
 mod control;
+mod cut;
 mod dropin;
 mod events;
 mod listeners;
