@@ -165,7 +165,9 @@ impl Service {
             Route::Tags(repository, name, page) => {
                 exchange.of_repository(Kind::Tags, &repository, None);
                 self.authorise(&caller, Action::Pull, &repository)?;
-                self.tags(path, hops, &caller, &repository, &name, &page, namespace).await?
+                let answer = self.tags(hops, &caller, &repository).await?;
+                let listed = respond::tags(&answer, &name, &page, path, namespace);
+                (listed, respond::outcome(&answer.served))
             }
             Route::Referrers(repository, digest, artifact_type, page) => {
                 exchange.of_repository(Kind::Referrers, &repository, Some(Reference::Digest(digest)));

@@ -6,7 +6,7 @@ use super::handler::{Answer, Service};
 use super::respond;
 use super::route::{Page, Search};
 use crate::access::Caller;
-use crate::answer::ReferrersAnswer;
+use crate::answer::{ReferrersAnswer, TagsAnswer};
 use crate::metrics::{Kind, Outcome};
 use crate::oci::{Digest, Owner, Repository};
 use crate::store::{Origin, OriginState};
@@ -15,14 +15,10 @@ use crate::upstream::Hops;
 impl Service {
     pub(super) async fn tags(
         &self,
-        path: &str,
         hops: &Hops,
         caller: &Caller,
         repository: &Repository,
-        name: &str,
-        page: &Page,
-        namespace: Option<&str>,
-    ) -> Answer {
+    ) -> Result<TagsAnswer, ApiError> {
         let content = self.content(Kind::Tags, Some(repository))?;
         let answer = match repository.owner {
             Owner::Upstream(_) => {
@@ -31,8 +27,7 @@ impl Service {
             }
             Owner::Hosted => content.hosted.tags(repository).await,
         };
-        let answer = answer.map_err(|error| self.without_content(caller, &error, Kind::Tags, repository))?;
-        Ok((respond::tags(&answer, name, page, path, namespace), respond::outcome(&answer.served)))
+        answer.map_err(|error| self.without_content(caller, &error, Kind::Tags, repository))
     }
 
     pub(super) async fn referrers(

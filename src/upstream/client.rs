@@ -94,7 +94,7 @@ pub struct Wire {
 }
 
 enum Proxies {
-    Environment(Matcher),
+    Environment(Box<Matcher>),
     None,
     All,
 }
@@ -115,7 +115,7 @@ impl Wire {
             open: Clients::new(open)?,
             guarded: Clients::new(guarded)?,
             proxies: match endpoint.proxy {
-                Proxy::Environment => Proxies::Environment(Matcher::from_system()),
+                Proxy::Environment => Proxies::Environment(Box::new(Matcher::from_system())),
                 Proxy::None => Proxies::None,
                 Proxy::Url(_) => Proxies::All,
             },
