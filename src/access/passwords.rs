@@ -82,10 +82,12 @@ impl Passwords {
         if self.wrong.get(&key).is_some() {
             return Ok(Checked { right: false, cached: true });
         }
-        let place = self.place(client)?;
+        // Held by who waits, also for another's check, and by the check itself, whoever leaves.
+        let place = Arc::new(self.place(client)?);
+        let held = place.clone();
         let (password, hash, threads) = (password.to_owned(), hash.to_owned(), self.threads.clone());
         let checked = self.checks.join(key, move || async move {
-            let _place = place;
+            let _held = held;
             // Fails only where the semaphore is closed, which it never is.
             let _thread = threads.acquire_owned().await;
             tokio::task::spawn_blocking(move || htpasswd::verify(&password, &hash)).await.unwrap_or(false)
