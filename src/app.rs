@@ -1,5 +1,7 @@
 //! The composition root: checked options in, a running server out.
 
+mod warming;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
@@ -69,7 +71,7 @@ pub async fn run(
     let hosted = app.hosted(&config, None);
     let service = Arc::new(ArcSwap::from_pointee(app.service(&config, hosted.clone(), None)?));
     let collector = Collector::new(config.gc.clone(), hosted, app.metrics.clone(), app.clock.clone());
-    app.take_commands(&collector).await?;
+    app.take_commands(&collector, service.clone()).await?;
     let forward = app.forward(&config).await?;
     let grace = config.http.shutdown_grace;
     let hosts: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.host.as_str()).collect();
@@ -233,10 +235,15 @@ impl App {
 
     /// Opens the control socket. Images are served without one too, but not where commands would
     /// reach another process than this.
-    async fn take_commands(&self, collector: &Arc<Collector>) -> Result<(), Error> {
+    async fn take_commands(
+        &self,
+        collector: &Arc<Collector>,
+        service: Arc<ArcSwap<Service>>,
+    ) -> Result<(), Error> {
         match control::Bound::bind(self.store.data_dir()).await {
             Ok(bound) => {
-                let commands = control::Commands { collect: collecting(collector.clone()) };
+                let (collect, warm) = (collecting(collector.clone()), warming::warming(service));
+                let commands = control::Commands { collect, warm };
                 self.tasks.spawn("control", control::serve(bound, commands, self.tasks.clone()));
                 Ok(())
             }

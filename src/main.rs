@@ -15,6 +15,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Command::Ca(args) => cli::ca::run(args),
             Command::Gc(args) => cli::gc::run(args).await,
             Command::Htpasswd(args) => cli::htpasswd::run(args),
+            Command::Warm(args) => cli::warm::run(args).await,
         }
     });
     // Blocking reads of a stuck disk or a stalled client must not hold up the exit.

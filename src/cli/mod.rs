@@ -5,7 +5,10 @@ pub mod check_config;
 pub mod client_config;
 pub mod gc;
 pub mod htpasswd;
+mod images;
 pub mod serve;
+pub mod warm;
+mod warm_output;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,6 +38,7 @@ pub enum Command {
     Ca(ca::CaArgs),
     Gc(gc::GcArgs),
     Htpasswd(htpasswd::HtpasswdArgs),
+    Warm(warm::WarmArgs),
 }
 
 /// Reads the process's arguments; on bad ones, says so and exits with 2.
@@ -238,6 +242,7 @@ mod tests {
             &["client-config", "--help"],
             &["gc", "--help"],
             &["htpasswd", "--help"],
+            &["warm", "--help"],
             &["help"],
             &["help", "serve"],
         ] {
@@ -255,7 +260,7 @@ mod tests {
         {
             assert!(help.contains(part), "{part} in\n{help}");
         }
-        for command in ["serve", "check-config", "client-config", "gc", "htpasswd"] {
+        for command in ["serve", "check-config", "client-config", "gc", "htpasswd", "warm"] {
             let help = parse(&[command, "--help"]).unwrap_err().to_string();
             assert!(help.contains("Examples:"), "{help}");
         }

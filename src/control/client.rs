@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 
-use super::{PROTOCOL, Refusal, Version, socket, socket_path};
+use super::{PROTOCOL, Refusal, Version, WarmRequest, socket, socket_path};
 
 /// Longest line that a server sends: a digest and a name.
 const LINE_MAX: usize = 64 * 1024;
@@ -45,17 +45,24 @@ impl Client {
     }
 
     pub async fn version(&self) -> Result<Version, ClientError> {
-        let mut lines = self.send(Method::GET, "version").await?;
+        let mut lines = self.send(Method::GET, "version", None).await?;
         let line = lines.next().await?.ok_or_else(|| ClientError::Broken("no answer".to_owned()))?;
         parse(&line)
     }
 
     /// Collects garbage, or only tells what would go: one [`super::Line`] as JSON after the other.
     pub async fn collect(&self, dry_run: bool) -> Result<Lines, ClientError> {
-        self.send(Method::POST, if dry_run { "gc?dry-run=true" } else { "gc" }).await
+        self.send(Method::POST, if dry_run { "gc?dry-run=true" } else { "gc" }, None).await
     }
 
-    async fn send(&self, method: Method, command: &str) -> Result<Lines, ClientError> {
+    /// Has images fetched that are not held: one [`super::WarmLine`] as JSON after the other. To hang
+    /// up ends it.
+    pub async fn warm(&self, request: &WarmRequest) -> Result<Lines, ClientError> {
+        let body = serde_json::to_vec(request).map_err(|error| ClientError::Broken(error.to_string()))?;
+        self.send(Method::POST, "warm", Some(body.into())).await
+    }
+
+    async fn send(&self, method: Method, command: &str, body: Option<Bytes>) -> Result<Lines, ClientError> {
         let stream = socket::connect(&self.data).await.map_err(|error| self.unreachable(error))?;
         let connected = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = connected.map_err(|error| ClientError::Broken(error.to_string()))?;
@@ -63,7 +70,7 @@ impl Client {
             .method(method)
             .uri(format!("/v{PROTOCOL}/{command}"))
             .header("host", "forebay")
-            .body(NoBody)
+            .body(Once(body))
             .map_err(|error| ClientError::Broken(error.to_string()))?;
         // The connection is driven as long as its answer is read.
         let driven = tokio::spawn(connection);
@@ -138,21 +145,25 @@ impl Lines {
     }
 }
 
-/// Commands send none.
-struct NoBody;
+/// A body that is there at once, or none.
+struct Once(Option<Bytes>);
 
-impl Body for NoBody {
+impl Body for Once {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
     fn poll_frame(
-        self: std::pin::Pin<&mut Self>,
+        mut self: std::pin::Pin<&mut Self>,
         _: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
-        std::task::Poll::Ready(None)
+        std::task::Poll::Ready(self.0.take().map(|bytes| Ok(http_body::Frame::data(bytes))))
     }
 
     fn is_end_stream(&self) -> bool {
-        true
+        self.0.is_none()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::SizeHint::with_exact(self.0.as_ref().map_or(0, |bytes| bytes.len() as u64))
     }
 }

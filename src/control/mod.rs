@@ -2,21 +2,24 @@
 //!
 //! The protocol is versioned by its paths. `GET /v1/version` tells both versions; `POST /v1/gc`
 //! collects garbage and answers one JSON [`Line`] for each thing that goes, and a last one for how it
-//! ended. Whoever may open the socket, its owner and root, may do all of it.
+//! ended. `POST /v1/warm` takes a [`WarmRequest`], fetches those images and answers [`WarmLine`]s. Whoever
+//! may open the socket, its owner and root, may do all of it.
 
 mod client;
 mod server;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod warm;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 pub use client::{Client, ClientError, parse};
-pub use server::{Collect, Commands, serve};
+pub use server::{Collect, Commands, Warm, serve};
 pub use socket::{Bound, SocketError};
+pub use warm::{IMAGES_MAX, WarmFailed, WarmHeld, WarmLine, WarmProgress, WarmRequest, WarmTotals};
 
 /// The version that is the first component of every path.
 pub const PROTOCOL: u32 = 1;

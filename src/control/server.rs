@@ -1,4 +1,4 @@
-//! The server's side: few connections, one request each, small heads, no bodies.
+//! The server's side: few connections, one request each, small heads, bounded bodies.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -21,12 +21,14 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::socket::Bound;
-use super::{Line, PROTOCOL, Refusal, Removed, Totals, Version};
+use super::{Line, PROTOCOL, Refusal, Removed, Totals, Version, WarmLine, WarmRequest, WarmTotals};
 use crate::tasks::Tasks;
 
 const CONNECTIONS_MAX: usize = 8;
 /// hyper's least.
 const HEAD_MAX: usize = 8 * 1024;
+/// Ten thousand images.
+const BODY_MAX: usize = 4 << 20;
 /// Lines on their way to one client.
 const LINES: usize = 64;
 /// Rest after a failure to accept.
@@ -36,10 +38,18 @@ const ACCEPT_REST: Duration = Duration::from_millis(200);
 pub type Collect =
     Arc<dyn Fn(bool, mpsc::Sender<Removed>) -> BoxFuture<'static, Result<Totals, String>> + Send + Sync>;
 
+/// Has images fetched. Dropping the future ends it.
+pub type Warm = Arc<
+    dyn Fn(WarmRequest, mpsc::Sender<WarmLine>) -> BoxFuture<'static, Result<WarmTotals, String>>
+        + Send
+        + Sync,
+>;
+
 /// What the server does when it is told to.
 #[derive(Clone)]
 pub struct Commands {
     pub collect: Collect,
+    pub warm: Warm,
 }
 
 /// How long a client may take.
@@ -118,8 +128,8 @@ impl Server {
             .keep_alive(false);
         let (cut, stop) = (self.cut.clone(), self.tasks.stopping());
         let answer = service_fn(|request| {
-            let answer = self.answer(&request);
-            async move { Ok::<_, Infallible>(answer) }
+            let server = self.clone();
+            async move { Ok::<_, Infallible>(server.answer(request).await) }
         });
         let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), answer));
         let mut stop = std::pin::pin!(stop);
@@ -141,22 +151,24 @@ impl Server {
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Lines> {
-        if !request.body().is_end_stream() {
-            return refusal(StatusCode::PAYLOAD_TOO_LARGE, "a command has no body");
+    async fn answer(&self, request: Request<Incoming>) -> Response<Lines> {
+        let (request, body) = request.into_parts();
+        let (method, path) = (&request.method, request.uri.path());
+        if !body.is_end_stream() && path != "/v1/warm" {
+            return refusal(StatusCode::PAYLOAD_TOO_LARGE, "this command has no body");
         }
-        let (method, path) = (request.method(), request.uri().path());
         match (path, method) {
             ("/v1/version", &Method::GET) => {
                 let version = Version { protocol: PROTOCOL, forebay: env!("CARGO_PKG_VERSION").to_owned() };
                 Response::new(Lines::one(&version))
             }
-            ("/v1/gc", &Method::POST) => match dry_run(request.uri().query()) {
+            ("/v1/warm", &Method::POST) => self.warm(body).await,
+            ("/v1/gc", &Method::POST) => match dry_run(request.uri.query()) {
                 Ok(dry_run) => self.collect(dry_run),
                 Err(refused) => refusal(StatusCode::BAD_REQUEST, &refused),
             },
             ("/v1/version", _) => allow(Method::GET, method),
-            ("/v1/gc", _) => allow(Method::POST, method),
+            ("/v1/gc" | "/v1/warm", _) => allow(Method::POST, method),
             _ => {
                 let version = env!("CARGO_PKG_VERSION");
                 refusal(
@@ -168,14 +180,83 @@ impl Server {
     }
 
     fn collect(&self, dry_run: bool) -> Response<Lines> {
-        let (client, lines) = mpsc::channel(LINES);
-        let client = Listener { lines: Some(client), patience: self.patience.line, cut: self.cut.clone() };
+        let (client, response) = self.lines();
         let stop = self.tasks.stopping();
         self.tasks.spawn("collect on command", collect(self.commands.collect.clone(), dry_run, client, stop));
-        let mut response = Response::new(Lines(lines));
-        response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/x-ndjson"));
         response
     }
+
+    async fn warm(&self, body: Incoming) -> Response<Lines> {
+        let request = match tokio::time::timeout(self.patience.head, whole(body)).await {
+            Err(_) => return refusal(StatusCode::REQUEST_TIMEOUT, "the request did not come to its end"),
+            Ok(Err(None)) => {
+                let why = format!("the request has more than {BODY_MAX} bytes: warm fewer images at once");
+                return refusal(StatusCode::PAYLOAD_TOO_LARGE, &why);
+            }
+            Ok(Err(Some(error))) => return refusal(StatusCode::BAD_REQUEST, &error),
+            Ok(Ok(body)) => serde_json::from_slice::<WarmRequest>(&body),
+        };
+        let request = match request {
+            Ok(request) if request.images.len() <= super::IMAGES_MAX => request,
+            Ok(_) => {
+                let why = format!("warm {} images at once at most", super::IMAGES_MAX);
+                return refusal(StatusCode::BAD_REQUEST, &why);
+            }
+            Err(error) => {
+                return refusal(StatusCode::BAD_REQUEST, &format!("no request to warm images: {error}"));
+            }
+        };
+        let (client, response) = self.lines();
+        let stop = self.tasks.stopping();
+        self.tasks.spawn("warm on command", warm(self.commands.warm.clone(), request, client, stop));
+        response
+    }
+
+    /// An answer of lines, and who is to be told them.
+    fn lines(&self) -> (Listener, Response<Lines>) {
+        let (client, lines) = mpsc::channel(LINES);
+        let client = Listener { lines: Some(client), patience: self.patience.line, cut: self.cut.clone() };
+        let mut response = Response::new(Lines(lines));
+        response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/x-ndjson"));
+        (client, response)
+    }
+}
+
+/// A body of bounded size. `Err(None)`: it is larger.
+async fn whole(mut body: Incoming) -> Result<Vec<u8>, Option<String>> {
+    let mut read = Vec::new();
+    while let Some(frame) = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        let frame = frame.map_err(|error| Some(error.to_string()))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if read.len() + data.len() > BODY_MAX {
+            return Err(None);
+        }
+        read.extend_from_slice(&data);
+    }
+    Ok(read)
+}
+
+/// Fetches images as long as the client listens: what came by then is held, and the rest is fetched
+/// when it asks again.
+async fn warm(warm: Warm, request: WarmRequest, mut client: Listener, stop: impl Future<Output = ()>) {
+    let (report, mut lines) = mpsc::channel(LINES);
+    let mut run = warm(request, report);
+    let mut stop = std::pin::pin!(stop);
+    let ended = loop {
+        tokio::select! {
+            biased;
+            Some(line) = lines.recv() => client.tell(&line).await,
+            ended = &mut run => break ended,
+            () = client.gone() => return,
+            () = &mut stop => break Err("the server is shutting down; run it again once it is back".to_owned()),
+        }
+    };
+    drop(run);
+    while let Ok(line) = lines.try_recv() {
+        client.tell(&line).await;
+    }
+    client.tell(&ended.map_or_else(WarmLine::Error, WarmLine::Totals)).await;
+    client.end().await;
 }
 
 /// Runs one pass, which logs what it did. Where its client has gone, a real one goes on by itself:
@@ -218,7 +299,7 @@ struct Listener {
 }
 
 impl Listener {
-    async fn tell(&mut self, line: &Line) {
+    async fn tell(&mut self, line: &impl Serialize) {
         self.send(Some(text(line))).await;
     }
 
@@ -235,7 +316,7 @@ impl Listener {
         self.lines = None;
     }
 
-    /// Completes when the client leaves.
+    /// Completes when the client leaves; at once where it has.
     async fn gone(&self) {
         if let Some(lines) = &self.lines {
             lines.closed().await;

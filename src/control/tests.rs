@@ -41,7 +41,22 @@ fn collecting(blobs: u64, ended: Arc<AtomicUsize>) -> Commands {
         }
         .boxed()
     };
-    Commands { collect: Arc::new(collect) }
+    Commands { collect: Arc::new(collect), warm: warming() }
+}
+
+/// Says of each image that it is held, then the totals.
+fn warming() -> Warm {
+    Arc::new(|request: WarmRequest, report: tokio::sync::mpsc::Sender<WarmLine>| {
+        async move {
+            let held = request.images.len() as u64;
+            for image in request.images {
+                let failed = WarmFailed { image, error: request.platforms.join("+") };
+                report.send(WarmLine::Failed(failed)).await.map_err(|_| "nobody listens".to_owned())?;
+            }
+            Ok(WarmTotals { held, ..WarmTotals::default() })
+        }
+        .boxed()
+    })
 }
 
 /// A pass that never ends by itself; counts those that were ended.
@@ -61,7 +76,7 @@ fn endless(ended: Arc<AtomicUsize>) -> Commands {
         }
         .boxed()
     };
-    Commands { collect: Arc::new(collect) }
+    Commands { collect: Arc::new(collect), warm: warming() }
 }
 
 struct Server {
@@ -135,6 +150,40 @@ async fn a_collection_is_told_line_by_line() {
     assert!(server.tasks.drain(LONG).await);
 }
 
+#[tokio::test]
+async fn images_are_asked_for_in_a_body_with_a_limit() {
+    let server = Server::start(0).await;
+    let image = |number: usize| format!("registry.example/org/app{number}:1");
+    let images: Vec<String> = (0..IMAGES_MAX).map(image).collect();
+    let request = WarmRequest { images, platforms: vec!["a/b".into(), "c/d".into()] };
+    let mut lines = server.client().warm(&request).await.unwrap();
+    let mut read = Vec::new();
+    while let Some(line) = lines.next().await.unwrap() {
+        read.push(parse::<WarmLine>(&line).unwrap());
+    }
+    assert_eq!(read.len(), IMAGES_MAX + 1);
+    assert_eq!(read[7], WarmLine::Failed(WarmFailed { image: image(7), error: "a/b+c/d".into() }));
+    assert!(matches!(read[IMAGES_MAX], WarmLine::Totals(WarmTotals { held: 10_000, .. })));
+    let refused =
+        async |request: &WarmRequest| server.client().warm(request).await.err().unwrap().to_string();
+    let one_more = WarmRequest { images: vec!["a".into(); IMAGES_MAX + 1], platforms: vec![] };
+    assert!(refused(&one_more).await.contains("10000 images at once at most"));
+    let large = WarmRequest { images: vec!["a".repeat(4 << 20)], platforms: vec![] };
+    assert!(refused(&large).await.contains("fewer images at once"));
+    let raw = async |body: &str| {
+        let head = format!("POST /v1/warm HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+        server.raw((head + body).as_bytes()).await
+    };
+    for (body, part) in
+        [("{}", "missing field"), (r#"{"images":[],"all":1}"#, "unknown field"), ("x", "no request")]
+    {
+        let answer = raw(body).await;
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains(part), "{answer}");
+    }
+    assert!(raw(r#"{"images":[]}"#).await.starts_with("HTTP/1.1 200 "));
+    assert!(server.raw(b"GET /v1/warm HTTP/1.1\r\nhost: x\r\n\r\n").await.contains("use POST"));
+}
+
 /// What other programs read: these lines are a format.
 #[test]
 fn lines_are_as_documented() {
@@ -149,6 +198,25 @@ fn lines_are_as_documented() {
         r#"{"totals":{"tags":1,"manifests":0,"links":0,"blobs":0,"uploads":0,"bytes":2}}"#
     );
     assert_eq!(json(&Line::Error("why".into())), r#"{"error":"why"}"#);
+    let json = |line: &WarmLine| serde_json::to_string(line).unwrap();
+    let held = WarmHeld {
+        image: "app".into(),
+        digest: "sha256:00".into(),
+        blobs: 1,
+        bytes: 2,
+        bytes_fetched: 3,
+        stale: None,
+    };
+    assert_eq!(
+        json(&WarmLine::Held(held)),
+        r#"{"held":{"image":"app","digest":"sha256:00","blobs":1,"bytes":2,"bytes_fetched":3}}"#
+    );
+    let failed = WarmFailed { image: "app".into(), error: "why".into() };
+    assert_eq!(json(&WarmLine::Failed(failed)), r#"{"failed":{"image":"app","error":"why"}}"#);
+    assert_eq!(
+        json(&WarmLine::Totals(WarmTotals { held: 1, failed: 2, bytes: 3, bytes_fetched: 4 })),
+        r#"{"totals":{"held":1,"failed":2,"bytes":3,"bytes_fetched":4}}"#
+    );
 }
 
 #[tokio::test]

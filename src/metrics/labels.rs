@@ -104,6 +104,15 @@ label!(
     Delivery = "delivery" { Sent = "sent", Failed = "failed", Dropped = "dropped" }
 );
 
+label!(
+    /// What became of an image that was warmed.
+    Warmth = "result" { Held = "held", Stale = "stale", Failed = "failed" }
+);
+label!(
+    /// What upstream said of a tag that was still fresh.
+    Refreshed = "result" { Same = "same", Moved = "moved", Failed = "failed" }
+);
+
 /// Counters for every combination of two labels, looked up by index.
 pub struct Grid<A, B> {
     cells: Vec<IntCounter>,

@@ -1,6 +1,7 @@
 //! Everything that is counted: one struct, built once, handles held. Names: README, "Metrics".
 
 mod labels;
+mod warm;
 
 use std::sync::Mutex;
 
@@ -13,8 +14,9 @@ use crate::tasks::lock;
 
 pub use labels::{
     Delivery, Face, FillEnd, Forwarded, Grid, Kind, Label, Limit, Limited, Login, LoginMethod, Outcome,
-    PassEnd, Row, Swept, UploadEnd, UpstreamCall, UpstreamStatus,
+    PassEnd, Refreshed, Row, Swept, UploadEnd, UpstreamCall, UpstreamStatus, Warmth,
 };
+pub use warm::WarmMetrics;
 
 /// What is counted of one upstream.
 pub struct UpstreamMetrics {
@@ -99,6 +101,7 @@ pub struct Metrics {
     pub gc_freed_bytes: IntCounter,
     pub gc_seconds: Gauge,
     pub access_lines_dropped: IntCounter,
+    pub warm: WarmMetrics,
     upstream: UpstreamVectors,
     endpoint: EndpointVectors,
 }
@@ -252,6 +255,7 @@ impl Metrics {
                 "forebay_access_lines_dropped_total",
                 "Access log lines dropped because the log's reader was too slow",
             ),
+            warm: WarmMetrics::new(&b),
             upstream: UpstreamVectors::new(&b),
             endpoint: EndpointVectors::new(&b),
             registry: b.0,

@@ -62,7 +62,7 @@ impl Mirror {
         answer.map_err(|error| veiled(request.who(), error))
     }
 
-    async fn by_digest(
+    pub(super) async fn by_digest(
         self: &Arc<Self>,
         request: &Request<'_>,
         digest: &Digest,

@@ -9,10 +9,12 @@ mod list;
 mod manifest;
 mod memory;
 mod referrers;
+mod refresh;
 mod right;
 mod source;
 mod standing;
 mod tag;
+mod warm;
 mod writes;
 
 use std::collections::HashMap;
@@ -32,6 +34,7 @@ use crate::tasks::{Flights, Tasks};
 use crate::upstream::{self, Hops, Upstream};
 
 pub use self::freshness::Freshness;
+pub use self::warm::{Account, IMAGES_AT_ONCE, Image, Tally, WarmError, Warmed};
 pub use crate::oci::{InvalidTagPattern as InvalidPattern, TagPattern as Pattern};
 pub use crate::upstream::{CallerId, Login};
 

@@ -181,7 +181,7 @@ impl Mirror {
     }
 
     /// The tag as last seen: from memory, else from disk, where its time says when that was.
-    async fn known_tag(&self, request: &Request<'_>, tag: &Tag) -> Option<Arc<KnownTag>> {
+    pub(super) async fn known_tag(&self, request: &Request<'_>, tag: &Tag) -> Option<Arc<KnownTag>> {
         let key = (request.repository.clone(), tag.clone());
         if let Some(known) = self.memory.tags.get(&key) {
             return Some(known);
@@ -289,7 +289,7 @@ impl Mirror {
     }
 
     /// Upstream has answered the HEAD.
-    fn told(
+    pub(super) fn told(
         self: &Arc<Self>,
         repository: &Repository,
         tag: &Tag,

@@ -28,6 +28,18 @@ impl Writes {
         Self { store, tasks, lanes: Default::default(), waiting: Arc::default() }
     }
 
+    /// Waits until all that was given so far for this repository has been tried.
+    pub async fn settled(&self, repository: &Repository) {
+        let (done, settled) = tokio::sync::oneshot::channel();
+        self.add(repository, "nothing", move |_| {
+            // Whoever waited may have left.
+            let _ = done.send(());
+            Ok(())
+        });
+        // Not told where the queue is full: then there is nothing to wait for.
+        let _ = settled.await;
+    }
+
     /// Runs `work` after all that was given before it for the same repository.
     pub fn add(
         &self,

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::{Digest, MediaType};
+use super::{Digest, MediaType, Platform};
 
 /// Largest manifest taken: what containerd reads at most (4 * 1048 * 1048 bytes).
 pub const MANIFEST_MAX: usize = 4 * 1048 * 1048;
@@ -22,6 +22,8 @@ pub struct Descriptor {
     pub size: u64,
     /// Its bytes may live elsewhere by design (`urls`, non-distributable layers).
     pub foreign: bool,
+    /// Within an index: for which machines.
+    pub platform: Option<Platform>,
 }
 
 /// What a manifest refers to.
@@ -98,6 +100,21 @@ struct RawDescriptor {
     size: u64,
     #[serde(default)]
     urls: Option<Vec<serde::de::IgnoredAny>>,
+    #[serde(default)]
+    platform: Option<RawPlatform>,
+}
+
+/// Anything may stand here: what is no platform is taken for none.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawPlatform {
+    Named {
+        os: String,
+        architecture: String,
+        #[serde(default)]
+        variant: Option<String>,
+    },
+    Other(serde::de::IgnoredAny),
 }
 
 impl Manifest {
@@ -251,7 +268,20 @@ impl RawDescriptor {
         let foreign = self.urls.is_some_and(|urls| !urls.is_empty())
             || self.media_type.contains("nondistributable")
             || self.media_type.contains(".foreign.");
-        Ok(Descriptor { media_type: self.media_type, digest: self.digest.parse()?, size: self.size, foreign })
+        let platform = self.platform.and_then(|platform| match platform {
+            RawPlatform::Named { os, architecture, variant } => {
+                let variant = variant.filter(|variant| !variant.is_empty());
+                Some(Platform { os, architecture, variant })
+            }
+            RawPlatform::Other(_) => None,
+        });
+        Ok(Descriptor {
+            media_type: self.media_type,
+            digest: self.digest.parse()?,
+            size: self.size,
+            foreign,
+            platform,
+        })
     }
 }
 
@@ -274,6 +304,29 @@ mod tests {
         let index = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, descriptor());
         let manifest = Manifest::parse(index.as_bytes(), None).unwrap();
         assert_eq!(manifest.media_type.as_str(), MediaType::OCI_INDEX);
+    }
+
+    #[test]
+    fn an_index_tells_for_which_machines_its_images_are() {
+        let entry = |platform: &str| {
+            let digest = Digest::sha256(platform.as_bytes());
+            format!(r#"{{"digest":"{digest}","size":3,"platform":{platform}}}"#)
+        };
+        let platforms = [
+            r#"{"os":"linux","architecture":"arm64","variant":"v8","os.features":["x"]}"#,
+            r#"{"os":"linux","architecture":"amd64","variant":""}"#,
+            "null",
+            "7",
+            r#"{"os":"linux"}"#,
+        ];
+        let index = format!(r#"{{"manifests":[{}]}}"#, platforms.map(entry).join(","));
+        let ManifestKind::Index { manifests } = Manifest::parse(index.as_bytes(), None).unwrap().kind else {
+            panic!("an index")
+        };
+        let told: Vec<_> =
+            manifests.into_iter().map(|entry| entry.platform.map(|platform| platform.to_string())).collect();
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(told, [text("linux/arm64/v8"), text("linux/amd64"), None, None, None]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod manifest;
 mod media_type;
 mod name;
 mod pattern;
+mod platform;
 mod range;
 mod reference;
 mod referrer;
@@ -18,6 +19,7 @@ pub use manifest::{Descriptor, InvalidManifest, MANIFEST_CEILING, MANIFEST_MAX, 
 pub use media_type::{MANIFEST_ACCEPT, MediaType};
 pub use name::{InvalidName, Name};
 pub use pattern::{InvalidTagPattern, RepositoryPattern, TagPattern};
+pub use platform::{InvalidPlatform, Platform, Platforms};
 pub use range::{ByteRange, RangeRequest, Unsatisfiable};
 pub use reference::{InvalidReference, Reference, Tag};
 pub use referrer::{Referrer, referrers};

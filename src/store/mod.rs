@@ -214,6 +214,10 @@ impl Store {
         self.options.lease
     }
 
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     pub fn data_dir(&self) -> &Path {
         &self.options.data
     }

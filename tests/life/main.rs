@@ -19,6 +19,7 @@ mod round_trip;
 mod signals;
 mod tls;
 mod tree;
+mod warm;
 
 use bytes::Bytes;
 use serde_json::Value;

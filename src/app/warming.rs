@@ -1,0 +1,94 @@
+//! What the control socket is told to warm with: texts in, the running configuration's mirror at work.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
+use futures_util::{StreamExt, stream};
+use tokio::sync::mpsc;
+
+use crate::control::{self, WarmFailed, WarmHeld, WarmLine, WarmProgress, WarmRequest, WarmTotals};
+use crate::http::Service;
+use crate::mirror::{Account, IMAGES_AT_ONCE, Image, Mirror, Tally, Warmed};
+use crate::oci::Platforms;
+
+/// How often a client hears of an image's progress.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Fetches images by the configuration of the moment.
+pub fn warming(service: Arc<ArcSwap<Service>>) -> control::Warm {
+    Arc::new(move |request, told| {
+        let service = service.load_full();
+        Box::pin(async move { warm(&service, request, told).await }) as BoxFuture<'static, _>
+    })
+}
+
+async fn warm(
+    service: &Service,
+    request: WarmRequest,
+    told: mpsc::Sender<WarmLine>,
+) -> Result<WarmTotals, String> {
+    let platforms = Platforms::parse(&request.platforms).map_err(|error| error.to_string())?;
+    let Some(content) = &service.content else { return Err("the store cannot be used".to_owned()) };
+    let port = Some(service.public.port);
+    let images = stream::iter(request.images).map(|text| {
+        let (told, platforms, mirror) = (told.clone(), &platforms, &content.mirror);
+        async move {
+            let ended = match service.owners.image(&text, port) {
+                Ok((repository, reference)) => {
+                    let image = Image { text: text.clone(), repository, reference };
+                    one(mirror, &image, platforms, &told).await
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            let (line, totals) = line(text, ended);
+            // Whoever asked may have left.
+            let _ = told.send(line).await;
+            totals
+        }
+    });
+    let ended: Vec<WarmTotals> = images.buffer_unordered(IMAGES_AT_ONCE).collect().await;
+    Ok(ended.into_iter().fold(WarmTotals::default(), |sum, one| WarmTotals {
+        held: sum.held + one.held,
+        failed: sum.failed + one.failed,
+        bytes: sum.bytes + one.bytes,
+        bytes_fetched: sum.bytes_fetched + one.bytes_fetched,
+    }))
+}
+
+async fn one(
+    mirror: &Arc<Mirror>,
+    image: &Image,
+    platforms: &Platforms,
+    told: &mpsc::Sender<WarmLine>,
+) -> Result<Warmed, String> {
+    let (begun, next) = (Instant::now(), AtomicU64::new(0));
+    let tell = |Tally { bytes, bytes_here, .. }: Tally| {
+        let now = begun.elapsed().as_millis() as u64;
+        let due = next.load(Ordering::Relaxed);
+        if now >= due {
+            next.store(now + TICK.as_millis() as u64, Ordering::Relaxed);
+            let progress = WarmProgress { image: image.text.clone(), bytes, bytes_here };
+            // Where the client is slow, it hears of the next.
+            let _ = told.try_send(WarmLine::Progress(progress));
+        }
+    };
+    let warmed = mirror.warm(image, platforms, Account::Background, &tell).await;
+    warmed.map_err(|error| error.to_string())
+}
+
+fn line(image: String, ended: Result<Warmed, String>) -> (WarmLine, WarmTotals) {
+    match ended {
+        Ok(Warmed { digest, tally, stale }) => {
+            let Tally { blobs, bytes, bytes_fetched, .. } = tally;
+            let held = WarmHeld { image, digest: digest.to_string(), blobs, bytes, bytes_fetched, stale };
+            (WarmLine::Held(held), WarmTotals { held: 1, failed: 0, bytes, bytes_fetched })
+        }
+        Err(error) => {
+            let totals = WarmTotals { failed: 1, ..WarmTotals::default() };
+            (WarmLine::Failed(WarmFailed { image, error }), totals)
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Images as people write them for their clients: `nginx`, `org/app:1`, `ghcr.io/org/app@sha256:…`.
+
+use super::owners::{Owners, UnknownName};
+use crate::oci::{InvalidReference, Owner, Reference, Repository};
+
+/// Longest spelling: a name and a digest.
+const LONGEST: usize = 512;
+
+/// Why a text names no image that can be fetched.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidImage {
+    #[error("`{0}` is no image: write it as in `nginx:1.27` or `ghcr.io/org/app@sha256:…`")]
+    Form(String),
+    #[error(transparent)]
+    Name(#[from] UnknownName),
+    #[error(transparent)]
+    Reference(#[from] InvalidReference),
+    #[error("`{0}` is hosted here: there is no upstream to fetch it from")]
+    Hosted(String),
+}
+
+impl Owners {
+    /// The image that a client means by `text`: a first component with a dot or a port is a registry,
+    /// without one it is Docker Hub's. Forebay's own spellings are known too: aliases, and names
+    /// behind this server's address on this machine, at `port`.
+    pub fn image(&self, text: &str, port: Option<u16>) -> Result<(Repository, Reference), InvalidImage> {
+        let form = || InvalidImage::Form(text.chars().take(80).collect());
+        if text.is_empty() || text.len() > LONGEST || text.contains(char::is_whitespace) {
+            return Err(form());
+        }
+        let (name, reference) = parted(text);
+        let reference: Reference = reference.parse()?;
+        let repository = self.repository(name, port)?;
+        match repository.owner {
+            Owner::Upstream(_) => Ok((repository, reference)),
+            Owner::Hosted => Err(InvalidImage::Hosted(repository.to_string())),
+        }
+    }
+
+    fn repository(&self, name: &str, port: Option<u16>) -> Result<Repository, UnknownName> {
+        let Some((first, rest)) = name.split_once('/') else { return self.docker_hubs(name) };
+        if port.is_some_and(|port| is_here(first, port)) {
+            return self.resolve(None, rest);
+        }
+        // An alias is an upstream's first, as in a request.
+        if self.upstream(first).is_ok() {
+            return self.resolve(Some(first), rest);
+        }
+        let is_registry = first.contains(['.', ':']) || first == "localhost";
+        match self.resolve(None, name) {
+            Ok(repository) if repository.owner == Owner::Hosted => Ok(repository),
+            _ if is_registry => self.upstream(first).and_then(|_| self.resolve(Some(first), rest)),
+            _ => self.docker_hubs(name),
+        }
+    }
+
+    /// Docker Hub's repository of a short name; where another upstream stands for it, that one's.
+    fn docker_hubs(&self, name: &str) -> Result<Repository, UnknownName> {
+        match self.upstream("docker.io") {
+            Ok(_) => self.resolve(Some("docker.io"), name),
+            Err(_) if name.contains('/') => self.resolve(None, name),
+            Err(unknown) => self.resolve(None, &format!("library/{name}")).map_err(|_| unknown),
+        }
+    }
+}
+
+/// Name and reference; a digest decides over a tag before it, and nothing means `latest`.
+fn parted(text: &str) -> (&str, &str) {
+    let (text, digest) = match text.split_once('@') {
+        Some((text, digest)) => (text, Some(digest)),
+        None => (text, None),
+    };
+    let (name, tag) = match text.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        _ => (text, None),
+    };
+    (name, digest.or(tag).unwrap_or("latest"))
+}
+
+/// Whether a registry's address is this server's, as seen from this machine.
+fn is_here(address: &str, port: u16) -> bool {
+    let Some((host, at)) = address.rsplit_once(':') else { return false };
+    at == port.to_string() && matches!(host, "localhost" | "127.0.0.1" | "[::1]")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::OwnersOptions;
+    use super::*;
+    use crate::oci::UpstreamHost;
+    use proptest::prelude::*;
+
+    fn owners() -> Owners {
+        let host = |host: &str| host.parse::<UpstreamHost>().unwrap();
+        Owners::new(OwnersOptions {
+            upstreams: vec![
+                (host("docker.io"), vec!["dockerhub".to_owned()]),
+                (host("ghcr.io"), vec!["gh".to_owned()]),
+                (host("localhost:5001"), vec![]),
+            ],
+            hosted: vec!["*".to_owned(), "corp.internal/**".to_owned()],
+            ..OwnersOptions::default()
+        })
+        .unwrap()
+    }
+
+    fn image(text: &str) -> String {
+        match owners().image(text, Some(5000)) {
+            Ok((repository, reference @ Reference::Tag(_))) => format!("{repository}:{reference}"),
+            Ok((repository, reference @ Reference::Digest(_))) => format!("{repository}@{reference}"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn images_are_what_clients_take_them_for() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        for (text, expected) in [
+            ("nginx", "docker.io/library/nginx:latest".to_owned()),
+            ("nginx:1", "docker.io/library/nginx:1".to_owned()),
+            ("org/app", "docker.io/org/app:latest".to_owned()),
+            ("docker.io/nginx:1", "docker.io/library/nginx:1".to_owned()),
+            ("docker.io/library/nginx", "docker.io/library/nginx:latest".to_owned()),
+            ("index.docker.io/org/app:2", "docker.io/org/app:2".to_owned()),
+            ("ghcr.io/org/app", "ghcr.io/org/app:latest".to_owned()),
+            ("localhost:5001/app:x", "localhost:5001/app:x".to_owned()),
+            ("gh/org/app:x", "ghcr.io/org/app:x".to_owned()),
+            ("localhost:5000/ghcr.io/org/app:1", "ghcr.io/org/app:1".to_owned()),
+            ("127.0.0.1:5000/library/nginx", "docker.io/library/nginx:latest".to_owned()),
+        ] {
+            assert_eq!(image(text), expected, "{text}");
+        }
+        assert_eq!(image(&format!("nginx@{digest}")), format!("docker.io/library/nginx@{digest}"));
+        assert_eq!(image(&format!("ghcr.io/a/b:1@{digest}")), format!("ghcr.io/a/b@{digest}"));
+    }
+
+    #[test]
+    fn what_cannot_be_fetched_is_refused_by_name() {
+        for (text, part) in [
+            ("localhost:5000/myapp:1", "`myapp` is hosted here"),
+            ("corp.internal/team/app", "`corp.internal/team/app` is hosted here"),
+            ("quay.io/org/app", "`quay.io` is not mirrored here"),
+            ("localhost/app", "`localhost` is not mirrored here"),
+            ("Nginx", "`Nginx` is no repository name"),
+            ("nginx:", "no tag"),
+            ("nginx@sha256:00", "digest"),
+            ("", "no image"),
+            ("a b", "no image"),
+            ("../x", "`..` is not mirrored here"),
+            ("ghcr.io/../x", "no repository name"),
+        ] {
+            assert!(image(text).contains(part), "{text}: {}", image(text));
+        }
+        assert!(image(&"a".repeat(600)).contains("no image"));
+    }
+
+    #[test]
+    fn without_docker_hub_short_names_are_the_defaults() {
+        let host: UpstreamHost = "corp.example".parse().unwrap();
+        let owners = |default| {
+            let upstreams = vec![(host.clone().with_default(default), vec![])];
+            Owners::new(OwnersOptions { upstreams, hosted: vec!["*".to_owned()], ..OwnersOptions::default() })
+                .unwrap()
+        };
+        let of =
+            |default, text| owners(default).image(text, None).map(|(repository, _)| repository.to_string());
+        assert_eq!(of(true, "nginx").unwrap(), "corp.example/library/nginx");
+        assert_eq!(of(true, "org/app").unwrap(), "corp.example/org/app");
+        assert!(of(true, "quay.io/org/app").unwrap_err().to_string().contains("`quay.io` is not mirrored"));
+        assert!(of(false, "nginx").unwrap_err().to_string().contains("`docker.io` is not mirrored"));
+    }
+
+    proptest! {
+        #[test]
+        fn an_image_is_of_a_configured_upstream_or_refused(text in "[a-z.:/@A-Z0-9_-]{0,40}|ghcr\\.io/[a-z/:@]{0,20}") {
+            if let Ok((repository, _)) = owners().image(&text, Some(5000)) {
+                let Owner::Upstream(host) = repository.owner else { panic!("hosted: {text}") };
+                prop_assert!(["docker.io", "ghcr.io", "localhost:5001"].contains(&host.as_str()));
+            }
+        }
+    }
+}
