@@ -146,7 +146,7 @@ async fn what_fails_is_named_and_the_rest_is_held() {
     let (good, broken) = (Image::random(1, 1, 10_000), Image::random(2, 1, 10_000));
     upstream.put_image("library/good", "1", &good);
     upstream.put_image("library/broken", "1", &broken);
-    upstream.on("GET", &format!("blobs/{}", broken.blobs[1].digest)).then(Fault::Flip(100));
+    upstream.on("GET", &format!("blobs/{}", broken.blobs[2].digest)).then(Fault::Flip(100));
     let options = MirrorOptions { upstream: upstream.url(), ..Default::default() };
     let mirror = Mirror::with(directory.path(), options).await;
     let own = format!("{}/good:1", mirror.host());
@@ -216,7 +216,7 @@ async fn an_interrupted_run_is_taken_up_where_it_stood() {
 async fn clients_keep_the_last_of_the_quota() {
     let directory = tempfile::tempdir().unwrap();
     let upstream = Upstream::start().await;
-    let images: Vec<Image> = (0..20).map(|seed| Image::random(seed, 0, 0)).collect();
+    let images: Vec<Image> = (0..20).map(|seed| Image::random(seed, 1, 100)).collect();
     for (number, image) in images.iter().enumerate() {
         upstream.put_manifest("library/app", &number.to_string(), MANIFEST, image.manifests[0].bytes.clone());
         for blob in &image.blobs {
@@ -224,7 +224,7 @@ async fn clients_keep_the_last_of_the_quota() {
         }
     }
     let quota = super::support::faulty::Quota { limit: 100, remaining: 100, window: 3600 };
-    upstream.set_quota(Some(super::support::faulty::Quota { remaining: 50, ..quota }));
+    upstream.set_quota(Some(super::support::faulty::Quota { remaining: 15, ..quota }));
     let options = MirrorOptions { upstream: upstream.url(), ..Default::default() };
     let mirror = Mirror::with(directory.path(), options).await;
     let names: Vec<String> = (0..20).map(|number| format!("app:{number}")).collect();
