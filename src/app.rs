@@ -22,7 +22,7 @@ use crate::http::{
     Service,
 };
 use crate::metrics::Metrics;
-use crate::mirror::Mirror;
+use crate::mirror::{Mirror, Pins};
 use crate::oci::{Owner, UpstreamHost};
 use crate::registry::{Collector, Hosted, Removed, Totals, What};
 use crate::store::{OpenError, OriginState, Store};
@@ -73,6 +73,8 @@ pub async fn run(
     let collector = Collector::new(config.gc.clone(), hosted, app.metrics.clone(), app.clock.clone());
     app.take_commands(&collector, service.clone()).await?;
     let forward = app.forward(&config).await?;
+    let pins =
+        service.load().content.as_ref().map(|content| Pins::new(config.warm.clone(), content.mirror.clone()));
     let grace = config.http.shutdown_grace;
     let hosts: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.host.as_str()).collect();
     tracing::info!(
@@ -88,7 +90,8 @@ pub async fn run(
     app.survey(&config);
     app.tend_uploads(service.clone());
     collector.schedule(&app.tasks);
-    app.follow_hangups(service.clone(), collector, config, reload)?;
+    pins.iter().for_each(|pins| pins.schedule(&app.tasks));
+    app.follow_hangups(service.clone(), collector, pins, config, reload)?;
     let asked = stop_signals()?;
     let begun = OnceLock::new();
     let shutdown = async {
@@ -321,6 +324,7 @@ impl App {
         self: &Arc<Self>,
         service: Arc<ArcSwap<Service>>,
         collector: Arc<Collector>,
+        pins: Option<Arc<Pins>>,
         mut config: Config,
         reload: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
     ) -> Result<(), Error> {
@@ -335,6 +339,9 @@ impl App {
                 }
                 match app.reloaded(&service.load(), &collector, &config, &reload) {
                     Ok((new, replacement)) => {
+                        if let (Some(pins), Some(content)) = (&pins, &replacement.content) {
+                            pins.follow(new.warm.clone(), content.mirror.clone());
+                        }
                         service.store(Arc::new(replacement));
                         config = new;
                         tracing::info!("the configuration was read again");

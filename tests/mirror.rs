@@ -15,7 +15,7 @@ use forebay::answer::{BlobWant, Error, ManifestAnswer, Served};
 use forebay::clock::Clock;
 use forebay::disk::RealDisk;
 use forebay::metrics::Metrics;
-use forebay::mirror::{Asker, Freshness, Mirror, Options, Stale, Toll};
+use forebay::mirror::{Ahead, Asker, Freshness, Mirror, Options, Stale, Toll};
 use forebay::oci::{Owner, Reference, Repository, UpstreamHost};
 use forebay::store::{self, Store};
 use forebay::tasks::Tasks;
@@ -150,6 +150,7 @@ impl Rig {
             offline,
             metadata_memory: 1 << 20,
             blob_memory: 1 << 20,
+            ahead: Ahead::default(),
         };
         let mirror = Mirror::new(options, upstreams, store, clock.clone(), tasks.clone());
         let (purse, hops) = (Purse(AtomicUsize::new(1000)), Hops::default());

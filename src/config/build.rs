@@ -15,7 +15,7 @@ use super::error::ConfigError;
 use super::section::{Found, Section};
 use super::tree::Entries;
 use super::{
-    Choices, Config, defaults, events, forward, gc, hosted, listeners, names, presets, units, upstreams,
+    Choices, Config, defaults, events, forward, gc, hosted, listeners, names, presets, units, upstreams, warm,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -46,7 +46,9 @@ pub fn build(
     let (gc, lease) = gc::read(root.section("gc")?, &mut hosted)?;
     let auth = super::access::read(&mut root, push, &http, &owners, &mut warnings)?;
     http.forward = forward::read(root.section("forward_proxy")?, &upstreams, auth.mirror, &mut warnings)?;
+    let port = http.listen.first().map(std::net::SocketAddr::port);
     let config = Config {
+        warm: warm::pins(&mut root, &owners, port)?,
         auth,
         http,
         owners,
@@ -164,6 +166,7 @@ fn mirror_options(root: &mut Section, cache: &mut Section) -> Result<mirror::Opt
         offline: root.switch("offline")?.unwrap_or(false),
         metadata_memory: memory / 2,
         blob_memory: memory - memory / 2,
+        ahead: warm::ahead(root)?,
     };
     negative.finish()?;
     stale.finish()?;

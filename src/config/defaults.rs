@@ -88,6 +88,12 @@ pub const STALE_DENIED: Duration = minutes(15);
 /// An outage has no length that would make a build's failure better than an image of before it.
 pub const STALE_TROUBLE: Option<Duration> = None;
 
+/// A tag that is pinned moves within the working day.
+pub const WARM_EVERY: Duration = hours(6);
+/// HEADs cost no quota; an upstream does not notice one a second.
+pub const REFRESHES_PER_MINUTE: u32 = 60;
+pub const PREFETCH_LAYERS: bool = false;
+
 /// Half of it for manifests, tags and links (some 20,000 of 3 KB), half for small blobs.
 pub const MEMORY: u64 = 128 * MIB;
 /// What a client that left has begun is mostly wanted by the next one: two large layers' worth.

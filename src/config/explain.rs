@@ -9,7 +9,8 @@ use toml::Value;
 
 use crate::access::{IdentityLimit, Override, Rates};
 use crate::events::EndpointOptions;
-use crate::oci::{RepositoryPattern, TagPattern};
+use crate::mirror::Pinned;
+use crate::oci::{Platforms, RepositoryPattern, TagPattern};
 use crate::registry::Rule;
 use crate::telemetry::Format;
 use crate::upstream::{self, Credential, Password, PrivatePolicy, Proxy};
@@ -189,6 +190,11 @@ impl Config {
         for (pattern, time) in &freshness.rules {
             p.time(pattern.as_str(), *time);
         }
+        p.section("refresh");
+        p.number("per_minute", self.mirror.ahead.refreshes_per_minute);
+        p.section("prefetch");
+        p.line("layers", self.mirror.ahead.prefetch_layers);
+        self.warm.iter().for_each(|pin| explain_pin(p, pin));
         p.section("negative");
         p.time("not_found", self.mirror.negative_not_found);
         p.time("denied", self.mirror.negative_denied);
@@ -222,6 +228,18 @@ impl Config {
             p.out += &format!("\n[[limits.identity]] # {source}\nname = {name}\n{}", rates(*of));
         }
     }
+}
+
+fn explain_pin(p: &mut Printer<'_>, pin: &Pinned) {
+    p.path = String::new();
+    p.out += &format!("\n[[warm]] # {}\n", p.source("warm"));
+    let images: Vec<&str> = pin.images.iter().map(|image| image.text.as_str()).collect();
+    let platforms = match &pin.platforms {
+        Platforms::All => Value::from("all"),
+        Platforms::These(platforms) => texts(platforms),
+    };
+    let every = Value::from(format_time(pin.every));
+    p.out += &format!("images = {}\nplatforms = {platforms}\nevery = {every}\n", texts(&images));
 }
 
 fn explain_rule(p: &mut Printer<'_>, rule: &Rule) {

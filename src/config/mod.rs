@@ -25,6 +25,7 @@ mod section;
 mod tree;
 mod units;
 mod upstreams;
+mod warm;
 
 #[cfg(test)]
 mod tests;
@@ -52,6 +53,8 @@ pub struct Config {
     pub access: crate::access::Options,
     pub auth: crate::access::AuthOptions,
     pub mirror: mirror::Options,
+    /// Images that are kept warm.
+    pub warm: Vec<mirror::Pinned>,
     pub registry: registry::Options,
     pub gc: registry::CollectOptions,
     /// The default one first, if there is one, then in the order of the file. The same order as in `owners`.

@@ -8,6 +8,7 @@ mod freshness;
 mod list;
 mod manifest;
 mod memory;
+mod pinned;
 mod referrers;
 mod refresh;
 mod right;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::memory::{HeldManifest, Memory, Subject};
+use self::refresh::Hot;
 use self::tag::Resolved;
 use self::writes::Writes;
 use crate::answer::{Error, ReferrersAnswer, TagsAnswer};
@@ -34,6 +36,7 @@ use crate::tasks::{Flights, Tasks};
 use crate::upstream::{self, Hops, Upstream};
 
 pub use self::freshness::Freshness;
+pub use self::pinned::{Pinned, Pins};
 pub use self::warm::{Account, IMAGES_AT_ONCE, Image, Tally, WarmError, Warmed};
 pub use crate::oci::{InvalidTagPattern as InvalidPattern, TagPattern as Pattern};
 pub use crate::upstream::{CallerId, Login};
@@ -53,6 +56,16 @@ pub struct Options {
     pub metadata_memory: u64,
     /// Bytes of small blobs kept in memory.
     pub blob_memory: u64,
+    pub ahead: Ahead,
+}
+
+/// What is done before anybody asks for it; by default nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ahead {
+    /// Tags that are confirmed before they go stale, at most. 0: none.
+    pub refreshes_per_minute: u32,
+    /// Whether an image's blobs are fetched once its manifest was answered.
+    pub prefetch_layers: bool,
 }
 
 /// How long a held tag is served though upstream does not confirm it. None: for good.
@@ -92,6 +105,7 @@ pub struct Mirror {
     store: Arc<Store>,
     memory: Memory,
     writes: Writes,
+    hot: Hot,
     /// When blobs of an upstream were last seen to flow.
     blobs_flow: moka::sync::Cache<UpstreamHost, Instant>,
     fetches: Flights<(Who, Repository, Reference), Result<Arc<HeldManifest>, Error>>,
@@ -112,8 +126,10 @@ impl Mirror {
         tasks: Tasks,
     ) -> Arc<Self> {
         let memory = Memory::new(&options);
-        Arc::new(Self {
+        let (per_minute, now, all) = (options.ahead.refreshes_per_minute, clock.now(), tasks.clone());
+        let mirror = Arc::new(Self {
             memory,
+            hot: Hot::new(per_minute),
             writes: Writes::new(store.clone(), tasks.clone()),
             blobs_flow: moka::sync::Cache::new(1024),
             fetches: Flights::new(tasks.clone(), "fetch manifest"),
@@ -126,7 +142,9 @@ impl Mirror {
             upstreams,
             store,
             clock,
-        })
+        });
+        refresh::start(Arc::downgrade(&mirror), per_minute, now, &all);
+        mirror
     }
 
     pub fn upstreams(&self) -> &HashMap<UpstreamHost, Arc<Upstream>> {

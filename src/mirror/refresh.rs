@@ -1,15 +1,195 @@
-//! Tags asked for upstream before anybody has to wait for it.
+//! Tags that are asked for often are confirmed shortly before they go stale, so that nobody has to wait
+//! for it.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
-use super::Mirror;
+use futures_util::{StreamExt, stream};
+use moka::sync::Cache;
+
 use super::manifest::Request;
 use super::memory::Subject;
-use super::tag::Resolved;
+use super::tag::{PATIENCE, Resolved};
+use super::warm::Background;
+use super::{Mirror, lost};
 use crate::answer::Error;
-use crate::oci::{Reference, Tag};
+use crate::metrics::Refreshed;
+use crate::oci::{Digest, Owner, Reference, Repository, Tag, UpstreamHost};
+use crate::tasks::Tasks;
+
+/// How often a tag is asked for within its freshness to be worth a request.
+const OFTEN: u32 = 2;
+/// Tags that are looked at.
+const TAGS_MAX: u64 = 4096;
+const TICK: Duration = Duration::from_secs(1);
+/// How long before its end: not for all tags the same, and no more than a quarter of the freshness.
+const LEAD: std::ops::Range<u64> = 4_000..12_000;
+const AT_ONCE: usize = 8;
+/// How long an upstream that did not answer is left alone.
+const REST: Duration = Duration::from_secs(60);
+
+/// How often tags are asked for, of those asked for most.
+pub struct Hot(Option<Cache<(Repository, Tag), Arc<Heat>>>);
+
+pub struct Heat {
+    /// Since it was last confirmed here.
+    asked: AtomicU32,
+    lead: Duration,
+}
+
+impl Hot {
+    /// Where nothing is to be refreshed, nothing is counted.
+    pub fn new(per_minute: u32) -> Self {
+        Self((per_minute > 0).then(|| Cache::new(TAGS_MAX)))
+    }
+
+    pub fn note(&self, repository: &Repository, tag: &Tag) {
+        let Some(tags) = &self.0 else { return };
+        let heat = tags.get_with((repository.clone(), tag.clone()), || {
+            let lead = Duration::from_millis(rand::random_range(LEAD));
+            Arc::new(Heat { asked: AtomicU32::new(0), lead })
+        });
+        heat.asked.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// So many in a minute, evenly spread but for a tenth that may come at once.
+struct Pace {
+    per_second: f64,
+    most: f64,
+    left: f64,
+    at: Instant,
+}
+
+impl Pace {
+    fn new(per_minute: u32, now: Instant) -> Self {
+        let most = (f64::from(per_minute) / 10.0).max(1.0);
+        Self { per_second: f64::from(per_minute) / 60.0, most, left: most, at: now }
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.left = (self.left + passed * self.per_second).min(self.most);
+        self.at = now;
+        let is_free = self.left >= 1.0;
+        self.left -= if is_free { 1.0 } else { 0.0 };
+        is_free
+    }
+}
+
+/// Refreshes tags as long as there is the mirror.
+pub fn start(mirror: Weak<Mirror>, per_minute: u32, now: Instant, tasks: &Tasks) {
+    if per_minute == 0 {
+        return;
+    }
+    let (mut refresher, stopping) =
+        (Refresher { pace: Pace::new(per_minute, now), resting: Vec::new() }, tasks.stopping());
+    tasks.spawn("refresh tags", async move {
+        let refresh = async {
+            loop {
+                tokio::time::sleep(TICK).await;
+                let Some(mirror) = mirror.upgrade() else { return };
+                refresher.refresh(&mirror).await;
+            }
+        };
+        tokio::select! { () = refresh => {}, () = stopping => {} }
+    });
+}
+
+struct Refresher {
+    pace: Pace,
+    /// Upstreams that did not answer, and until when they are left alone.
+    resting: Vec<(UpstreamHost, Instant)>,
+}
+
+impl Refresher {
+    /// Confirms the tags that will soon be stale.
+    async fn refresh(&mut self, mirror: &Arc<Mirror>) {
+        let now = mirror.clock.now();
+        self.resting.retain(|(_, until)| now < *until);
+        let mut due = mirror.soon_stale(now);
+        due.retain(|tag| mirror.is_well(&tag.repository) && !self.rests(&tag.repository));
+        due.sort_unstable_by_key(|tag| tag.fresh_until);
+        due.retain(|_| self.pace.take(now));
+        let asked = due.into_iter().map(|tag| async move { (mirror.refresh(&tag).await, tag.repository) });
+        let ended: Vec<_> = stream::iter(asked.collect::<Vec<_>>()).buffer_unordered(AT_ONCE).collect().await;
+        for (asked, repository) in ended {
+            let refreshed = asked.as_ref().map_or(Refreshed::Failed, |refreshed| *refreshed);
+            mirror.store.metrics().warm.refreshed.cell(refreshed).inc();
+            // What it says of one repository is no word on the others.
+            let has_answered = matches!(asked, Ok(_) | Err(Error::NotFound(_) | Error::Denied { .. }));
+            if let (false, Owner::Upstream(host)) = (has_answered, repository.owner) {
+                self.resting.push((host, mirror.clock.now() + REST));
+            }
+        }
+    }
+
+    fn rests(&self, repository: &Repository) -> bool {
+        self.resting.iter().any(|(host, _)| matches!(&repository.owner, Owner::Upstream(of) if of == host))
+    }
+}
+
+/// A tag that is asked for often and will soon be stale.
+struct Due {
+    repository: Repository,
+    tag: Tag,
+    digest: Digest,
+    fresh_until: Instant,
+    heat: Arc<Heat>,
+}
 
 impl Mirror {
+    fn soon_stale(&self, now: Instant) -> Vec<Due> {
+        let Some(tags) = &self.hot.0 else { return Vec::new() };
+        let mut due = Vec::new();
+        for (key, heat) in tags {
+            let (repository, tag) = (&key.0, &key.1);
+            if heat.asked.load(Ordering::Relaxed) < OFTEN {
+                continue;
+            }
+            // Where it is stale already, or was confirmed by nobody, whoever asks next has it confirmed.
+            let Some(known) = self.memory.tags.get(&*key).filter(|known| known.stale.is_none()) else {
+                continue;
+            };
+            let left = known.fresh_until.saturating_duration_since(now);
+            let lead = heat.lead.min(self.options.freshness.of(repository, tag) / 4);
+            if !left.is_zero() && left <= lead {
+                let (repository, tag, fresh_until) = (repository.clone(), tag.clone(), known.fresh_until);
+                due.push(Due { repository, tag, digest: known.digest, fresh_until, heat });
+            }
+        }
+        due
+    }
+
+    /// Whether an upstream has quota to spare, as far as it is known.
+    fn is_well(&self, repository: &Repository) -> bool {
+        let quota = self.upstream(repository).map(|upstream| upstream.quota());
+        !self.options.offline
+            && quota.is_ok_and(|quota| quota.paused_for.is_none() && quota.remaining != Some(0))
+    }
+
+    async fn refresh(self: &Arc<Self>, due: &Due) -> Result<Refreshed, Error> {
+        let Due { repository, tag, .. } = due;
+        // Whatever comes of it, it is asked for often anew before it is tried again.
+        due.heat.asked.store(0, Ordering::Relaxed);
+        let (work, subject) = (Background::default(), Subject::Manifest(Reference::Tag(tag.clone())));
+        let asked = async {
+            let standing = self.entry(work.asker(), repository, &subject).await?;
+            self.confirm(&Request { asker: work.asker(), standing, repository }, tag).await
+        };
+        let timely = tokio::time::timeout(PATIENCE, asked).await;
+        match timely.unwrap_or_else(|_| Err(lost(subject.of(repository)))) {
+            Ok(Resolved::Known(known, _)) if known.digest == due.digest => Ok(Refreshed::Same),
+            Ok(Resolved::Known(..)) => Ok(Refreshed::Moved),
+            Ok(Resolved::Untold) => Ok(Refreshed::Failed),
+            Err(error) => {
+                tracing::debug!(%repository, %tag, %error, "a tag could not be confirmed before it goes stale");
+                Err(error)
+            }
+        }
+    }
+
     /// Asks upstream about a tag, fresh or not. Where it does not answer, what is known stays as it is.
     pub(super) async fn confirm(
         self: &Arc<Self>,
@@ -25,5 +205,29 @@ impl Mirror {
         let head = head.map_err(|error| self.translate(request.who(), repository, &subject, error).0)?;
         let known = self.known_tag(request, tag).await;
         self.told(repository, tag, head, known.as_deref(), upstream.paused_for(access.identity))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pace_is_kept_whatever_is_due() {
+        let begun = Instant::now();
+        let mut pace = Pace::new(60, begun);
+        let taken = |pace: &mut Pace, at: u64| {
+            (0..1000).filter(|_| pace.take(begun + Duration::from_secs(at))).count()
+        };
+        assert_eq!(taken(&mut pace, 0), 6);
+        assert_eq!(taken(&mut pace, 1), 1);
+        assert_eq!(taken(&mut pace, 600), 6);
+        let mut slow = Pace::new(1, begun);
+        assert_eq!((taken(&mut slow, 0), taken(&mut slow, 30), taken(&mut slow, 61)), (1, 0, 1));
+    }
+
+    #[test]
+    fn what_is_not_refreshed_is_not_counted() {
+        assert!(Hot::new(0).0.is_none());
     }
 }

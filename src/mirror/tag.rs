@@ -50,6 +50,10 @@ impl Mirror {
         tag: &Tag,
         body: bool,
     ) -> Result<ManifestAnswer, Error> {
+        // What is private is confirmed in the name of who asks.
+        if request.who().is_none() {
+            self.hot.note(request.repository, tag);
+        }
         let (answer, known) = match self.resolved(request, tag).await {
             Ok(Resolved::Known(known, served)) => {
                 (self.at_tag(request, tag, &known, served, body).await, true)

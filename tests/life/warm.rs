@@ -240,3 +240,87 @@ async fn clients_keep_the_last_of_the_quota() {
         wait.a_little().await;
     }
 }
+
+/// What is pinned is held from the start on, follows its upstream, and fails loudly once.
+#[tokio::test(flavor = "multi_thread")]
+async fn pinned_images_are_kept_warm() {
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start().await;
+    let [one, two, three] = [1, 2, 3].map(|seed| Image::random(seed, 1, 1000));
+    upstream.put_image("library/one", "1", &one);
+    upstream.put_image("library/two", "1", &two);
+    let pinned = |images: &str| {
+        Some(format!(
+            "[[warm]]\nimages = [{images}]\nplatforms = [\"all\"]\nevery = \"10s\"\n[log]\naccess = false\n"
+        ))
+    };
+    let options = MirrorOptions {
+        upstream: upstream.url(),
+        config: pinned("\"one:1\", \"absent:1\""),
+        ..Default::default()
+    };
+    let mut mirror = Mirror::with(directory.path(), options).await;
+    let holds = |mirror: &Mirror, image: &Image| {
+        let held = stored_blobs(&mirror.data());
+        image.blobs.iter().chain(&image.manifests).all(|content| held.contains(&content.digest))
+    };
+    let wait = Wait::for_("the pinned image");
+    while !holds(&mirror, &one) {
+        wait.a_little().await;
+    }
+    assert!(!holds(&mirror, &two));
+    // A reload pins another one, with nobody asking for it; the tag of the first moves.
+    mirror.configure(&pinned("\"one:1\", \"two:1\", \"absent:1\"").unwrap());
+    mirror.process().signal(rustix::process::Signal::HUP);
+    upstream.put_image("library/one", "1", &three);
+    let wait = Wait::for_("the new image and the moved tag");
+    while !holds(&mirror, &two) || !holds(&mirror, &three) {
+        wait.a_little().await;
+    }
+    let wait = Wait::for_("the failure to be counted again");
+    while mirror.metric("forebay_warm_images_total{result=\"failed\"}").await < 2.0 {
+        wait.a_little().await;
+    }
+    assert_eq!(mirror.metric("forebay_warm_pins").await, 3.0);
+    assert_eq!(mirror.metric("forebay_warm_pins_failing").await, 1.0);
+    let told = |log: &str, part: &str| {
+        log.lines().filter(|line| line.contains(part) && line.contains("absent:1")).count()
+    };
+    assert_eq!(told(&mirror.log(), "that is to be kept warm is not held"), 1, "{}", mirror.log());
+    // It is there at last.
+    upstream.put_image("library/absent", "1", &one);
+    let wait = Wait::for_("the absent image");
+    while mirror.metric("forebay_warm_pins_failing").await > 0.0 {
+        wait.a_little().await;
+    }
+    assert_eq!(told(&mirror.log(), "an image is kept warm"), 1, "{}", mirror.log());
+}
+
+/// Clients that ask for a tag all the time never wait for its confirmation.
+#[tokio::test(flavor = "multi_thread")]
+async fn tags_that_are_asked_for_often_are_confirmed_ahead() {
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start().await;
+    let image = Image::random(1, 1, 1000);
+    upstream.put_image("library/hot", "1", &image);
+    upstream.put_image("library/cold", "1", &image);
+    let config = "[freshness]\nothers = \"12s\"\njitter = 0.0\n[log]\naccess = false\n".to_owned();
+    let options = MirrorOptions { upstream: upstream.url(), config: Some(config), ..Default::default() };
+    let mirror = Mirror::with(directory.path(), options).await;
+    let ask = async |name: &str| {
+        let url = format!("{}/v2/library/{name}/manifests/1", mirror.url());
+        http().get(url).header("Accept", INDEX).send().await.unwrap().headers()["cache-status"].clone()
+    };
+    ask("hot").await;
+    ask("cold").await;
+    // A machine that stands still for seconds may be too late for one: then a client asks for it.
+    let mut waited = 0;
+    let wait = Wait::for_("two confirmations that nobody asked for");
+    while mirror.metric("forebay_refreshed_tags_total{result=\"same\"}").await < 2.0 {
+        waited += usize::from(!ask("hot").await.to_str().unwrap().contains("hit"));
+        wait.a_little().await;
+    }
+    let heads = |name: &str| upstream.requests_for("HEAD", &format!("library/{name}/manifests")).len();
+    assert_eq!((heads("hot"), heads("cold")), (3 + waited, 1));
+    assert_eq!(mirror.metric("forebay_refreshed_tags_total{result=\"failed\"}").await, 0.0);
+}

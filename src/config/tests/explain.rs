@@ -55,6 +55,9 @@ fn the_shipped_example_loads_as_it_is_and_with_every_key_enabled() {
         "cache.range_share",
         "cache.range_floor",
         "freshness.rules.\"library/*:1.*\"",
+        "refresh.per_minute",
+        "prefetch.layers",
+        "warm",
         "negative.denied",
         "stale.denied",
         "limits.network",
@@ -111,6 +114,8 @@ fn what_is_explained_loads_as_the_same() {
         "listen = \"0.0.0.0:5000\"\noperations = \"127.0.0.1:9090\"\n[upstream.\"localhost:5001\"]\nusername = \"we \\\"quote\\\"\"\n\
          password_file = {secret:?}\nrequests_per_minute = 7\nheader_timeout = \"1500ms\"\n[hosted]\nshadow = true\n\
          repositories = [\"team/**\"]\n[cache]\nmax_size = \"3GB\"\nmemory = \"7B\"\n[freshness.rules]\n\"b:*\" = \"90s\"\na = \"0s\"\n\
+         [refresh]\nper_minute = 7\n[[warm]]\nimages = [\"localhost:5001/a:1\", \"b\"]\nevery = \"90s\"\n[[warm]]\n\
+         images = \"c\"\nplatforms = \"all\"\n[[warm]]\nimages = \"d\"\nplatforms = [\"linux/arm/v7\", \"linux/386\"]\n\
          [gc]\ninterval = \"off\"\nuntagged = \"7d\"\n[[hosted.retention]]\nrepositories = \"ci/*\"\nkeep_last = 3\nkeep_for = \"30d\"\n\
          [[hosted.retention]]\nrepositories = \"a\"\nkeep_tags = [\"v*\"]\nuntagged_for = \"0s\"\n\
          [[limits.network]]\ncidr = \"fd00::/8\"\nrequests = \"1/m\"\n[[limits.identity]]\nname = \"ci-*\"\nrequests = \"2/m\"\n\

@@ -141,3 +141,33 @@ fn garbage_and_retention() {
     refused("[[hosted.retention]]\nrepositories = [\"a\"]\nkeep_last = 0", 3, &["out of bounds"]);
     refused("[[hosted.retention]]\nrepositories = [\"a\"]\nkeep = 1", 3, &["unknown key"]);
 }
+
+#[test]
+fn images_that_are_kept_warm() {
+    let config = loaded(
+        "[upstream.\"ghcr.io\"]\n[[warm]]\nimages = [\"nginx\", \"ghcr.io/org/app:main\"]\nplatforms = [\"linux/arm64\"]\n\
+         every = \"30m\"\n[[warm]]\nimages = \"localhost:5000/ghcr.io/org/app:2\"\n[refresh]\nper_minute = 0",
+    );
+    let [first, second] = config.warm.as_slice() else { panic!("two tables") };
+    let names = |pinned: &crate::mirror::Pinned| -> Vec<String> {
+        pinned.images.iter().map(|image| format!("{}:{}", image.repository, image.reference)).collect()
+    };
+    assert_eq!(names(first), ["docker.io/library/nginx:latest", "ghcr.io/org/app:main"]);
+    assert_eq!((first.every, second.every), (seconds(1800), seconds(6 * 3600)));
+    assert_eq!(names(second), ["ghcr.io/org/app:2"]);
+    assert_eq!(second.platforms, crate::oci::Platforms::of_this_machine());
+    assert_eq!(config.mirror.ahead.refreshes_per_minute, 0);
+    for (table, line, part) in [
+        ("every = \"1h\"", 1, "which?"),
+        ("images = []", 2, "the list is empty"),
+        ("images = [\"quay.io/a/b\"]", 2, "`quay.io` is not mirrored here"),
+        ("images = [\"localhost:5000/app\"]", 2, "`app` is hosted here"),
+        ("images = [\"a\", \"library/a:latest\"]", 2, "is there twice"),
+        ("images = [\"a\"]\nplatforms = [\"amd64\"]", 3, "`amd64` is no platform"),
+        ("images = [\"a\"]\nplatforms = [\"all\", \"linux/386\"]", 3, "`all` alone"),
+        ("images = [\"a\"]\nevery = \"1s\"", 3, "`10s` or more"),
+        ("image = \"a\"", 1, "images"),
+    ] {
+        refused(&format!("[[warm]]\n{table}"), line, &[part]);
+    }
+}
