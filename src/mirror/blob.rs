@@ -1,7 +1,7 @@
 //! Blobs: from memory, from disk, from a fill under way, or from a new one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -79,13 +79,10 @@ impl Mirror {
         unlinked: bool,
     ) -> Result<BlobAnswer, Error> {
         let repository = &access.grant.repository;
-        let source = Arc::new(BlobSource {
-            upstream: self.upstream_for(repository, &access.hops)?,
-            identity: access.identity,
-            name: repository.name.clone(),
-            digest: *digest,
-            asked: AtomicBool::new(false),
-        });
+        let source = Arc::new(self.source(digest, access, None)?);
+        if !self.flows.ask(digest) {
+            self.over(access, digest).await;
+        }
         // A fill may begin, or end, for another repository while this one's right is being shown.
         for _ in 0..RACES {
             if let Some(reader) = self.join_fill(repository, digest, access).await? {
@@ -117,7 +114,7 @@ impl Mirror {
         held.ok_or_else(|| lost(Subject::Blob(*digest).of(repository)))
     }
 
-    async fn has_layer(&self, repository: &Repository, digest: &Digest) -> bool {
+    pub(super) async fn has_layer(&self, repository: &Repository, digest: &Digest) -> bool {
         let key = (repository.clone(), *digest);
         if self.memory.layers.get(&key).is_some() {
             return true;

@@ -59,7 +59,11 @@ impl Mirror {
             Reference::Tag(tag) => self.by_tag(&request, tag, body).await,
             Reference::Digest(digest) => self.by_digest(&request, digest, body).await,
         };
-        answer.map_err(|error| veiled(request.who(), error))
+        let answer = answer.map_err(|error| veiled(request.who(), error))?;
+        if self.options.ahead.prefetch_layers && body && answer.served == Served::Miss {
+            self.prefetch(&request, &answer);
+        }
+        Ok(answer)
     }
 
     pub(super) async fn by_digest(

@@ -9,6 +9,7 @@ mod list;
 mod manifest;
 mod memory;
 mod pinned;
+mod prefetch;
 mod referrers;
 mod refresh;
 mod right;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::memory::{HeldManifest, Memory, Subject};
+use self::prefetch::Flows;
 use self::refresh::Hot;
 use self::tag::Resolved;
 use self::writes::Writes;
@@ -106,6 +108,8 @@ pub struct Mirror {
     memory: Memory,
     writes: Writes,
     hot: Hot,
+    flows: Arc<Flows>,
+    tasks: Tasks,
     /// When blobs of an upstream were last seen to flow.
     blobs_flow: moka::sync::Cache<UpstreamHost, Instant>,
     fetches: Flights<(Who, Repository, Reference), Result<Arc<HeldManifest>, Error>>,
@@ -130,6 +134,8 @@ impl Mirror {
         let mirror = Arc::new(Self {
             memory,
             hot: Hot::new(per_minute),
+            flows: Flows::new(),
+            tasks: tasks.clone(),
             writes: Writes::new(store.clone(), tasks.clone()),
             blobs_flow: moka::sync::Cache::new(1024),
             fetches: Flights::new(tasks.clone(), "fetch manifest"),

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 
+use super::prefetch::{Flows, Guess, flowing, yielding};
 use crate::oci::{Digest, Name};
 use crate::store::{FillError, Source, SourceError, SourceStream};
 use crate::upstream::{Cause, Error, Identity, Upstream};
@@ -17,6 +18,9 @@ pub struct BlobSource {
     pub digest: Digest,
     /// Whether it was this one that upstream was asked by, not that of an earlier fill.
     pub asked: AtomicBool,
+    pub flows: Arc<Flows>,
+    /// None: a client waits for it.
+    pub guess: Option<Arc<Guess>>,
 }
 
 impl Source for BlobSource {
@@ -26,13 +30,18 @@ impl Source for BlobSource {
             let get = self.upstream.blob_get(self.identity, &self.name, &self.digest, start, end);
             let body = get.await.map_err(failure)?;
             let stream = body.stream.map(|piece| piece.map_err(failure)).boxed();
+            let stream = match &self.guess {
+                Some(guess) => yielding(self.flows.clone(), guess.clone(), self.digest, stream),
+                None => flowing(&self.flows, &self.digest, stream),
+            };
             Ok(SourceStream { start: body.start, total: body.total, stream })
         }
         .boxed()
     }
 
     fn has_spare(&self) -> bool {
-        self.upstream.has_spare_fill()
+        // A guess takes one connection, and no more.
+        self.guess.as_ref().is_none_or(|guess| guess.is_wanted()) && self.upstream.has_spare_fill()
     }
 }
 

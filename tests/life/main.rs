@@ -13,6 +13,7 @@ mod events;
 mod listeners;
 mod lists;
 mod operations;
+mod prefetch;
 mod proxy;
 mod referrers;
 mod round_trip;

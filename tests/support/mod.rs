@@ -13,6 +13,7 @@ pub mod http1;
 pub mod image;
 pub mod mirror;
 pub mod namespace;
+pub mod narrow;
 pub mod process;
 pub mod pushers;
 pub mod registry;
