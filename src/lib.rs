@@ -98,6 +98,7 @@
 //! | kill -9 leaves right bytes or none | `tests/crash/` |
 //! | what we hold, we serve, and say that it is stale | `tests/mirror.rs`, `tests/crash/`, `tests/clients.rs` |
 //! | a login that fails is said once, tried seldom, and holds up nobody | `upstream::login`, `upstream::helper`, `tests/faults/credentials.rs` |
+//! | what was warmed is pulled though its registry is gone | `tests/life/warm.rs`; `mirror::warm` |
 //! | no manifest is given whose blobs cannot be had | `tests/mirror.rs` |
 //! | a disk that is full, read-only or gone breaks no pull | `tests/fill/disk.rs` |
 //! | clients pull by what `client-config` prints | `tests/client_config.rs`, `cli::client_config` (`tests.rs`) |
