@@ -96,7 +96,9 @@
 //! | collection takes nothing that a pusher or an image relies on | `store/collect/tests.rs`, `tests/push/race.rs`, `collect.rs` |
 //! | real clients push, log in and find what is theirs | `tests/push/` |
 //! | kill -9 leaves right bytes or none | `tests/crash/` |
-//! | what we hold, we serve, and say that it is stale | `tests/mirror.rs`, `tests/crash/`, `tests/clients.rs` |
+//! | what we hold, we serve, and say that it is stale | `tests/mirror.rs`, `tests/weather/`, `tests/crash/`, `tests/clients.rs` |
+//! | an upstream that is slow, gone or in a circle holds up nobody | `upstream::breaker`, `upstream::round`, `upstream/tests/weather.rs`, `tests/weather/links.rs`, `tests/life/chain.rs` |
+//! | the forward proxy answers for configured registries and reaches no private address | `http::forward`, `tests/weather/forward.rs` |
 //! | a login that fails is said once, tried seldom, and holds up nobody | `upstream::login`, `upstream::helper`, `tests/faults/credentials.rs` |
 //! | what was warmed is pulled though its registry is gone | `tests/life/warm.rs`; `mirror::warm` |
 //! | no manifest is given whose blobs cannot be had | `tests/mirror.rs` |
