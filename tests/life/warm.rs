@@ -200,6 +200,11 @@ async fn an_interrupted_run_is_taken_up_where_it_stood() {
     assert!(!running.wait().unwrap().success());
     let fetched = |blob: &Content| upstream.requests_for("GET", &format!("blobs/{}", blob.digest)).len();
     upstream.clear_rules();
+    // What it waited for goes on without it, and fails once more.
+    let wait = Wait::for_("the fetch to end");
+    while mirror.metric("forebay_fills_in_flight").await > 0.0 {
+        wait.a_little().await;
+    }
     let said = run(warm(&mirror, &["app:1", "--platform", "linux/amd64", "--json"])).await;
     let totals = totals(&said);
     assert_eq!((&totals["held"], &totals["failed"]), (&json!(1), &json!(0)), "{said}");

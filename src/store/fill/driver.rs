@@ -89,6 +89,8 @@ impl<K: Keeper> Driver<K> {
                 if self.fill.size() > 0 && !matches!(error, FillError::Abandoned) {
                     tracing::warn!(digest = %self.fill.digest, %error, "blob not fetched");
                 }
+                // Before anybody is told: who tries again is to begin anew, not to join this end.
+                self.keeper.delist(&self.fill);
                 self.fill.state.send_modify(|state| state.phase = Phase::Failed(error));
                 self.keeper.discard();
             }
