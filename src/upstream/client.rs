@@ -245,7 +245,7 @@ fn builder(options: &Options, cas: &[Certificate]) -> ClientBuilder {
     let silence = (options.header_timeout / 2).clamp(PROBE_BOUNDS.0, PROBE_BOUNDS.1);
     let builder = Client::builder()
         .tcp_keepalive(silence)
-        .tcp_keepalive_interval(silence / 2)
+        .tcp_keepalive_interval((silence / 2).max(PROBE_BOUNDS.0))
         .tcp_keepalive_retries(2)
         .http2_keep_alive_interval(silence)
         .http2_keep_alive_timeout(silence);

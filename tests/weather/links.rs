@@ -18,7 +18,7 @@ const BLOB: usize = 8 << 20;
 /// Tags are asked for anew each time; what is silent is given up soon.
 const IMPATIENT: &str = "[freshness]\nversions = \"0s\"\nothers = \"0s\"\n\
     [freshness.rules]\nlatest = \"0s\"\n\
-    [upstream.\"docker.io\"]\nconnect_timeout = \"1s\"\nheader_timeout = \"2s\"\nidle_timeout = \"2s\"\n\
+    [upstream.\"docker.io\"]\nconnect_timeout = \"1s\"\nidle_timeout = \"2s\"\n\
     [limits]\nidle_timeout = \"3s\"\n";
 
 struct Rig {
@@ -52,10 +52,12 @@ impl Rig {
         let mut bytes = Vec::new();
         let wait = Wait::for_("a blob over a bad link");
         while bytes.len() < BLOB {
-            let get = client.get(self.url(&format!("blobs/{digest}")));
-            let get = get.header("Range", format!("bytes={}-", bytes.len()));
+            let mut get = client.get(self.url(&format!("blobs/{digest}")));
+            if !bytes.is_empty() {
+                get = get.header("Range", format!("bytes={}-", bytes.len()));
+            }
             if let Ok(mut answer) = get.send().await
-                && answer.status() == 206
+                && answer.status().is_success()
             {
                 while let Ok(Some(piece)) = answer.chunk().await {
                     bytes.extend_from_slice(&piece);
