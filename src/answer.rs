@@ -105,6 +105,9 @@ pub enum Error {
         retry_after.as_secs()
     )]
     ClientLimited { subject: String, retry_after: Duration },
+    /// What is left of the upstream's quota is kept for others.
+    #[error("{subject} is not held here, and {why}: try again in {} s", retry_after.as_secs())]
+    HeldBack { subject: String, why: String, retry_after: Duration },
     /// The upstream cannot be had and nothing is held.
     #[error("{subject} is not held here and the upstream cannot be had now: {why}; try again later")]
     Unavailable { subject: String, why: String },

@@ -106,6 +106,7 @@
 //! | clients pull by what `client-config` prints | `tests/client_config.rs`, `cli::client_config` (`tests.rs`) |
 //! | the registry's API is that of the specification | `tests/conformance/`; `http::push`, `http::lists`, `registry` |
 //! | quota is spent once, read and obeyed | `tests/limits/quota.rs`, `upstream/tests/limits.rs` |
+//! | quota is given up in order, shared out, and its leaks are told | `tests/limits/budget.rs`, `tests/mirror/budget.rs`; `upstream::budget` |
 //! | what is private stays so; credentials go where they belong | `tests/limits/private.rs`, `tests/callers/`, `upstream/tests/auth.rs`, `credentials.rs`, `hops.rs` |
 //! | who may do what is a rule's or a default's word, whatever the spelling | `access::policy`, `tests/access/` |
 //! | a name has one owner, by configuration alone | `http::owners`, `http::address`, `config/tests/upstreams.rs`, `tests/mirror.rs` |

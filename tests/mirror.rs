@@ -1,5 +1,7 @@
 //! Fresh, stale, gone, moved: the mirror over a scripted upstream, with a clock that tests move.
 
+#[path = "mirror/budget.rs"]
+mod budget;
 #[path = "mirror/referrers.rs"]
 mod referrers;
 mod support;
@@ -15,7 +17,7 @@ use forebay::answer::{BlobWant, Error, ManifestAnswer, Served};
 use forebay::clock::Clock;
 use forebay::disk::RealDisk;
 use forebay::metrics::Metrics;
-use forebay::mirror::{Ahead, Asker, Freshness, Mirror, Options, Stale, Toll};
+use forebay::mirror::{Ahead, Asker, Freshness, Mirror, Options, Reserved, Stale, Toll};
 use forebay::oci::{Owner, Reference, Repository, UpstreamHost};
 use forebay::store::{self, Store};
 use forebay::tasks::Tasks;
@@ -55,6 +57,21 @@ const STALE: Stale = Stale {
     trouble: None,
 };
 
+/// What differs from one rig to the other.
+struct Setting {
+    stale: Stale,
+    offline: bool,
+    budget: upstream::BudgetOptions,
+    reserved: Reserved,
+}
+
+impl Default for Setting {
+    fn default() -> Self {
+        let (budget, reserved) = (upstream::BudgetOptions::default(), Reserved::default());
+        Self { stale: STALE, offline: false, budget, reserved }
+    }
+}
+
 fn repository(host: &str, name: &str) -> Repository {
     Repository { owner: Owner::Upstream(host.parse().unwrap()), name: name.parse().unwrap() }
 }
@@ -84,6 +101,7 @@ fn upstream_options(host: &UpstreamHost, url: &str) -> upstream::Options {
         queue_timeout: second,
         queue_length: 1000,
         requests_per_minute: None,
+        budget: upstream::BudgetOptions::default(),
     }
 }
 
@@ -100,7 +118,7 @@ impl Rig {
         clock: Clock,
         hosts: &[&str],
     ) -> Self {
-        Self::with(upstream, dir, clock, hosts, STALE, false).await
+        Self::with(upstream, dir, clock, hosts, Setting::default()).await
     }
 
     async fn with(
@@ -108,9 +126,9 @@ impl Rig {
         dir: Arc<tempfile::TempDir>,
         clock: Clock,
         hosts: &[&str],
-        stale: Stale,
-        offline: bool,
+        setting: Setting,
     ) -> Self {
+        let Setting { stale, offline, budget, reserved } = setting;
         let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::default());
         let options = store::Options {
             data: dir.path().to_owned(),
@@ -132,6 +150,7 @@ impl Rig {
         for host in hosts {
             let host: UpstreamHost = host.parse().unwrap();
             let mut options = upstream_options(&host, &format!("{}/", upstream.url()));
+            options.budget = budget.clone();
             if host.as_str() == "paid.example" {
                 let password_file = dir.path().join("password");
                 options.credential = Some(Credential::Password {
@@ -144,6 +163,7 @@ impl Rig {
         }
         let options = Options {
             freshness: Freshness { rules: vec![], versions: 6 * HOUR, others: 5 * MINUTE, jitter: 0.0 },
+            reserved,
             negative_not_found: Duration::from_secs(30),
             negative_denied: MINUTE,
             stale,
@@ -167,7 +187,8 @@ impl Rig {
         let Self { upstream, clock, tasks, mirror, dir, .. } = self;
         assert!(tasks.drain(MINUTE).await);
         drop(mirror);
-        Self::with(upstream, dir, clock, &["docker.io", "other.example"], stale, offline).await
+        let setting = Setting { stale, offline, ..Setting::default() };
+        Self::with(upstream, dir, clock, &["docker.io", "other.example"], setting).await
     }
 
     fn asker(&self) -> Asker<'_> {

@@ -17,19 +17,23 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use tokio::sync::{Mutex, Semaphore};
 
-use super::{Caller, Client, Identity, Options, Rate, Rates, Wild};
+use super::{Caller, Client, Identity, Options, Priority, Rate, Rates, Wild};
 use crate::clock::Clock;
 use crate::metrics::{Limit, Limited, Metrics};
-use crate::mirror::Toll;
+use crate::mirror::{Purpose, Toll};
 
 /// Clients remembered at most, for each limit. Who is forgotten starts afresh: one who commands so
 /// many addresses is held by no limit per address.
 const CLIENTS_MAX: u64 = 100_000;
 
+/// How much of a name is remembered where a quota is shared out.
+const NAME_MAX: usize = 128;
+
 /// The limits on clients. Where none is configured, nothing is counted and nothing kept.
 pub struct Limits {
     requests: Option<Limiter>,
     cold_misses: Option<Limiter>,
+    priority: Priority,
 }
 
 impl Limits {
@@ -46,6 +50,7 @@ impl Limits {
         Self {
             requests: limiter(Limit::Requests, options.requests, |rates| rates.requests),
             cold_misses: limiter(Limit::ColdMisses, options.cold_misses, |rates| rates.cold_misses),
+            priority: options.priority,
         }
     }
 
@@ -58,8 +63,10 @@ impl Limits {
     }
 
     /// What the mirror asks before it spends upstream quota for this client.
-    pub fn toll(&self, of: impl Into<Payer>) -> ClientToll<'_> {
-        ClientToll { limits: self, payer: of.into() }
+    pub fn toll(&self, of: impl Into<Visitor>) -> ClientToll<'_> {
+        let Visitor { payer, address } = of.into();
+        let has_priority = self.priority.includes(&payer, address);
+        ClientToll { limits: self, payer, has_priority }
     }
 }
 
@@ -87,10 +94,30 @@ impl From<&Caller> for Payer {
     }
 }
 
-/// One client's share of cold misses.
+/// Who asks for content, and from where.
+#[derive(Clone, Debug)]
+pub struct Visitor {
+    payer: Payer,
+    address: IpAddr,
+}
+
+impl From<Client> for Visitor {
+    fn from(client: Client) -> Self {
+        Self { payer: client.into(), address: client.address }
+    }
+}
+
+impl From<&Caller> for Visitor {
+    fn from(caller: &Caller) -> Self {
+        Self { payer: caller.into(), address: caller.client.address }
+    }
+}
+
+/// What one client may have of upstreams.
 pub struct ClientToll<'a> {
     limits: &'a Limits,
     payer: Payer,
+    has_priority: bool,
 }
 
 impl Toll for ClientToll<'_> {
@@ -99,6 +126,20 @@ impl Toll for ClientToll<'_> {
             Some(limiter) => Box::pin(limiter.pass(&self.payer)),
             None => Box::pin(std::future::ready(Ok(()))),
         }
+    }
+
+    fn purpose(&self) -> Purpose {
+        if self.has_priority { Purpose::Priority } else { Purpose::Miss }
+    }
+
+    fn client(&self) -> Option<String> {
+        Some(match &self.payer {
+            Payer::Address(address) => match network_of(*address) {
+                IpAddr::V6(network) => format!("{network}/64"),
+                address => address.to_string(),
+            },
+            Payer::Identity(name) => name.chars().take(NAME_MAX).collect(),
+        })
     }
 }
 
@@ -302,6 +343,8 @@ mod tests {
             cold_misses: None,
             overrides: Vec::new(),
             identities: Vec::new(),
+            priority: Priority::default(),
+            fair_share: true,
             wait: Duration::ZERO,
             queue: 10,
             trusted_proxies: Vec::new(),
@@ -393,6 +436,26 @@ mod tests {
         assert!(limits.toll(client("192.0.2.1")).cold_miss().await.is_ok());
         assert!(limits.toll(client("192.0.2.1")).cold_miss().await.is_err());
         assert_eq!(metrics.limited.cell(Limit::ColdMisses, Limited::Refused).get(), 1);
+    }
+
+    #[test]
+    fn a_toll_says_who_pays_and_whether_the_reserve_is_theirs() {
+        let priority =
+            Priority { networks: vec!["10.0.0.0/8".parse().unwrap()], identities: vec![Wild::new("ci-*")] };
+        let (limits, _, _) = limits(Options { priority, ..options() });
+        let of = |address: &str, name: Option<&str>| {
+            let address = address.parse().unwrap();
+            let payer = name.map_or(Payer::Address(address), |name| Payer::Identity(name.to_owned()));
+            let toll = limits.toll(Visitor { payer, address });
+            (toll.client().unwrap(), toll.purpose())
+        };
+        let told = |client: &str, purpose| (client.to_owned(), purpose);
+        assert_eq!(of("192.0.2.1", None), told("192.0.2.1", Purpose::Miss));
+        assert_eq!(of("::ffff:10.1.2.3", None), told("10.1.2.3", Purpose::Priority));
+        assert_eq!(of("2001:db8::7:1", None), told("2001:db8::/64", Purpose::Miss));
+        assert_eq!(of("192.0.2.1", Some("ci-1")), told("ci-1", Purpose::Priority));
+        assert_eq!(of("10.1.2.3", Some("alice")), told("alice", Purpose::Priority));
+        assert_eq!(of("192.0.2.1", Some("alice")), told("alice", Purpose::Miss));
     }
 
     #[tokio::test]

@@ -17,6 +17,7 @@ mod options;
 mod pass;
 mod passwords;
 mod policy;
+mod priority;
 mod remote;
 mod token;
 mod watched;
@@ -32,11 +33,12 @@ pub use client::Client;
 pub use external::External;
 pub use failures::{Attempt, Failures};
 pub use gate::{Challenge, Gate, NotShown, Shown, basic};
-pub use limits::{ClientToll, Limits, Payer};
+pub use limits::{ClientToll, Limits, Payer, Visitor};
 pub use mint::{Issued, write_secret};
 pub use options::{AuthOptions, IssuerOptions, KeyOptions, LoginHosts, TokenOptions, TokenServerOptions};
 pub use pass::{Pass, Passes, pass_of};
 pub use policy::{Decision, Defaults, Policy, Push, Reason, Rule, glob};
+pub use priority::Priority;
 pub use who::{Who, Wild};
 
 /// So many a minute, and so many at once after a rest.
@@ -58,6 +60,10 @@ pub struct Options {
     /// For who has logged in; the first name that fits decides. Others who have logged in have the
     /// limits of everybody, and an account of their own.
     pub identities: Vec<IdentityLimit>,
+    /// Who may use the reserve of an upstream's quota.
+    pub priority: Priority,
+    /// While a quota is scarce, no client may take more of it than its part.
+    pub fair_share: bool,
     /// Longest wait at a limit before 429, and how many may wait.
     pub wait: Duration,
     pub queue: usize,

@@ -57,7 +57,7 @@ Examples:
   Every night, with what failed on standard error:
     forebay warm --file /etc/forebay/images.txt --json > /dev/null
 
-It leaves the last tenth of a registry's pull limit to clients. Images that are to be held at all times stand in \
+It leaves a registry's pull limit to clients where that becomes scarce. Images that are to be held at all times stand in \
 the configuration: [[warm]].";
 
 /// Why a command did not come to its end.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::access::{self, IdentityLimit, Override, Rates, Wild};
+use crate::access::{self, IdentityLimit, Override, Priority, Rates, Wild};
 use crate::oci::{Owner, UpstreamHost};
 use crate::telemetry::{self, Format};
 use crate::{mirror, store};
@@ -43,19 +43,27 @@ pub fn build(
     let mut cache = root.section("cache")?;
     let (telemetry, log_format) = logs(root.section("log")?, environment.terminal)?;
     let mut http = listeners::read(&mut root, tls, further, &mut limits)?;
+    let access = client_limits(&mut limits, &mut warnings)?;
+    let mut mirror = mirror_options(&mut root, &mut cache)?;
+    let port = http.listen.first().map(std::net::SocketAddr::port);
+    let warm = warm::pins(&mut root, &owners, port)?;
+    for image in warm.iter().flat_map(|pin| &pin.images) {
+        mirror.reserved.add(image.repository.clone(), &image.reference);
+    }
+    let upstreams: Vec<_> =
+        upstreams.into_iter().map(|options| budgeted(options, &access, &mirror)).collect();
     let (gc, lease) = gc::read(root.section("gc")?, &mut hosted)?;
     let auth = super::access::read(&mut root, push, &http, &owners, &mut warnings)?;
     http.forward = forward::read(root.section("forward_proxy")?, &upstreams, auth.mirror, &mut warnings)?;
-    let port = http.listen.first().map(std::net::SocketAddr::port);
     let config = Config {
-        warm: warm::pins(&mut root, &owners, port)?,
+        warm,
         auth,
         http,
         owners,
-        access: client_limits(&mut limits, &mut warnings)?,
+        access,
         registry: hosted::read(&mut hosted)?,
         gc,
-        mirror: mirror_options(&mut root, &mut cache)?,
+        mirror,
         upstreams,
         store: store::Options { lease, ..store_options(&mut root, &mut cache, adopt, environment)? },
         events: events::read(root.section("events")?, &mut warnings)?,
@@ -70,6 +78,17 @@ pub fn build(
     cache.finish()?;
     root.finish()?;
     Ok(config)
+}
+
+/// An upstream, told for whom its reserve is.
+fn budgeted(
+    mut options: crate::upstream::Options,
+    access: &access::Options,
+    mirror: &mirror::Options,
+) -> crate::upstream::Options {
+    options.budget.has_priority = !access.priority.is_nobody() || mirror.reserved.has_any_of(&options.host);
+    options.budget.fair_share = access.fair_share;
+    options
 }
 
 fn client_limits(limits: &mut Section, warnings: &mut Vec<String>) -> Result<access::Options> {
@@ -110,6 +129,10 @@ fn client_limits(limits: &mut Section, warnings: &mut Vec<String>) -> Result<acc
         });
         section.finish()?;
     }
+    let mut priority = Priority::default();
+    for found in limits.texts("priority")?.unwrap_or_default() {
+        found.read(|text| add_priority(&mut priority, text))?;
+    }
     let mut trusted_proxies = Vec::new();
     for found in limits.texts("trusted_proxies")?.unwrap_or_default() {
         let network = found.read(|text| network(text))?;
@@ -126,10 +149,25 @@ fn client_limits(limits: &mut Section, warnings: &mut Vec<String>) -> Result<acc
         cold_misses,
         overrides,
         identities,
+        priority,
+        fair_share: limits.switch("fair_share")?.unwrap_or(true),
         wait: limits.read("wait", units::time)?.unwrap_or(defaults::WAIT),
         queue: limits.number("queue", 0..=1_000_000)?.unwrap_or(defaults::WAITING),
         trusted_proxies,
     })
+}
+
+/// A network or an address, else a name.
+fn add_priority(priority: &mut Priority, text: &str) -> std::result::Result<(), String> {
+    let start = text.split('/').next().unwrap_or_default();
+    if start.parse::<std::net::IpAddr>().is_ok() {
+        priority.networks.push(network(text)?);
+    } else if text.is_empty() {
+        return Err("the entry is empty; write a network, `10.0.0.0/8`, or a name, `ci-*`".to_owned());
+    } else {
+        priority.identities.push(Wild::new(text));
+    }
+    Ok(())
 }
 
 /// A network; a bare address is the network of itself alone.
@@ -156,6 +194,7 @@ fn mirror_options(root: &mut Section, cache: &mut Section) -> Result<mirror::Opt
     };
     let options = mirror::Options {
         freshness: freshness(root.section("freshness")?)?,
+        reserved: mirror::Reserved::default(),
         negative_not_found: time(&mut negative, "not_found", defaults::NOT_FOUND)?,
         negative_denied: time(&mut negative, "denied", defaults::DENIED)?,
         stale: mirror::Stale {

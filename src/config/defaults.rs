@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::access::Rate;
+use crate::upstream::Reserve;
 
 const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -66,6 +67,9 @@ pub const MAX_FILLS: usize = 32;
 /// Under containerd's 30 s, with time left to answer.
 pub const QUEUE_TIMEOUT: Duration = seconds(20);
 pub const QUEUE_LENGTH: usize = 1000;
+/// Ten of the Hub's hundred: a deployment's worth, and not missed by the rest. Misses may spend it too
+/// where nobody has priority.
+pub const QUOTA_RESERVE: Reserve = Reserve::Percent(10);
 
 /// Tags that move by their nature, under any repository.
 pub const MOVING_TAGS: [&str; 4] = ["latest", "main", "edge", "nightly"];

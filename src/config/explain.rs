@@ -17,7 +17,7 @@ use crate::upstream::{self, Credential, Password, PrivatePolicy, Proxy};
 
 use super::presets::Preset;
 use super::tree::{join, quote_key};
-use super::units::{format_rate, format_size, format_time, format_time_or_forever};
+use super::units::{format_rate, format_reserve, format_size, format_time, format_time_or_forever};
 use super::{Config, Sources};
 
 pub(super) struct Printer<'a> {
@@ -211,6 +211,8 @@ impl Config {
         p.line("cold_misses", format_rate(self.access.cold_misses));
         p.time("wait", self.access.wait);
         p.number("queue", self.access.queue);
+        p.line("priority", texts(&self.access.priority.texts()));
+        p.line("fair_share", self.access.fair_share);
         p.line("trusted_proxies", texts(&self.access.trusted_proxies));
         p.number("max_connections", self.http.max_connections);
         p.time("header_timeout", self.http.header_timeout);
@@ -331,6 +333,7 @@ fn explain_upstream(p: &mut Printer<'_>, options: &upstream::Options, aliases: &
         Some(number) => p.number("requests_per_minute", number.get()),
         None => p.unset("requests_per_minute", "no ceiling"),
     }
+    p.line("quota_reserve", format_reserve(options.budget.reserve));
     let (source, table) = (p.source("mirror"), p.path.clone());
     for mirror in &options.mirrors {
         p.out += &format!("\n[[{table}.mirror]] # {source}\n");

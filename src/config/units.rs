@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::access::Rate;
+use crate::upstream::Reserve;
 
 /// Longer is a slip, and far from where adding to a clock would overflow.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
@@ -143,6 +144,27 @@ pub fn format_rate(rate: Option<Rate>) -> String {
     }
 }
 
+/// `10%` of a quota, or a number of pulls.
+pub fn reserve(text: &str) -> Result<Reserve, String> {
+    let text = text.trim();
+    let bad = || format!("`{text}` is no part of a quota; write `10%`, or a number of pulls such as `20`");
+    match text.strip_suffix('%') {
+        Some(percent) => {
+            let percent = percent.trim().parse().ok().filter(|percent| *percent <= 100);
+            percent.map(Reserve::Percent).ok_or_else(bad)
+        }
+        None => text.parse().map(Reserve::Pulls).map_err(|_| bad()),
+    }
+}
+
+/// A reserve that [`reserve`] reads back as the same.
+pub fn format_reserve(reserve: Reserve) -> String {
+    match reserve {
+        Reserve::Percent(percent) => format!("{percent}%"),
+        Reserve::Pulls(pulls) => pulls.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,6 +251,23 @@ mod tests {
         ] {
             let error = rate(text).unwrap_err();
             assert!(error.contains("`120/m`"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn reserves() {
+        for (text, expected) in [
+            ("10%", Reserve::Percent(10)),
+            ("0 %", Reserve::Percent(0)),
+            ("100%", Reserve::Percent(100)),
+            ("20", Reserve::Pulls(20)),
+            ("0", Reserve::Pulls(0)),
+        ] {
+            assert_eq!(reserve(text), Ok(expected), "{text}");
+            assert_eq!(reserve(&format_reserve(expected)), Ok(expected));
+        }
+        for text in ["", "%", "101%", "-1", "10.5%", "ten", "1e3", "99999999999999999999999"] {
+            assert!(reserve(text).unwrap_err().contains("`10%`"), "{text}");
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use url::Url;
 
 use crate::oci::{Name, UpstreamHost};
-use crate::upstream::{EndpointOptions, Options, PrivatePolicy, Proofs, Proxy, check_url};
+use crate::upstream::{BudgetOptions, EndpointOptions, Options, PrivatePolicy, Proofs, Proxy, check_url};
 
 use super::environment::Environment;
 use super::error::ConfigError;
@@ -134,6 +134,11 @@ fn upstream(
         requests_per_minute: table
             .number("requests_per_minute", 1..=u32::MAX)?
             .and_then(std::num::NonZeroU32::new),
+        // For whom the reserve is, other sections say: see `build`.
+        budget: BudgetOptions {
+            reserve: table.read("quota_reserve", units::reserve)?.unwrap_or(defaults::QUOTA_RESERVE),
+            ..BudgetOptions::default()
+        },
         host,
     };
     if let Some(stray) = table.stray_table() {

@@ -224,7 +224,7 @@ impl ApiError {
             Error::UpstreamLimited { retry_after, .. } => {
                 Self::new(Code::TooManyRequests, message).retry_after(*retry_after).fault()
             }
-            Error::ClientLimited { retry_after, .. } => {
+            Error::ClientLimited { retry_after, .. } | Error::HeldBack { retry_after, .. } => {
                 Self::new(Code::TooManyRequests, message).retry_after(*retry_after)
             }
             Error::Unavailable { .. } | Error::Unproven { .. } | Error::Disk { .. } if mirrored_blob => {
@@ -425,6 +425,8 @@ mod tests {
         let origin = Error::Origin { subject: subject.clone(), why };
         let limited = Error::UpstreamLimited { subject: subject.clone(), retry_after: after };
         let client = Error::ClientLimited { subject: subject.clone(), retry_after: after };
+        let why = "kept for others".to_owned();
+        let held_back = Error::HeldBack { subject: subject.clone(), why, retry_after: after };
         let missing = Error::NotFound(subject);
         let circle = Error::Loop("correct it".to_owned());
         let (hub, hosted) = (hub(), repository(Owner::Hosted, "app"));
@@ -435,6 +437,7 @@ mod tests {
             (&missing, Kind::Manifest, &hosted, (404, "MANIFEST_UNKNOWN")),
             (&denied, Kind::Manifest, &hub, (403, "DENIED")),
             (&limited, Kind::Manifest, &hub, (429, "TOOMANYREQUESTS")),
+            (&held_back, Kind::Manifest, &hub, (429, "TOOMANYREQUESTS")),
             (&client, Kind::Blob, &hub, (429, "TOOMANYREQUESTS")),
             (&unavailable, Kind::Manifest, &hub, (503, "UNAVAILABLE")),
             (&unavailable, Kind::Blob, &hub, (404, "BLOB_UNKNOWN")),

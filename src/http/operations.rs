@@ -69,7 +69,8 @@ fn home(service: &Service, external: &External, arrival: &Arrival) -> Response<P
     let images = images(external, arrival, service.public);
     let upstreams = service.content.as_ref().map(|content| page::upstreams(&content.mirror));
     let totals = page::totals(&service.reports.metrics);
-    let body = page::render(&images, &external.prefix, &upstreams.unwrap_or_default(), &totals);
+    let (upstreams, now) = (upstreams.unwrap_or_default(), std::time::SystemTime::now());
+    let body = page::render(&images, &external.prefix, &upstreams, &totals, now);
     let mut response = text(StatusCode::OK, HTML, body);
     let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
     response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);

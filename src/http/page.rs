@@ -1,12 +1,13 @@
 //! The page at `/`: what runs here, how its upstreams fare, how to use it. No scripts, no assets.
 
 use std::fmt::Write as _;
+use std::time::{Duration, SystemTime};
 
 use crate::access::External;
 use crate::metrics::{Face, Kind, Label, Metrics, Outcome};
 use crate::mirror::Mirror;
 use crate::telemetry::size;
-use crate::upstream::QuotaState;
+use crate::upstream::{LeakState, Purpose, QuotaState};
 
 /// An upstream's host and quota.
 pub type Upstream = (String, QuotaState);
@@ -45,7 +46,13 @@ pub fn totals(metrics: &Metrics) -> Totals {
 
 /// `images` is where clients find them, `prefix` what stands before the paths of this listener. Like
 /// all text that is not ours, they are escaped.
-pub fn render(images: &External, prefix: &str, upstreams: &[Upstream], totals: &Totals) -> String {
+pub fn render(
+    images: &External,
+    prefix: &str,
+    upstreams: &[Upstream],
+    totals: &Totals,
+    now: SystemTime,
+) -> String {
     let (base, authority, prefix) = (escape(&images.base()), escape(&images.authority), escape(prefix));
     // The name of an image has no place for a path in front of /v2/.
     let by_name = if images.prefix.is_empty() {
@@ -70,8 +77,11 @@ pub fn render(images: &External, prefix: &str, upstreams: &[Upstream], totals: &
     }
     let mut rows = String::new();
     for (host, quota) in upstreams {
-        // Writing to a String does not fail, here and below.
-        let _ = write!(rows, "<tr><td>{}</td><td>{}</td></tr>", escape(host), escape(&told(quota)));
+        let _ = write!(rows, "<tr><td>{}</td><td>{}", escape(host), escape(&told(quota, now)));
+        if let Some(leak) = &quota.leak {
+            let _ = write!(rows, "<br><strong>{}</strong>", escape(&leaking(leak)));
+        }
+        rows.push_str("</td></tr>");
     }
     let mut counts = String::new();
     for (outcome, count) in &totals.requests {
@@ -120,18 +130,57 @@ pre {{ background: #f3f3f3; padding: .7em; overflow: auto; color: #111; }}
 }
 
 /// A quota in words.
-fn told(quota: &QuotaState) -> String {
+fn told(quota: &QuotaState, now: SystemTime) -> String {
     let mut text = match (quota.remaining, quota.limit) {
         (Some(remaining), Some(limit)) => format!("{remaining} of {limit} pulls left"),
         (Some(remaining), None) => format!("{remaining} pulls left"),
         (None, Some(limit)) => format!("{limit} pulls"),
         (None, None) => "none stated".to_owned(),
     };
+    // Writing to a String does not fail, here and below.
     if let Some(window) = quota.window {
         let _ = write!(text, " in {}", humantime::format_duration(window));
     }
     if let Some(paused) = quota.paused_for {
         let _ = write!(text, "; paused for {} s", paused.as_secs());
+    }
+    if let Some(ends) = quota.window_ends {
+        let _ = write!(text, "; all of them again in {} at the latest", until(ends, now));
+    }
+    if let Some(exhausted) = quota.exhausted {
+        let _ = write!(text, "; none left in {} at the present rate", until(exhausted, now));
+    }
+    let held_back = match quota.held_back {
+        Some(Purpose::Background) => "background work waits",
+        Some(Purpose::Revalidation) => "background work waits, and what is held is served unconfirmed",
+        Some(Purpose::Miss | Purpose::Priority) => "what is left is for priority clients and pinned images",
+        None => "",
+    };
+    if !held_back.is_empty() {
+        let _ = write!(text, "; {held_back}");
+    }
+    if quota.saved > 0 {
+        let _ = write!(text, "; {} pulls saved since the start", quota.saved);
+    }
+    text
+}
+
+/// In whole minutes, or seconds where it is less.
+fn until(at: SystemTime, now: SystemTime) -> String {
+    let seconds = at.duration_since(now).unwrap_or_default().as_secs();
+    let rounded = if seconds < 60 { seconds } else { seconds.next_multiple_of(60) };
+    humantime::format_duration(Duration::from_secs(rounded)).to_string()
+}
+
+fn leaking(leak: &LeakState) -> String {
+    let source = leak.source.as_deref().map(|source| format!(" ({source})")).unwrap_or_default();
+    let mut text = format!(
+        "{} pulls were spent past this mirror: somebody behind the same address, or with the same login{source}, asks \
+         the registry directly.",
+        leak.pulls
+    );
+    if !leak.silent.is_empty() {
+        let _ = write!(text, " Asked here before and do not any more: {}.", leak.silent.join(", "));
     }
     text
 }
@@ -154,7 +203,6 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn external(authority: &str, prefix: &str) -> External {
         External { tls: true, authority: authority.into(), prefix: prefix.into() }
@@ -164,7 +212,7 @@ mod tests {
     fn nothing_from_outside_is_taken_as_html() {
         let evil = external("<script>alert('1')</script>\"&", "");
         let upstreams = [("<b>".to_owned(), QuotaState::default())];
-        let page = render(&evil, "", &upstreams, &Totals::default());
+        let page = render(&evil, "", &upstreams, &Totals::default(), SystemTime::now());
         assert!(!page.contains("<script") && !page.contains("<b>"), "{page}");
         assert!(page.contains("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&quot;&amp;"));
     }
@@ -180,15 +228,29 @@ mod tests {
         metrics.sent_bytes.cell(Kind::Blob).inc_by(12345);
         let totals = totals(&metrics);
         assert!(totals.requests.contains(&("miss", 42)) && totals.requests.contains(&("hit", 0)));
+        let now = SystemTime::now();
         let quota = QuotaState {
             limit: Some(100),
             remaining: Some(7),
             window: Some(Duration::from_secs(21600)),
             paused_for: Some(Duration::from_secs(61)),
+            window_ends: Some(now + Duration::from_secs(3601)),
+            exhausted: Some(now + Duration::from_secs(59)),
+            held_back: Some(Purpose::Revalidation),
+            saved: 93,
+            leak: Some(LeakState {
+                pulls: 12,
+                source: Some("192.0.2.1".to_owned()),
+                silent: vec!["ci-7".to_owned(), "<i>".to_owned()],
+            }),
         };
-        let page = render(&external("mirror.test", ""), "", &[("docker.io".to_owned(), quota)], &totals);
+        let page = render(&external("mirror.test", ""), "", &[("docker.io".to_owned(), quota)], &totals, now);
         for part in [
-            "7 of 100 pulls left in 6h; paused for 61 s",
+            "7 of 100 pulls left in 6h; paused for 61 s; all of them again in 1h 1m at the latest; none left in 59s at \
+             the present rate; background work waits, and what is held is served unconfirmed; 93 pulls saved",
+            "<strong>12 pulls were spent past this mirror",
+            "(192.0.2.1)",
+            "not any more: ci-7, &lt;i&gt;.",
             "manifests and blobs: miss</td><td>42<",
             "12.0 KiB",
             r#""registry-mirrors": ["https://mirror.test"]"#,
@@ -198,7 +260,7 @@ mod tests {
         ] {
             assert!(page.contains(part), "{part} in\n{page}");
         }
-        let page = render(&external("proxy.test", "/reg"), "/reg", &[], &totals);
+        let page = render(&external("proxy.test", "/reg"), "/reg", &[], &totals, now);
         for part in ["\"https://proxy.test/reg\"", "href=\"/reg/metrics\""] {
             assert!(page.contains(part), "{part} in\n{page}");
         }

@@ -113,6 +113,17 @@ label!(
     Refreshed = "result" { Same = "same", Moved = "moved", Failed = "failed" }
 );
 
+label!(
+    /// How a client got a manifest without a pull.
+    Saving = "by" { Held = "held", Joined = "joined", Head = "head" }
+);
+label!(
+    /// What is not asked for, so that quota is left for others.
+    Held = "reason" {
+        Background = "background", Revalidation = "revalidation", Miss = "reserve", Share = "fair_share",
+    }
+);
+
 /// Counters for every combination of two labels, looked up by index.
 pub struct Grid<A, B> {
     cells: Vec<IntCounter>,

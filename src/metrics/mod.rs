@@ -1,5 +1,6 @@
 //! Everything that is counted: one struct, built once, handles held. Names: README, "Metrics".
 
+mod budget;
 mod labels;
 mod warm;
 
@@ -10,11 +11,13 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
+use self::budget::BudgetVectors;
 use crate::tasks::lock;
 
+pub use budget::BudgetMetrics;
 pub use labels::{
-    Delivery, Face, FillEnd, Forwarded, Grid, Kind, Label, Limit, Limited, Login, LoginMethod, Outcome,
-    PassEnd, Refreshed, Row, Swept, UploadEnd, UpstreamCall, UpstreamStatus, Warmth,
+    Delivery, Face, FillEnd, Forwarded, Grid, Held, Kind, Label, Limit, Limited, Login, LoginMethod, Outcome,
+    PassEnd, Refreshed, Row, Saving, Swept, UploadEnd, UpstreamCall, UpstreamStatus, Warmth,
 };
 pub use warm::WarmMetrics;
 
@@ -39,6 +42,7 @@ pub struct UpstreamMetrics {
     /// Requests that a circuit breaker did not let through.
     pub breaker_refusals: IntCounter,
     pub breakers_open: IntGauge,
+    pub budget: BudgetMetrics,
 }
 
 /// Whose quota it is: one series with the value 1, named by what the upstream told last.
@@ -103,6 +107,7 @@ pub struct Metrics {
     pub access_lines_dropped: IntCounter,
     pub warm: WarmMetrics,
     upstream: UpstreamVectors,
+    budget: BudgetVectors,
     endpoint: EndpointVectors,
 }
 
@@ -257,6 +262,7 @@ impl Metrics {
             ),
             warm: WarmMetrics::new(&b),
             upstream: UpstreamVectors::new(&b),
+            budget: BudgetVectors::new(&b),
             endpoint: EndpointVectors::new(&b),
             registry: b.0,
         }
@@ -307,6 +313,7 @@ impl Metrics {
             failovers,
             breaker_refusals,
             breakers_open,
+            budget: self.budget.of(host),
         }
     }
 

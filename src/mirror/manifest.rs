@@ -1,6 +1,7 @@
 //! Manifests by digest: from memory, from disk, or once from upstream.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::memory::{HeldManifest, Subject};
@@ -9,13 +10,16 @@ use super::standing::{Access, Standing};
 use super::{Asker, Mirror, Who, lost};
 use crate::answer::{BlobWant, Error, ManifestAnswer, Served};
 use crate::oci::{Digest, InvalidManifest, Manifest, ManifestKind, Reference, Repository};
-use crate::upstream::FetchedManifest;
+use crate::upstream::{FetchedManifest, Saving, Spender};
 
 /// While blobs of an upstream were seen to flow so short a time ago, nothing is tried out first.
 const BLOBS_FLOW: Duration = Duration::from_secs(60);
 
 /// How much of an image's configuration is waited for.
 const CONFIG_MAX: usize = 1024 * 1024;
+
+/// How often in a row what somebody else may not spend is asked for again.
+const HELD_BACK: usize = 3;
 
 /// One client's request for a manifest.
 pub(super) struct Request<'a> {
@@ -51,6 +55,8 @@ impl Mirror {
         reference: &Reference,
         body: bool,
     ) -> Result<ManifestAnswer, Error> {
+        let upstream = self.upstream(repository)?.clone();
+        upstream.saw(asker.toll.purpose(), || asker.toll.client());
         self.unless_loop(asker, repository)?;
         let entry = self.entry(asker, repository, &Subject::Manifest(reference.clone())).await;
         let standing = entry.map_err(|error| veiled(asker.caller, error))?;
@@ -63,7 +69,17 @@ impl Mirror {
         if self.options.ahead.prefetch_layers && body && answer.served == Served::Miss {
             self.prefetch(&request, &answer);
         }
+        if body && let Some(saving) = saving(&answer.served) {
+            upstream.saved(saving);
+        }
         Ok(answer)
+    }
+
+    /// On what and on whose account this request spends. `is_held`: something is there to be served
+    /// instead.
+    pub(super) fn spender(&self, request: &Request<'_>, reference: &Reference, is_held: bool) -> Spender {
+        let is_pinned = self.options.reserved.has(request.repository, reference);
+        request.asker.spender(is_pinned, is_held)
     }
 
     pub(super) async fn by_digest(
@@ -94,7 +110,8 @@ impl Mirror {
                 });
             }
         }
-        let (held, served) = self.fetch(request, &reference).await?;
+        let spender = self.spender(request, &reference, false);
+        let (held, served) = self.fetch(request, &reference, spender).await?;
         Ok(ManifestAnswer::held(&held, served))
     }
 
@@ -131,27 +148,51 @@ impl Mirror {
         self: &Arc<Self>,
         request: &Request<'_>,
         reference: &Reference,
+        spender: Spender,
     ) -> Result<(Arc<HeldManifest>, Served), Error> {
         let Request { asker, standing, repository } = request;
         let key = (request.who(), (*repository).clone(), reference.clone());
         let subject = Subject::Manifest(reference.clone());
         let access = self.access(repository, standing, &subject, asker.hops).await?;
-        if !self.fetches.has(&key) {
-            let paid = asker.toll.cold_miss().await;
-            paid.map_err(|retry_after| Error::ClientLimited {
-                subject: subject.of(repository),
-                retry_after,
-            })?;
+        let mut tries = HELD_BACK;
+        loop {
+            if !self.fetches.has(&key) {
+                let paid = asker.toll.cold_miss().await;
+                paid.map_err(|retry_after| Error::ClientLimited {
+                    subject: subject.of(repository),
+                    retry_after,
+                })?;
+            }
+            let mut served = Served::Joined;
+            let found = Arc::new(AtomicBool::new(false));
+            let fetched = self.fetches.join(key.clone(), || {
+                served = Served::Miss;
+                let (mirror, access, spender) = (self.clone(), access.clone(), spender.clone());
+                let (found, (_, repository, reference)) = (found.clone(), key.clone());
+                async move {
+                    // Whoever was first may have landed since this was found missing.
+                    if let Some(held) = mirror.in_memory(&repository, &reference) {
+                        found.store(true, Ordering::Relaxed);
+                        return Ok(held);
+                    }
+                    mirror.fetch_now(repository, reference, access, spender).await
+                }
+            });
+            let fetched = fetched.await;
+            if served == Served::Miss && found.load(Ordering::Relaxed) {
+                served = Served::Hit;
+            }
+            match fetched.unwrap_or_else(|| Err(lost(subject.of(repository)))) {
+                // Another one may not: this one may.
+                Err(Error::HeldBack { .. }) if served == Served::Joined && tries > 0 => tries -= 1,
+                fetched => return fetched.map(|held| (held, served)),
+            }
         }
-        let mirror = self.clone();
-        let mut served = Served::Joined;
-        let fetched = self.fetches.join(key, || {
-            served = Served::Miss;
-            let (repository, reference) = ((*repository).clone(), reference.clone());
-            async move { mirror.fetch_now(repository, reference, access).await }
-        });
-        let held = fetched.await.unwrap_or_else(|| Err(lost(subject.of(repository))))?;
-        Ok((held, served))
+    }
+
+    fn in_memory(&self, repository: &Repository, reference: &Reference) -> Option<Arc<HeldManifest>> {
+        let Reference::Digest(digest) = reference else { return None };
+        self.memory.manifests.get(&(repository.clone(), *digest))
     }
 
     async fn fetch_now(
@@ -159,15 +200,11 @@ impl Mirror {
         repository: Repository,
         reference: Reference,
         access: Access,
+        spender: Spender,
     ) -> Result<Arc<HeldManifest>, Error> {
         let subject = Subject::Manifest(reference.clone());
-        if let Reference::Digest(digest) = &reference
-            && let Some(held) = self.memory.manifests.get(&(repository.clone(), *digest))
-        {
-            return Ok(held);
-        }
         let upstream = self.upstream_for(&repository, &access.hops)?;
-        let got = upstream.manifest_get(access.identity, &repository.name, &reference).await;
+        let got = upstream.manifest_get(access.identity, &spender, &repository.name, &reference).await;
         let got = got.map_err(|error| self.refuse(access.caller(), &repository, &subject, error))?;
         let checked = self.check(&repository, &subject, got, &access).await;
         let hold = self.options.negative_not_found;
@@ -233,5 +270,15 @@ impl Mirror {
             })?;
         }
         Ok(())
+    }
+}
+
+/// How an answer spared a pull, where it did.
+fn saving(served: &Served) -> Option<Saving> {
+    match served {
+        Served::Hit | Served::Stale(_) => Some(Saving::Held),
+        Served::Revalidated => Some(Saving::Head),
+        Served::Joined => Some(Saving::Joined),
+        Served::Miss | Served::Range => None,
     }
 }

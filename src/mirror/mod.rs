@@ -12,6 +12,7 @@ mod pinned;
 mod prefetch;
 mod referrers;
 mod refresh;
+mod reserved;
 mod right;
 mod source;
 mod standing;
@@ -35,18 +36,21 @@ use crate::clock::Clock;
 use crate::oci::{Digest, Owner, Reference, Repository, Tag, UpstreamHost};
 use crate::store::Store;
 use crate::tasks::{Flights, Tasks};
-use crate::upstream::{self, Hops, Upstream};
+use crate::upstream::{self, HeldBack, Hops, Spender, Upstream};
 
 pub use self::freshness::Freshness;
 pub use self::pinned::{Pinned, Pins};
+pub use self::reserved::Reserved;
 pub use self::warm::{Account, IMAGES_AT_ONCE, Image, Tally, WarmError, Warmed};
 pub use crate::oci::{InvalidTagPattern as InvalidPattern, TagPattern as Pattern};
-pub use crate::upstream::{CallerId, Login};
+pub use crate::upstream::{CallerId, Login, Purpose};
 
 /// What is configured of the mirror.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     pub freshness: Freshness,
+    /// Images whose misses may use the reserve of their upstream's quota.
+    pub reserved: Reserved,
     /// How long a 404 from upstream is taken as said.
     pub negative_not_found: Duration,
     /// The same for 401 and 403.
@@ -85,6 +89,16 @@ pub struct Stale {
 pub trait Toll: Send + Sync {
     /// Waits in a bounded queue, then lets pass, or refuses with the time after which to try again.
     fn cold_miss(&self) -> Pin<Box<dyn Future<Output = Result<(), Duration>> + Send + '_>>;
+
+    /// What it is asked for. A miss of what is held counts as revalidation.
+    fn purpose(&self) -> Purpose {
+        Purpose::Miss
+    }
+
+    /// Whose share of the quota it is taken from: an address, a network, a name. None: nobody's.
+    fn client(&self) -> Option<String> {
+        None
+    }
 }
 
 /// On whose behalf the mirror works.
@@ -100,6 +114,22 @@ pub struct Asker<'a> {
 /// In whose name upstream is asked, where each caller's own login counts: what it says to one is no
 /// answer to another.
 type Who = Option<CallerId>;
+
+impl Asker<'_> {
+    /// `is_held`: something is there to be served instead. Then priority is that of a miss: the reserve is
+    /// for what is not held, and no client's share is taken.
+    fn spender(&self, is_pinned: bool, is_held: bool) -> Spender {
+        let asked = self.toll.purpose();
+        let is_first = asked == Purpose::Priority || (asked == Purpose::Miss && is_pinned);
+        let purpose = match asked {
+            _ if is_first && is_held => Purpose::Miss,
+            _ if is_first => Purpose::Priority,
+            Purpose::Miss if is_held => Purpose::Revalidation,
+            purpose => purpose,
+        };
+        Spender { purpose, client: self.toll.client().filter(|_| !is_first) }
+    }
+}
 
 pub struct Mirror {
     options: Options,
@@ -210,8 +240,14 @@ impl Mirror {
         error: Error,
         hold: Duration,
     ) -> Error {
-        self.memory.refuse(who, repository, subject, error.clone(), self.clock.now() + hold);
+        if !hold.is_zero() {
+            self.memory.refuse(who, repository, subject, error.clone(), self.clock.now() + hold);
+        }
         error
+    }
+
+    fn held_back(&self, subject: String, held: HeldBack) -> Error {
+        Error::HeldBack { subject, why: held.why, retry_after: held.wait }
     }
 
     /// An upstream's failure in our words, and for how long it is taken as said.
@@ -233,6 +269,8 @@ impl Mirror {
             }
             Cause::Loop(why) => (Error::Loop(why), TROUBLE_HOLD),
             Cause::Limited(wait) => (Error::UpstreamLimited { subject: named, retry_after: wait }, wait),
+            // That this one may not says nothing of the next.
+            Cause::HeldBack(held) => (self.held_back(named, held), Duration::ZERO),
             cause @ (Cause::Busy | Cause::Trouble(_) | Cause::Corrupt(_) | Cause::Refused(_)) => {
                 let why = format!("{}: {cause}", error.operation);
                 (Error::Unavailable { subject: named, why }, TROUBLE_HOLD)

@@ -11,7 +11,7 @@ use super::tag::{LONGEST_HOLD, PATIENCE, TROUBLE_HOLD};
 use super::{Asker, Mirror, lost};
 use crate::answer::{Error, Referrer, ReferrersAnswer, Served};
 use crate::oci::{Digest, Repository};
-use crate::upstream::{Hops, ToldReferrers};
+use crate::upstream::{Hops, Spender, ToldReferrers};
 
 /// A list as last told.
 pub struct KnownReferrers {
@@ -98,10 +98,11 @@ impl Mirror {
                 .await
                 .map_err(|retry_after| Error::ClientLimited { subject, retry_after })?;
         }
+        let spender = asker.spender(false, known.is_some());
         let (mirror, before, hops) = (self.clone(), known.clone(), asker.hops.clone());
         let flight = self.referrers.join(flight_key, || {
             let key = key.clone();
-            async move { mirror.ask_referrers(&standing, key, before, &hops).await }
+            async move { mirror.ask_referrers(&standing, key, before, spender, &hops).await }
         });
         let lost = || Err(lost(wanted.of(repository)));
         let Some(known) = known else { return flight.await.unwrap_or_else(lost) };
@@ -145,6 +146,7 @@ impl Mirror {
         standing: &Standing,
         key: Key,
         known: Option<Arc<KnownReferrers>>,
+        spender: Spender,
         hops: &Hops,
     ) -> Result<ReferrersAnswer, Error> {
         // Whoever was first may have landed since this was found outdated.
@@ -159,7 +161,8 @@ impl Mirror {
             Ok(access) => {
                 let index = known.as_ref().and_then(|known| known.index);
                 let upstream = self.upstream_for(repository, hops)?;
-                let told = upstream.referrers(access.identity, &repository.name, &key.1, index).await;
+                let told =
+                    upstream.referrers(access.identity, &spender, &repository.name, &key.1, index).await;
                 told.map_err(|error| (error.to_string(), self.translate(who, repository, &subject, error)))
             }
             // It was proof of access that failed, and it is remembered.

@@ -17,6 +17,7 @@ use crate::answer::Error;
 use crate::metrics::Refreshed;
 use crate::oci::{Digest, Owner, Reference, Repository, Tag, UpstreamHost};
 use crate::tasks::Tasks;
+use crate::upstream::Purpose;
 
 /// How often a tag is asked for within its freshness to be worth a request.
 const OFTEN: u32 = 2;
@@ -199,12 +200,18 @@ impl Mirror {
         let repository = request.repository;
         let reference = Reference::Tag(tag.clone());
         let subject = Subject::Manifest(reference.clone());
+        let purpose = request.asker.spender(false, true).purpose;
+        if let Some(held_back) = self.unconfirmed_for_now(request, purpose)? {
+            return Err(self.held_back(subject.of(repository), held_back));
+        }
         let access = self.access(repository, &request.standing, &subject, request.asker.hops).await?;
         let upstream = self.upstream_for(repository, &access.hops)?;
         let head = upstream.manifest_head(access.identity, &repository.name, &reference).await;
         let head = head.map_err(|error| self.translate(request.who(), repository, &subject, error).0)?;
         let known = self.known_tag(request, tag).await;
-        self.told(repository, tag, head, known.as_deref(), upstream.paused_for(access.identity))
+        // Whether it may be renewed is for whoever asks for it then.
+        let held_back = upstream.holds_back(access.identity, Purpose::Revalidation);
+        self.told(repository, tag, head, known.as_deref(), held_back)
     }
 }
 

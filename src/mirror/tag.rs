@@ -10,7 +10,7 @@ use super::standing::Standing;
 use super::{Mirror, lost};
 use crate::answer::{Error, ManifestAnswer, Served};
 use crate::oci::{Digest, Reference, Repository, Tag};
-use crate::upstream::{Hops, ManifestHead};
+use crate::upstream::{HeldBack, Hops, Identity, ManifestHead, Purpose};
 
 /// A held tag is not kept waiting longer than this for its confirmation, which goes on meanwhile.
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
@@ -141,14 +141,19 @@ impl Mirror {
         }
         let reference = Reference::Digest(known.digest);
         self.refused(request.who(), request.repository, &Subject::Manifest(reference.clone()))?;
-        let (held, served) = self.fetch(request, &reference).await?;
+        let is_pinned = self.options.reserved.has(request.repository, &Reference::Tag(tag.clone()));
+        let spender = request.asker.spender(is_pinned, known.held().is_some());
+        let (held, served) = self.fetch(request, &reference, spender).await?;
         self.keep_tag(request, tag, known);
         Ok(ManifestAnswer::held(&held, served))
     }
 
     async fn get_by_tag(self: &Arc<Self>, request: &Request<'_>, tag: &Tag) -> Result<ManifestAnswer, Error> {
         let repository = request.repository;
-        let (held, served) = self.fetch(request, &Reference::Tag(tag.clone())).await?;
+        let reference = Reference::Tag(tag.clone());
+        let is_held = self.known_tag(request, tag).await.is_some_and(|known| self.may_stand_in(&known));
+        let spender = self.spender(request, &reference, is_held);
+        let (held, served) = self.fetch(request, &reference, spender).await?;
         let fresh_until = self.clock.now() + self.options.freshness.of(repository, tag);
         let known = Arc::new(KnownTag::new(held.digest, self.clock.wall(), fresh_until));
         self.memory.tags.insert((repository.clone(), tag.clone()), known.clone());
@@ -175,8 +180,10 @@ impl Mirror {
                 return Ok(ManifestAnswer::held(&held, Served::Stale(why)));
             }
             Error::UpstreamLimited { retry_after, .. } => retry_after.min(LONGEST_HOLD),
-            // One client's limit says nothing of the tag.
-            Error::ClientLimited { .. } => return Ok(ManifestAnswer::held(&held, Served::Stale(why))),
+            // What one client may spend says nothing of the tag.
+            Error::ClientLimited { .. } | Error::HeldBack { .. } => {
+                return Ok(ManifestAnswer::held(&held, Served::Stale(why)));
+            }
             _ => TROUBLE_HOLD,
         };
         let before = KnownTag { digest, head: None, kept: AtomicBool::new(true), ..known.copy() };
@@ -222,11 +229,22 @@ impl Mirror {
     ) -> Result<Resolved, Error> {
         let repository = request.repository;
         let subject = Subject::Manifest(Reference::Tag(tag.clone()));
+        let held = known.as_ref().is_some_and(|known| self.may_stand_in(known));
+        let purpose = self.spender(request, &Reference::Tag(tag.clone()), held).purpose;
+        if let Some(held_back) = self.unconfirmed_for_now(request, purpose)? {
+            let HeldBack { why, wait, .. } = held_back;
+            return match &known {
+                Some(known) if purpose == Purpose::Revalidation => {
+                    Ok(self.stale(repository, tag, known, &why, wait.min(LONGEST_HOLD)))
+                }
+                _ => Err(Error::HeldBack { subject: subject.of(repository), why, retry_after: wait }),
+            };
+        }
         let (mirror, standing, before) = (self.clone(), request.standing.clone(), known.clone());
         let hops = request.asker.hops.clone();
         let flight = self.resolves.join((request.who(), repository.clone(), tag.clone()), || {
             let (repository, tag) = (repository.clone(), tag.clone());
-            async move { mirror.ask(&standing, &repository, &tag, before, &hops).await }
+            async move { mirror.ask(&standing, &repository, &tag, before, purpose, &hops).await }
         });
         let lost = || Err(lost(subject.of(repository)));
         let Some(known) = known else { return flight.await.unwrap_or_else(lost) };
@@ -240,12 +258,33 @@ impl Mirror {
         }
     }
 
+    /// Whether what is held can be served where upstream is not asked.
+    fn may_stand_in(&self, known: &KnownTag) -> bool {
+        known.held().is_some() && self.outlived_trouble(known).is_none()
+    }
+
+    /// Why upstream is not asked for this now. A miss is one HEAD, which costs nothing: it is asked.
+    pub(super) fn unconfirmed_for_now(
+        &self,
+        request: &Request<'_>,
+        purpose: Purpose,
+    ) -> Result<Option<HeldBack>, Error> {
+        let identity = request.who().map_or(Identity::Configured, Identity::Caller);
+        Ok(match purpose {
+            Purpose::Priority | Purpose::Miss => None,
+            Purpose::Revalidation | Purpose::Background => {
+                self.upstream(request.repository)?.holds_back_head(identity, purpose)
+            }
+        })
+    }
+
     async fn ask(
         self: &Arc<Self>,
         standing: &Standing,
         repository: &Repository,
         tag: &Tag,
         known: Option<Arc<KnownTag>>,
+        purpose: Purpose,
         hops: &Hops,
     ) -> Result<Resolved, Error> {
         // Whoever was first may have landed since this was found outdated.
@@ -270,8 +309,8 @@ impl Mirror {
         let head = upstream.manifest_head(access.identity, &repository.name, &reference).await;
         match (head, known) {
             (Ok(head), known) => {
-                let paused = upstream.paused_for(access.identity);
-                self.told(repository, tag, head, known.as_deref(), paused)
+                let held_back = upstream.holds_back(access.identity, purpose);
+                self.told(repository, tag, head, known.as_deref(), held_back)
             }
             (Err(error), None) => Err(self.refuse(who, repository, &subject, error)),
             (Err(error), Some(known)) => {
@@ -299,15 +338,15 @@ impl Mirror {
         tag: &Tag,
         head: ManifestHead,
         known: Option<&KnownTag>,
-        paused: Option<Duration>,
+        held_back: Option<HeldBack>,
     ) -> Result<Resolved, Error> {
         let Some(digest) = head.digest else { return Ok(Resolved::Untold) };
         let same = known.filter(|known| known.digest == digest);
-        if let (None, Some(known), Some(wait)) = (same, known, paused) {
-            let why = "the tag has moved upstream, whose rate limit is exhausted";
+        if let (None, Some(known), Some(HeldBack { why, wait, .. })) = (same, known, held_back) {
             let subject = Subject::Manifest(Reference::Tag(tag.clone())).of(repository);
-            let limited = Error::UpstreamLimited { subject, retry_after: wait };
-            return self.in_trouble(repository, tag, limited, why, known, wait.min(LONGEST_HOLD));
+            let told = format!("the tag has moved upstream, and {why}");
+            let error = Error::HeldBack { subject, why, retry_after: wait };
+            return self.in_trouble(repository, tag, error, &told, known, wait.min(LONGEST_HOLD));
         }
         let fresh_until = self.clock.now() + self.options.freshness.of(repository, tag);
         let mut fresh = KnownTag::new(digest, self.clock.wall(), fresh_until);
@@ -381,7 +420,7 @@ impl Mirror {
         tracing::warn!(%repository, %tag, why, "a held tag is too old to be served stale (`stale.trouble`)");
         let subject = Subject::Manifest(Reference::Tag(tag.clone()));
         let error = match error {
-            limited @ Error::UpstreamLimited { .. } => limited,
+            limited @ (Error::UpstreamLimited { .. } | Error::HeldBack { .. }) => limited,
             _ => Error::Unavailable {
                 subject: subject.of(repository),
                 why: format!(

@@ -18,7 +18,7 @@ use super::{Asker, Mirror, Toll};
 use crate::answer::{BlobWant, Error, Served, subject};
 use crate::metrics::Warmth;
 use crate::oci::{Descriptor, Digest, Manifest, ManifestKind, Platform, Platforms, Reference, Repository};
-use crate::upstream::Hops;
+use crate::upstream::{Hops, Purpose};
 
 /// Images at once, and blobs of each: what clients wait for has most of an upstream's places.
 pub const IMAGES_AT_ONCE: usize = 2;
@@ -39,11 +39,12 @@ pub struct Image {
 }
 
 /// On whose account an image is warmed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Account {
-    /// Leaves the last tenth of the upstream's quota to clients.
+    /// Leaves the upstream's quota to clients where it becomes scarce.
+    #[default]
     Background,
-    /// The image is to be held at any time: its manifests may have all of the quota.
+    /// The image is to be held at any time: what is missing of it may be had from the reserve.
     Pinned,
 }
 
@@ -75,11 +76,6 @@ pub enum WarmError {
     #[error("{subject} is not for {wanted}: it is for {offered}")]
     Platform { subject: String, wanted: String, offered: String },
     #[error(
-        "{subject} is not held, and of the upstream's quota {left} pulls are left, which are for clients: \
-         warm it again later"
-    )]
-    Reserve { subject: String, left: u64 },
-    #[error(
         "{subject}: {count} of its blobs or manifests came and could not be kept: is there room in the cache?"
     )]
     NotKept { subject: String, count: usize },
@@ -91,12 +87,20 @@ pub enum WarmError {
 /// upstream's quota.
 #[derive(Default)]
 pub(super) struct Background {
+    account: Account,
     hops: Hops,
 }
 
 impl Toll for Background {
     fn cold_miss(&self) -> Pin<Box<dyn Future<Output = Result<(), Duration>> + Send + '_>> {
         Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn purpose(&self) -> Purpose {
+        match self.account {
+            Account::Background => Purpose::Background,
+            Account::Pinned => Purpose::Priority,
+        }
     }
 }
 
@@ -140,11 +144,12 @@ impl Mirror {
         tell: &(dyn Fn(Tally) + Send + Sync),
     ) -> Result<Warmed, WarmError> {
         let repository = &image.repository;
-        let (work, subject) = (Background::default(), Subject::Manifest(image.reference.clone()));
+        let work = Background { account, hops: Hops::default() };
+        let subject = Subject::Manifest(image.reference.clone());
         let standing = self.entry(work.asker(), repository, &subject).await?;
         let request = Request { asker: work.asker(), standing, repository };
-        let (digest, bytes, stale) = self.root(&request, &image.reference, account).await?;
-        let (parts, absent) = self.parts(&request, digest, bytes, platforms, account).await?;
+        let (digest, bytes, stale) = self.root(&request, &image.reference).await?;
+        let (parts, absent) = self.parts(&request, digest, bytes, platforms).await?;
         let tally = self.fetch_all(repository, &parts.blobs, tell).await?;
         self.kept(image, &request.standing, parts).await?;
         match absent {
@@ -158,11 +163,10 @@ impl Mirror {
         self: &Arc<Self>,
         request: &Request<'_>,
         reference: &Reference,
-        account: Account,
     ) -> Result<(Digest, bytes::Bytes, Option<String>), WarmError> {
         let tag = match reference {
             Reference::Digest(digest) => {
-                return Ok((*digest, self.child(request, digest, account).await?, None));
+                return Ok((*digest, self.child(request, digest).await?, None));
             }
             Reference::Tag(tag) => tag,
         };
@@ -173,15 +177,6 @@ impl Mirror {
             (Err(error), Some(_)) => Some(error.to_string()),
             (Ok(_), _) => None,
         };
-        let held = match &known {
-            Some(known) => {
-                self.held_manifest(&request.standing, request.repository, &known.digest).await.is_some()
-            }
-            None => false,
-        };
-        if !held {
-            self.afford(request.repository, reference, account)?;
-        }
         let answer = self.by_tag(request, tag, true).await?;
         let stale = match answer.served {
             Served::Stale(why) => stale.or(Some(why)),
@@ -195,32 +190,8 @@ impl Mirror {
         self: &Arc<Self>,
         request: &Request<'_>,
         digest: &Digest,
-        account: Account,
     ) -> Result<bytes::Bytes, WarmError> {
-        if self.held_manifest(&request.standing, request.repository, digest).await.is_none() {
-            self.afford(request.repository, &Reference::Digest(*digest), account)?;
-        }
         Ok(self.by_digest(request, digest, true).await?.bytes.unwrap_or_default())
-    }
-
-    /// Whether the upstream's quota has a pull for this.
-    fn afford(
-        &self,
-        repository: &Repository,
-        reference: &Reference,
-        account: Account,
-    ) -> Result<(), WarmError> {
-        let quota = self.upstream(repository)?.quota();
-        let subject = subject(repository, reference);
-        if let Some(retry_after) = quota.paused_for {
-            return Err(Error::UpstreamLimited { subject, retry_after }.into());
-        }
-        match (quota.limit, quota.remaining) {
-            (Some(limit), Some(left)) if account == Account::Background && left <= limit.div_ceil(10) => {
-                Err(WarmError::Reserve { subject, left })
-            }
-            _ => Ok(()),
-        }
     }
 
     /// All that belongs to the image, its manifests being held now; and which platform it is not for.
@@ -230,7 +201,6 @@ impl Mirror {
         root: Digest,
         bytes: bytes::Bytes,
         platforms: &Platforms,
-        account: Account,
     ) -> Result<(Parts, Option<WarmError>), WarmError> {
         let subject = subject(request.repository, &Reference::Digest(root));
         let (mut parts, mut seen, mut absent) = (Parts::default(), HashSet::from([root]), None);
@@ -238,7 +208,7 @@ impl Mirror {
         while let Some((digest, bytes)) = next.pop() {
             let bytes = match bytes {
                 Some(bytes) => bytes,
-                None => self.child(request, &digest, account).await?,
+                None => self.child(request, &digest).await?,
             };
             // It was read before it was held.
             let manifest = Manifest::parse(&bytes, None)

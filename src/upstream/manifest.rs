@@ -5,10 +5,12 @@ use std::time::Duration;
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 
-use super::quota::{PROBE_FIRST, Quota, Step, Told, retry_after};
+use super::quota::{PROBE_FIRST, Quota, Step, retry_after};
 use super::request::{Answer, Ask};
 use super::round::{First, Turn};
-use super::{Cause, Error, FetchedManifest, Hops, Identity, ManifestHead, Upstream, effective};
+use super::spend::Spending;
+use super::told::Told;
+use super::{Cause, Error, FetchedManifest, Hops, Identity, ManifestHead, Spender, Upstream, effective};
 use crate::metrics::UpstreamCall;
 use crate::oci::{Digest, MANIFEST_ACCEPT, MANIFEST_MAX, MediaType, Name, Reference};
 
@@ -49,10 +51,11 @@ impl Upstream {
             .map_err(|cause| self.error("HEAD manifest", name, &suffix(reference), cause))
     }
 
-    /// Spends quota.
+    /// Spends quota, where the budget lets `spender`.
     pub async fn manifest_get(
         &self,
         identity: Identity,
+        spender: &Spender,
         name: &Name,
         reference: &Reference,
     ) -> Result<FetchedManifest, Error> {
@@ -61,7 +64,7 @@ impl Upstream {
             let _place = self.request_gate.enter().await?;
             let mut round = self.round(identity, digest_of(reference), First::Mirrors);
             while let Some(turn) = round.next() {
-                let fetched = turn.within(self.get(&turn, name, reference)).await;
+                let fetched = turn.within(self.get(&turn, spender, name, reference)).await;
                 if let Some(fetched) = round.judge(turn, fetched) {
                     return fetched;
                 }
@@ -103,7 +106,7 @@ impl Upstream {
     ) -> Result<(ManifestHead, Told), Cause> {
         self.unless_paused(turn, Quota::heads_paused)?;
         let ask = self.ask_manifest(turn, UpstreamCall::ManifestHead, Method::HEAD, name, reference)?;
-        let (answer, told) = self.send_manifest(turn, &ask).await?;
+        let (answer, told) = self.send_manifest(turn, &ask, None).await?;
         let headers = answer.response.headers();
         if !turn.endpoint.is_mirror() {
             if answer.status() == StatusCode::TOO_MANY_REQUESTS {
@@ -129,15 +132,27 @@ impl Upstream {
     async fn get(
         &self,
         turn: &Turn<'_>,
+        spender: &Spender,
         name: &Name,
         reference: &Reference,
     ) -> Result<FetchedManifest, Cause> {
         self.unless_paused(turn, Quota::gets_paused)?;
-        let mut whole = self.get_whole(turn, name, reference).await?;
+        let mut spending = None;
+        if !turn.endpoint.is_mirror() {
+            // Whatever the HEAD comes to: where nothing is learned, what is known decides.
+            let look = async { drop(self.head(turn, name, reference).await) };
+            self.quota.renewed(turn.identity, spender, look).await;
+            spending = self.quota.spend(turn.identity, spender).await?;
+        }
+        let mut whole = self.get_whole(turn, name, reference, spending).await?;
         if let Err(Cause::Trouble(why)) = &whole.bytes {
             // A body that broke off once is asked for once more: it is small, and clients wait.
             tracing::debug!(upstream = %self.options.host, why, "manifest broke off");
-            whole = self.get_whole(turn, name, reference).await?;
+            let spending = match turn.endpoint.is_mirror() {
+                true => None,
+                false => self.quota.spend_again(turn.identity, spender),
+            };
+            whole = self.get_whole(turn, name, reference, spending).await?;
         }
         let Whole { bytes, media_type, told } = whole;
         let bytes = bytes?;
@@ -157,9 +172,15 @@ impl Upstream {
     }
 
     /// One answer with its body, which may have broken off.
-    async fn get_whole(&self, turn: &Turn<'_>, name: &Name, reference: &Reference) -> Result<Whole, Cause> {
+    async fn get_whole(
+        &self,
+        turn: &Turn<'_>,
+        name: &Name,
+        reference: &Reference,
+        spending: Option<Spending<'_>>,
+    ) -> Result<Whole, Cause> {
         let ask = self.ask_manifest(turn, UpstreamCall::ManifestGet, Method::GET, name, reference)?;
-        let (answer, _) = self.send_manifest(turn, &ask).await?;
+        let (answer, _) = self.send_manifest(turn, &ask, spending).await?;
         let headers = answer.response.headers();
         if answer.status() == StatusCode::TOO_MANY_REQUESTS && !turn.endpoint.is_mirror() {
             let wait = retry_after(headers, self.clock.wall());
@@ -188,12 +209,18 @@ impl Upstream {
         self.ask(turn, call, method, name, &format!("manifests/{reference}"), accept)
     }
 
-    async fn send_manifest(&self, turn: &Turn<'_>, ask: &Ask) -> Result<(Answer, Told), Cause> {
+    async fn send_manifest(
+        &self,
+        turn: &Turn<'_>,
+        ask: &Ask,
+        spending: Option<Spending<'_>>,
+    ) -> Result<(Answer, Told), Cause> {
+        let sent = self.clock.now();
         let answer = turn.endpoint.requests.send(ask).await?;
         let headers = answer.response.headers();
         let told = Told::read(headers);
         if !turn.endpoint.is_mirror() {
-            self.quota.note(turn.identity, told, source(headers));
+            self.quota.note(turn.identity, told, source(headers), sent, spending);
         }
         Ok((answer, told))
     }

@@ -2,12 +2,14 @@
 //!
 //! A call goes through a `gate` (bounded places and waits), then in a `round` to one `endpoint` after the
 //! other, at each through `request` (token, redirects, retries), whose every hop is one `client` request.
-//! `guard` says where the hops may lead, `breaker` and `quota` when it is better not to ask.
+//! `guard` says where the hops may lead, `breaker` and `quota` when it is better not to ask: that keeps the
+//! `budget`, with each client's `share` and the `leak`s.
 
 mod answered;
 mod blob;
 mod body;
 mod breaker;
+mod budget;
 mod callers;
 mod challenge;
 mod client;
@@ -18,6 +20,7 @@ mod gate;
 mod guard;
 mod helper;
 mod hops;
+mod leak;
 mod login;
 mod manifest;
 mod quota;
@@ -27,16 +30,20 @@ mod request;
 mod resolver;
 mod retry;
 mod round;
+mod share;
 mod source;
+mod spend;
 mod tags;
 #[cfg(test)]
 mod tests;
 mod token;
+mod told;
+mod window;
 
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
@@ -55,6 +62,7 @@ use crate::metrics::{Metrics, UpstreamCall, UpstreamMetrics};
 use crate::oci::{Digest, MediaType, Name, UpstreamHost};
 use crate::tasks::Tasks;
 
+pub use self::budget::{HeldBack, Options as BudgetOptions, Reserve};
 pub use self::callers::CallerId;
 pub use self::credential::{Credential, Login, LoginSecret, Password, Secret, is_helper_name, search_path};
 pub use self::endpoint::{EndpointOptions, Proxy, check_url};
@@ -63,6 +71,7 @@ pub use self::helper::{find as find_helper, is_program};
 pub use self::hops::{Hops, PROXY_STATUS, loop_status};
 pub use self::referrers::ToldReferrers;
 pub use self::source::has_docker_login;
+pub use crate::metrics::Saving;
 
 /// What is configured of one upstream. `config` builds it; every field is checked already.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,6 +105,7 @@ pub struct Options {
     pub queue_length: usize,
     /// A ceiling on requests a minute, for upstreams that have an abuse limit. None: no ceiling.
     pub requests_per_minute: Option<std::num::NonZeroU32>,
+    pub budget: BudgetOptions,
 }
 
 impl Options {
@@ -140,6 +150,27 @@ pub enum Identity {
     Configured,
     /// A caller's own login.
     Caller(CallerId),
+}
+
+/// What the upstream is asked for. What comes first is held back last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Purpose {
+    /// What is not held, for a priority client or of a pinned image.
+    Priority,
+    /// What is not held, for anybody.
+    Miss,
+    /// Whether what is held is current.
+    Revalidation,
+    /// What nobody waits for.
+    Background,
+}
+
+/// On what, and on whose account, quota is spent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spender {
+    pub purpose: Purpose,
+    /// Whose share it is taken from. None: nobody's.
+    pub client: Option<String>,
 }
 
 /// What a HEAD of a manifest told. Everything may be missing: servers differ.
@@ -192,6 +223,9 @@ pub enum Cause {
     /// 429 now, or paused since one: the time until another try makes sense.
     #[error("the upstream's rate limit is exhausted, next try in {} s", .0.as_secs())]
     Limited(Duration),
+    /// What is left of the quota is kept for others.
+    #[error("{0}")]
+    HeldBack(HeldBack),
     /// Our own bounded queue in front of the upstream is full or too slow.
     #[error("too many requests wait for the upstream")]
     Busy,
@@ -209,14 +243,33 @@ pub enum Cause {
     Refused(String),
 }
 
-/// A snapshot of the quota, as the upstream told it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// A snapshot of the quota, as the upstream told it, and of what is made of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QuotaState {
     pub limit: Option<u64>,
     pub remaining: Option<u64>,
     pub window: Option<Duration>,
     /// Manifest GETs are paused for this long still.
     pub paused_for: Option<Duration>,
+    /// When all of it is there again, at the latest.
+    pub window_ends: Option<SystemTime>,
+    /// When nothing is left, spent on as of late; None where the window ends before.
+    pub exhausted: Option<SystemTime>,
+    /// The first of what is held back, and so is all that comes after it.
+    pub held_back: Option<Purpose>,
+    /// Manifests that clients got without a pull, since the start.
+    pub saved: u64,
+    pub leak: Option<LeakState>,
+}
+
+/// Somebody else spends the quota.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeakState {
+    pub pulls: u64,
+    /// The address or account whose quota it is.
+    pub source: Option<String>,
+    /// Clients that used to ask here and stopped.
+    pub silent: Vec<String>,
 }
 
 /// Speaks with one registry. Its calls are in `manifest.rs`, `blob.rs`, `tags.rs` and `referrers.rs`.
@@ -259,7 +312,13 @@ impl Upstream {
             |places| Gate::new(places, options.queue_length, options.queue_timeout, metrics.waiting.clone());
         let (request_gate, fill_gate) = (gate(options.max_requests), gate(options.max_fills));
         let pulls_as = effective(&options, Identity::Configured);
-        let quota = Quota::new(clock.clone(), metrics.clone(), pulls_as);
+        let quota = Quota::new(
+            options.host.as_str(),
+            options.budget.clone(),
+            clock.clone(),
+            metrics.clone(),
+            pulls_as,
+        );
         let shared = Arc::new_cyclic(|me| Shared {
             me: me.clone(),
             options,
@@ -306,9 +365,26 @@ impl Upstream {
         self.quota.snapshot()
     }
 
-    /// How long manifest GETs of this identity are paused still.
-    pub fn paused_for(&self, identity: Identity) -> Option<Duration> {
-        self.quota.gets_paused(effective(&self.options, identity))
+    /// Somebody asks for a manifest, held here or not; `client` names who, where it matters.
+    pub fn saw(&self, purpose: Purpose, client: impl FnOnce() -> Option<String>) {
+        self.quota.saw(purpose, client);
+    }
+
+    /// Somebody got a manifest without a pull.
+    pub fn saved(&self, saving: Saving) {
+        self.quota.saved(saving);
+    }
+
+    /// Why no pull is to be spent on this now: the budget, or a pause of all pulls.
+    pub fn holds_back(&self, identity: Identity, purpose: Purpose) -> Option<HeldBack> {
+        let identity = effective(&self.options, identity);
+        self.quota.paused(identity).or_else(|| self.quota.holds_back(identity, purpose))
+    }
+
+    /// Why no HEAD is to be spent on confirming what is held. Asked before each: now and then one passes,
+    /// to learn what is left.
+    pub fn holds_back_head(&self, identity: Identity, purpose: Purpose) -> Option<HeldBack> {
+        self.quota.holds_back_head(effective(&self.options, identity), purpose)
     }
 
     /// `path` below `/v2/<name>/`, at the endpoint whose turn it is.

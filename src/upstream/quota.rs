@@ -1,82 +1,49 @@
 //! What an upstream tells of its rate limits, and the pauses that follow.
 
 use std::collections::HashMap;
+use std::mem::ManuallyDrop;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use http::HeaderMap;
-use http::header::RETRY_AFTER;
+use tokio::sync::Notify;
 
+use super::budget::{self, Budget, Verdict};
 use super::callers::CALLERS_MAX;
-use super::{CallerId, Identity, QuotaState};
+use super::spend::Spending;
+pub use super::told::retry_after;
+use super::told::{LONGEST_PAUSE, Told};
+use super::{CallerId, Identity, LeakState, Purpose, QuotaState, Spender};
 use crate::clock::Clock;
-use crate::metrics::UpstreamMetrics;
+use crate::metrics::{Label, Saving, UpstreamMetrics};
 use crate::tasks::lock;
 
-/// Longest pause that is believed.
-pub const LONGEST_PAUSE: Duration = Duration::from_secs(6 * 3600);
 /// When the first probe goes out after the quota was exhausted.
 pub const PROBE_FIRST: Duration = Duration::from_secs(60);
 /// The pause of HEADs where none is named, doubled from the first to the last.
 const HEADS_FIRST: Duration = Duration::from_secs(60);
 const HEADS_LAST: Duration = Duration::from_secs(15 * 60);
 
-/// The limit headers of one answer (Docker Hub, "pull usage and limits"). All missing: not limited,
-/// or not counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Told {
-    pub limit: Option<u64>,
-    pub remaining: Option<u64>,
-    pub window: Option<Duration>,
-}
-
-impl Told {
-    pub fn read(headers: &HeaderMap) -> Self {
-        let count = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).and_then(parse_count);
-        let (limit, remaining) = (count("ratelimit-limit"), count("ratelimit-remaining"));
-        let window = limit.and_then(|(_, window)| window).or(remaining.and_then(|(_, window)| window));
-        Self { limit: limit.map(|(n, _)| n), remaining: remaining.map(|(n, _)| n), window }
-    }
-}
-
-/// `<count>[;w=<seconds>]`; other parameters are skipped, and what follows a comma.
-pub fn parse_count(text: &str) -> Option<(u64, Option<Duration>)> {
-    let mut parts = text.split(',').next()?.split(';').map(str::trim);
-    let count = digits(parts.next()?)?;
-    let window = parts.find_map(|part| {
-        let (key, value) = part.split_once('=')?;
-        let seconds = digits(value.trim())?;
-        key.trim().eq_ignore_ascii_case("w").then(|| Duration::from_secs(seconds))
-    });
-    Some((count, window))
-}
-
-fn digits(text: &str) -> Option<u64> {
-    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
-}
-
-/// `Retry-After` in either form (RFC 9110, section 10.2.3): at least a second, six hours at most.
-pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match digits(text) {
-        Some(seconds) => Duration::from_secs(seconds),
-        None => httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default(),
-    };
-    Some(wait.clamp(Duration::from_secs(1), LONGEST_PAUSE))
-}
-
 /// What is known of one upstream's limits.
 pub struct Quota {
-    clock: Clock,
-    metrics: Arc<UpstreamMetrics>,
+    host: String,
+    pub(super) clock: Clock,
+    pub(super) metrics: Arc<UpstreamMetrics>,
     /// The identity that pulls, and so whose quota is reported.
-    pulls_as: Identity,
-    state: Mutex<State>,
+    pub(super) pulls_as: Identity,
+    pub(super) state: Mutex<State>,
+    /// Whether there is a quota to watch over.
+    pub(super) is_told: AtomicBool,
+    /// A pull has ended.
+    pub(super) ended: Notify,
+    /// Held by who asks what is left, so that the others wait for its answer.
+    pub(super) looking: tokio::sync::Mutex<()>,
 }
 
-#[derive(Default)]
-struct State {
-    told: Option<(Instant, Told)>,
+pub(super) struct State {
+    pub(super) budget: Budget,
+    /// The upstream's count of requests that were sent again, when last looked at.
+    retries: u64,
     gets: PerIdentity<Option<Pause>>,
     heads: PerIdentity<Option<Backoff>>,
 }
@@ -129,21 +96,98 @@ struct Backoff {
 }
 
 impl Quota {
-    pub fn new(clock: Clock, metrics: Arc<UpstreamMetrics>, pulls_as: Identity) -> Self {
-        Self { clock, metrics, pulls_as, state: Mutex::default() }
+    pub fn new(
+        host: &str,
+        options: budget::Options,
+        clock: Clock,
+        metrics: Arc<UpstreamMetrics>,
+        pulls_as: Identity,
+    ) -> Self {
+        let state = State {
+            budget: Budget::new(options),
+            retries: metrics.retries.get(),
+            gets: PerIdentity::default(),
+            heads: PerIdentity::default(),
+        };
+        Self {
+            host: host.to_owned(),
+            clock,
+            metrics,
+            pulls_as,
+            state: Mutex::new(state),
+            is_told: AtomicBool::new(false),
+            ended: Notify::new(),
+            looking: tokio::sync::Mutex::new(()),
+        }
     }
 
-    /// Takes note of what an answer tells; `source`: whose quota it is.
-    pub fn note(&self, identity: Identity, told: Told, source: Option<&str>) {
-        if identity != self.pulls_as || told == Told::default() {
+    /// Takes note of what an answer to what was sent at `sent` tells; `source`: whose quota it is;
+    /// `spending`: the pull that it answers.
+    pub fn note(
+        &self,
+        identity: Identity,
+        told: Told,
+        source: Option<&str>,
+        sent: Instant,
+        spending: Option<Spending<'_>>,
+    ) {
+        if identity != self.pulls_as {
             return;
         }
+        let now = self.clock.now();
+        let mut state = lock(&self.state);
+        // Ended and told of at once, so that nobody counts it as neither under way nor spent.
+        if let Some(spending) = spending.map(ManuallyDrop::new) {
+            state.budget.end();
+            spending.0.ended.notify_waiters();
+        }
+        let retries = self.metrics.retries.get();
+        let again = retries.saturating_sub(std::mem::replace(&mut state.retries, retries));
+        state.budget.asked_again(again);
+        let found = state.budget.note(now, sent, told, source);
+        if told == Told::default() {
+            return;
+        }
+        self.is_told.store(true, Ordering::Relaxed);
+        self.show(&state.budget, now);
+        self.metrics.budget.leaked.inc_by(found.pulls);
+        if found.is_news {
+            let pulls = state.budget.leak().episode(now).unwrap_or(found.pulls);
+            let silent = state.budget.clients().silent(now).join(", ");
+            let source = state.budget.source().unwrap_or("unknown").to_owned();
+            drop(state);
+            tracing::warn!(
+                upstream = self.host,
+                source,
+                pulls,
+                silent_clients = silent,
+                "pulls of this quota are spent past this mirror: somebody behind the same address, or with the same \
+                 login, asks the upstream directly; clients that asked here before and do not any more are named"
+            );
+        }
+    }
+
+    /// Has the metrics tell what is known.
+    fn show(&self, budget: &Budget, now: Instant) {
         let gauge = |value: Option<u64>| value.map_or(-1, |v| i64::try_from(v).unwrap_or(i64::MAX));
-        source.into_iter().for_each(|source| self.metrics.quota_source.set(source));
+        let time = |at: Option<Instant>| {
+            let since = at.and_then(|at| self.wall(at, now).duration_since(SystemTime::UNIX_EPOCH).ok());
+            since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+        };
+        let told = budget.told(now).unwrap_or_default();
+        budget.source().into_iter().for_each(|source| self.metrics.quota_source.set(source));
         self.metrics.quota_limit.set(gauge(told.limit));
         self.metrics.quota_remaining.set(gauge(told.remaining));
         self.metrics.quota_window_seconds.set(gauge(told.window.map(|w| w.as_secs())).max(0));
-        lock(&self.state).told = Some((self.clock.now(), told));
+        let (ends, exhausted) = outlook(budget, now);
+        self.metrics.budget.window_end.set(time(ends));
+        self.metrics.budget.exhaustion.set(time(exhausted));
+    }
+
+    fn wall(&self, at: Instant, now: Instant) -> SystemTime {
+        let wall = self.clock.wall();
+        let past = wall.checked_sub(now.saturating_duration_since(at)).unwrap_or(wall);
+        past.checked_add(at.saturating_duration_since(now)).unwrap_or(wall)
     }
 
     /// How long manifest GETs are to wait still.
@@ -235,16 +279,42 @@ impl Quota {
         }
     }
 
-    /// For those who decide what may be spent. What was told is forgotten when its window has passed.
+    /// For those who want to know. What was told is forgotten when its window has passed.
     pub fn snapshot(&self) -> QuotaState {
         let now = self.clock.now();
         let mut state = lock(&self.state);
-        let told =
-            state.told.filter(|(at, told)| now.duration_since(*at) < told.window.unwrap_or(LONGEST_PAUSE));
-        let Told { limit, remaining, window } = told.map(|(_, told)| told).unwrap_or_default();
         let paused_for = state.gets.of(self.pulls_as).as_ref().and_then(|pause| pause.left(now));
-        QuotaState { limit, remaining, window, paused_for }
+        let budget = &state.budget;
+        let Told { limit, remaining, window } = budget.told(now).unwrap_or_default();
+        let (ends, exhausted) = outlook(budget, now);
+        let held = |purpose: &Purpose| {
+            let spender = Spender { purpose: *purpose, client: None };
+            matches!(budget.verdict(&spender, now), Verdict::HeldBack(_))
+        };
+        let leak = budget.leak().episode(now).map(|pulls| LeakState {
+            pulls,
+            source: budget.source().map(str::to_owned),
+            silent: budget.clients().silent(now),
+        });
+        QuotaState {
+            limit,
+            remaining,
+            window,
+            paused_for,
+            window_ends: ends.map(|at| self.wall(at, now)),
+            exhausted: exhausted.map(|at| self.wall(at, now)),
+            held_back: [Purpose::Miss, Purpose::Revalidation, Purpose::Background].into_iter().find(held),
+            saved: Saving::ALL.iter().map(|saving| self.metrics.budget.saved.cell(*saving).get()).sum(),
+            leak,
+        }
     }
+}
+
+/// When the window ends, and when the quota does, where that comes first.
+fn outlook(budget: &Budget, now: Instant) -> (Option<Instant>, Option<Instant>) {
+    let Some((window, told)) = budget.window(now).zip(budget.told(now)) else { return (None, None) };
+    let ends = window.ends(told.length());
+    (Some(ends), window.exhausted().filter(|at| *at < ends))
 }
 
 impl Pause {
@@ -265,45 +335,43 @@ fn left(until: Instant, now: Instant) -> Option<Duration> {
 mod tests {
     use super::*;
     use crate::metrics::Metrics;
-    use http::{HeaderName, HeaderValue};
-    use proptest::prelude::*;
 
     const ME: Identity = Identity::Configured;
     const MINUTE: Duration = Duration::from_secs(60);
 
     fn quota() -> (Quota, Clock, Arc<UpstreamMetrics>) {
         let (clock, metrics) = (Clock::default(), Arc::new(Metrics::new().upstream("docker.io")));
-        (Quota::new(clock.clone(), metrics.clone(), ME), clock, metrics)
-    }
-
-    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        let pair =
-            |(k, v): &(&'static str, &str)| (HeaderName::from_static(k), HeaderValue::from_str(v).unwrap());
-        pairs.iter().map(pair).collect()
+        let quota = Quota::new("docker.io", budget::Options::default(), clock.clone(), metrics.clone(), ME);
+        (quota, clock, metrics)
     }
 
     #[test]
     fn limits_are_read_and_forgotten_after_their_window() {
         let (quota, clock, metrics) = quota();
-        let told = headers(&[("ratelimit-limit", "100;w=21600"), ("ratelimit-remaining", " 76 ; w=21600")]);
-        quota.note(ME, Told::read(&told), Some("192.0.2.1"));
-        quota.note(ME, Told::default(), None);
-        quota.note(Identity::Anonymous, Told { remaining: Some(1), ..Told::default() }, None);
+        let told = Told { limit: Some(100), remaining: Some(76), window: Some(LONGEST_PAUSE) };
+        let now = clock.now();
+        quota.note(ME, told, Some("192.0.2.1"), now, None);
+        quota.note(ME, Told::default(), None, now, None);
+        quota.note(Identity::Anonymous, Told { remaining: Some(1), ..Told::default() }, None, now, None);
         let state = quota.snapshot();
         assert_eq!((state.limit, state.remaining), (Some(100), Some(76)));
         assert_eq!(state.window, Some(Duration::from_secs(21600)));
         assert_eq!((metrics.quota_limit.get(), metrics.quota_remaining.get()), (100, 76));
         assert_eq!(metrics.quota_window_seconds.get(), 21600);
+        let ends = state.window_ends.unwrap().duration_since(clock.wall()).unwrap();
+        assert!(ends <= LONGEST_PAUSE && ends > LONGEST_PAUSE - MINUTE, "{ends:?}");
+        assert_eq!(state.exhausted, None);
         clock.advance(LONGEST_PAUSE);
         assert_eq!(quota.snapshot(), QuotaState::default());
     }
 
     #[test]
     fn each_caller_has_a_quota_of_its_own_and_so_many_are_remembered() {
-        let (quota, _, metrics) = quota();
+        let (quota, clock, metrics) = quota();
         let caller = |number| Identity::Caller(CallerId::from_number(number));
         assert!(quota.pause_gets(caller(1), Some(MINUTE)));
-        quota.note(caller(1), Told { remaining: Some(0), ..Told::default() }, Some("alice"));
+        let told = Told { remaining: Some(0), ..Told::default() };
+        quota.note(caller(1), told, Some("alice"), clock.now(), None);
         assert!(quota.gets_paused(caller(1)).is_some());
         assert_eq!((quota.gets_paused(caller(2)), quota.gets_paused(ME)), (None, None));
         assert_eq!((quota.snapshot(), metrics.quota_remaining.get()), (QuotaState::default(), -1));
@@ -313,29 +381,6 @@ mod tests {
             assert!(each.callers.len() as u64 <= CALLERS_MAX);
         }
         assert_eq!(*each.of(caller(CALLERS_MAX)), 1);
-    }
-
-    #[test]
-    fn counts_are_read_tolerantly() {
-        assert_eq!(parse_count("0"), Some((0, None)));
-        assert_eq!(parse_count("5 ; x=1 ;W = 60, 7;w=1"), Some((5, Some(MINUTE))));
-        for bad in ["", ";w=1", "-1", "+1", "x", "1.5", "99999999999999999999999"] {
-            assert_eq!(parse_count(bad), None, "{bad}");
-        }
-        assert_eq!(parse_count("1;w=x"), Some((1, None)));
-    }
-
-    #[test]
-    fn retry_after_has_two_forms_and_bounds() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        let read = |text: &str| retry_after(&headers(&[("retry-after", text)]), now).map(|d| d.as_secs());
-        assert_eq!(read("120"), Some(120));
-        assert_eq!(read(&httpdate::fmt_http_date(now + Duration::from_secs(90))), Some(90));
-        assert_eq!(read(&httpdate::fmt_http_date(now - MINUTE)), Some(1));
-        assert_eq!(read("0"), Some(1));
-        assert_eq!(read("999999999"), Some(6 * 3600));
-        assert_eq!(read("soon"), None);
-        assert_eq!(retry_after(&HeaderMap::new(), now), None);
     }
 
     #[test]
@@ -374,20 +419,5 @@ mod tests {
         assert_eq!(quota.pause_heads(ME, Some(MINUTE * 3)), MINUTE * 3);
         quota.heads_answered(ME);
         assert!(quota.heads_paused(ME).is_some());
-    }
-
-    proptest! {
-        #[test]
-        fn no_count_panics_and_good_ones_round_trip(text in ".{0,40}", count: u64, window in prop::option::of(any::<u64>())) {
-            let _ = parse_count(&text);
-            let good = window.map_or(count.to_string(), |w| format!("{count};w={w}"));
-            prop_assert_eq!(parse_count(&good), Some((count, window.map(Duration::from_secs))));
-        }
-
-        #[test]
-        fn no_retry_after_panics(text in "[ -~]{0,40}") {
-            let wait = retry_after(&headers(&[("retry-after", &text)]), SystemTime::now());
-            prop_assert!(wait.is_none_or(|wait| wait <= LONGEST_PAUSE));
-        }
     }
 }

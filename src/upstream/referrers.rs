@@ -13,7 +13,7 @@ use super::endpoint::Endpoint;
 use super::request::Answer;
 use super::round::{First, Turn};
 use super::tags::next_query;
-use super::{Cause, Error, Identity, Upstream};
+use super::{Cause, Error, Identity, Spender, Upstream};
 use crate::metrics::UpstreamCall;
 use crate::oci::{self, Digest, MANIFEST_MAX, MediaType, Name, Reference, Referrer, Tag};
 use crate::tasks::lock;
@@ -60,6 +60,7 @@ impl Upstream {
     pub async fn referrers(
         &self,
         identity: Identity,
+        spender: &Spender,
         name: &Name,
         subject: &Digest,
         known: Option<Digest>,
@@ -82,7 +83,7 @@ impl Upstream {
         if let Some(referrers) = listed {
             return Ok(ToldReferrers::List { referrers, index: None });
         }
-        self.by_fallback_tag(identity, name, subject, known).await
+        self.by_fallback_tag(identity, spender, name, subject, known).await
     }
 
     /// `None` where the fallback tag is to be read.
@@ -188,6 +189,7 @@ impl Upstream {
     async fn by_fallback_tag(
         &self,
         identity: Identity,
+        spender: &Spender,
         name: &Name,
         subject: &Digest,
         known: Option<Digest>,
@@ -201,7 +203,7 @@ impl Upstream {
             Err(error) => return Err(error),
         }
         // By the tag: tools remove the old index once the tag points to a new one.
-        let got = match self.manifest_get(identity, name, &tag).await {
+        let got = match self.manifest_get(identity, spender, name, &tag).await {
             Err(error) if is_missing(&error) => return Ok(ToldReferrers::Missing),
             got => got?,
         };

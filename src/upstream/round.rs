@@ -96,7 +96,7 @@ impl<'a> Round<'a> {
             Cause::NotFound | Cause::Denied(_) | Cause::Loop(_) => {
                 pass.into_iter().for_each(Pass::succeeded);
             }
-            Cause::Busy => {}
+            Cause::Busy | Cause::HeldBack(_) => {}
             Cause::Limited(_) | Cause::Trouble(_) | Cause::Corrupt(_) | Cause::Refused(_) => {
                 pass.into_iter().for_each(|pass| pass.failed(&cause.to_string()));
             }

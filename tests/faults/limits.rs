@@ -80,14 +80,18 @@ async fn a_tag_that_moved_is_served_as_it_was_while_the_quota_is_exhausted() {
     assert_eq!(bench.metric(&series("window_seconds")).await, 21600.0);
     assert_eq!(bench.metric(&series("remaining")).await, 0.0);
     let new = bench.put_image("library/x", "1", 2);
-    // At the first, upstream's refusal; at the second, the pause that followed.
+    // That nothing is left was told, so nobody is asked for what is not needed.
     for _ in 0..2 {
         let reply = bench.get(&old.by_tag()).await;
         reply.is_held_stale("rate limit is exhausted");
         reply.gives(&old.manifest.bytes);
     }
+    assert_eq!(bench.asked("GET", &new.manifest.digest), 0);
+    // What is not held is asked for once: then comes upstream's refusal, and the pause that follows.
+    for _ in 0..2 {
+        bench.get(&new.by_digest()).await.refuses(429, "TOOMANYREQUESTS", &["rate limit is exhausted"]);
+    }
     assert_eq!(bench.asked("GET", &new.manifest.digest), 1);
-    bench.get(&new.by_digest()).await.refuses(429, "TOOMANYREQUESTS", &[]);
     assert_eq!(bench.held().await.len(), 3);
 }
 

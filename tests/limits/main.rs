@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod budget;
 mod clients;
 mod private;
 mod quota;
@@ -73,6 +74,14 @@ impl Tiny {
         }
         upstream.put_manifest(repository, &self.manifest.digest, MANIFEST, self.manifest.bytes.clone());
         upstream.put_manifest(repository, "1", INDEX, self.index.bytes.clone());
+    }
+
+    /// The same without the index, as images of one architecture often are.
+    fn put_alone(&self, upstream: &Upstream, repository: &str) {
+        for blob in &self.blobs {
+            upstream.put_blob(repository, blob.bytes.clone());
+        }
+        upstream.put_manifest(repository, "1", MANIFEST, self.manifest.bytes.clone());
     }
 
     /// What a client asks for, in its order, with the bytes that it must get.

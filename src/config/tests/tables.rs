@@ -1,6 +1,7 @@
 //! The other tables.
 
 use super::*;
+use crate::upstream::Reserve;
 
 #[test]
 fn freshness_rules_keep_their_order_and_come_before_the_defaults() {
@@ -23,6 +24,31 @@ fn freshness_rules_keep_their_order_and_come_before_the_defaults() {
         refused(&format!("[freshness.rules]\n\"{rule}\" = \"1s\""), 2, &[rule, "`library/*:1.*`"]);
     }
     refused("[freshness.rules]\n\"[\" = \"1s\"", 2, &["freshness.rules.\"[\"", "`nightly*`"]);
+}
+
+#[test]
+fn the_reserve_is_for_whom_other_sections_name() {
+    let budget = |text: &str| {
+        let config = loaded(text);
+        (config.access, config.upstreams[0].budget.clone())
+    };
+    let (access, default) = budget("");
+    assert_eq!(default, crate::upstream::BudgetOptions::default());
+    assert!(access.priority.is_nobody() && access.fair_share);
+    let (access, told) = budget(
+        "[limits]\npriority = [\"10.0.0.0/8\", \"::1\", \"ci-*\", \"gitlab:corp/*\"]\nfair_share = false\n\
+         [upstream.\"docker.io\"]\nquota_reserve = 5",
+    );
+    assert_eq!(access.priority.texts(), ["10.0.0.0/8", "::1/128", "ci-*", "gitlab:corp/*"]);
+    assert_eq!((told.reserve, told.has_priority, told.fair_share), (Reserve::Pulls(5), true, false));
+    let (_, share) = budget("[upstream.\"docker.io\"]\nquota_reserve = \"25%\"");
+    assert_eq!((share.reserve, share.has_priority), (Reserve::Percent(25), false));
+    let config = loaded("[[warm]]\nimages = [\"nginx:1.27\"]\n[upstream.\"ghcr.io\"]");
+    let reserved: Vec<bool> = config.upstreams.iter().map(|upstream| upstream.budget.has_priority).collect();
+    assert_eq!(reserved, [true, false], "Docker Hub's, for the image that is kept warm");
+    refused("[limits]\npriority = [\"10.0.0.1/8\"]", 2, &["limits.priority", "`10.0.0.0/8`"]);
+    refused("[limits]\npriority = \"\"", 2, &["limits.priority", "is empty"]);
+    refused("[upstream.\"docker.io\"]\nquota_reserve = \"110%\"", 2, &["quota_reserve", "`10%`"]);
 }
 
 #[test]

@@ -33,6 +33,8 @@ fn service(requests: Option<Rate>) -> Service {
         cold_misses: None,
         overrides: Vec::new(),
         identities: Vec::new(),
+        priority: access::Priority::default(),
+        fair_share: true,
         wait: Duration::ZERO,
         queue: 0,
         trusted_proxies: Vec::new(),

@@ -124,7 +124,7 @@ async fn the_credential_goes_to_the_token_server_only() {
 
     // The anonymous identity has tokens of its own.
     let latest = tag("latest");
-    bench.upstream.manifest_get(Identity::Anonymous, &name("a/b"), &latest).await.unwrap();
+    bench.upstream.manifest_get(Identity::Anonymous, &anybody(), &name("a/b"), &latest).await.unwrap();
     let token = server.seen().into_iter().rfind(|s| s.path() == "/token").unwrap();
     assert!(token.header("authorization").is_none());
 }

@@ -6,7 +6,8 @@ fn by_digest(digest: Digest) -> Reference {
 }
 
 async fn fetch(bench: &Bench, repository: &str, reference: &Reference) -> Result<FetchedManifest, Cause> {
-    let fetched = bench.upstream.manifest_get(Identity::Anonymous, &name(repository), reference).await;
+    let fetched =
+        bench.upstream.manifest_get(Identity::Anonymous, &anybody(), &name(repository), reference).await;
     fetched.map_err(|error| error.cause)
 }
 

@@ -205,7 +205,8 @@ async fn a_mirror_s_wrong_blob_is_not_taken_from_it_again() {
     assert_eq!(mirror.count("/v2/a/manifests"), 1, "for the rest it is as good as any");
     // Bytes of a manifest too.
     let wanted = Reference::Digest(Digest::sha256(b"x"));
-    let got = bench.upstream.manifest_get(Identity::Configured, &name("c"), &wanted).await.unwrap();
+    let got =
+        bench.upstream.manifest_get(Identity::Configured, &anybody(), &name("c"), &wanted).await.unwrap();
     assert_eq!((&got.bytes[..], mirror.count("/v2/c")), (b"x".as_slice(), 0));
 }
 

@@ -197,6 +197,7 @@ fn options(url: Url) -> Options {
         queue_timeout: Duration::from_secs(20),
         queue_length: 100,
         requests_per_minute: None,
+        budget: BudgetOptions::default(),
     }
 }
 
@@ -226,9 +227,13 @@ fn tag(text: &str) -> Reference {
     Reference::Tag(text.parse::<Tag>().unwrap())
 }
 
+fn anybody() -> Spender {
+    Spender { purpose: Purpose::Miss, client: None }
+}
+
 impl Bench {
     async fn get(&self, repository: &str) -> Result<FetchedManifest, Error> {
-        self.upstream.manifest_get(Identity::Configured, &name(repository), &tag("latest")).await
+        self.upstream.manifest_get(Identity::Configured, &anybody(), &name(repository), &tag("latest")).await
     }
 
     async fn head(&self, repository: &str) -> Result<ManifestHead, Error> {

@@ -33,7 +33,7 @@ fn asked(server: &Server) -> (usize, usize) {
 
 impl Bench {
     async fn told(&self, known: Option<Digest>) -> Result<ToldReferrers, Error> {
-        self.upstream.referrers(Identity::Anonymous, &name("a/b"), &subject(), known).await
+        self.upstream.referrers(Identity::Anonymous, &anybody(), &name("a/b"), &subject(), known).await
     }
 
     /// The list, as numbers of its entries' places in `0..`, and the fallback index.
@@ -190,7 +190,8 @@ async fn an_unknown_repository_has_no_referrers_and_says_nothing_of_the_api() {
         let bench = bench(options(server.url("/")));
         assert_eq!(bench.told(None).await.unwrap(), ToldReferrers::Missing);
         assert_eq!(asked(&server), (1, 1));
-        let known = bench.upstream.referrers(Identity::Anonymous, &name("known"), &subject(), None).await;
+        let known =
+            bench.upstream.referrers(Identity::Anonymous, &anybody(), &name("known"), &subject(), None).await;
         assert!(matches!(known.unwrap(), ToldReferrers::List { referrers, .. } if referrers.len() == 1));
         assert_eq!(asked(&server), (2, 1), "the API is asked though one repository was not known");
     }
@@ -242,7 +243,8 @@ async fn one_odd_answer_does_not_end_an_api_that_was_seen() {
     .await;
     let bench = super::bench(options(server.url("/")));
     let long = Digest::of(Algorithm::Sha512, b"subject");
-    let told = bench.upstream.referrers(Identity::Anonymous, &name("a/b"), &long, None).await.unwrap();
+    let told =
+        bench.upstream.referrers(Identity::Anonymous, &anybody(), &name("a/b"), &long, None).await.unwrap();
     assert!(matches!(told, ToldReferrers::List { referrers, index: Some(_) } if referrers.len() == 2));
     assert_eq!(server.count(&format!("/v2/a/b/manifests/sha512-{}", &long.hex()[..64])), 2);
     assert_eq!(bench.list().await, (1, None));
