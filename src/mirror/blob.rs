@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -18,8 +17,6 @@ use crate::upstream::{Cause, Hops};
 
 /// How often in a row somebody else's fill may come first; it ends before that or is joined.
 const RACES: usize = 4;
-/// Until a fill that failed is off the list.
-const FAILED_FILL: Duration = Duration::from_millis(20);
 
 impl BlobAnswer {
     fn head(size: Option<u64>, served: Served) -> Self {
@@ -269,10 +266,7 @@ impl Mirror {
         }
         let size = match reader.fill().clone().opened().await {
             Ok(size) => size,
-            Err(_) if access.caller().is_some() && !source.asked.load(Ordering::Relaxed) => {
-                tokio::time::sleep(FAILED_FILL).await;
-                return Ok(None);
-            }
+            Err(_) if access.caller().is_some() && !source.asked.load(Ordering::Relaxed) => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
         if let Ok(upstream) = self.upstream(repository) {

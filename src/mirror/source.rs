@@ -8,7 +8,7 @@ use futures_util::{FutureExt, StreamExt};
 
 use super::prefetch::{Flows, Guess, flowing, yielding};
 use crate::oci::{Digest, Name};
-use crate::store::{FillError, Source, SourceError, SourceStream};
+use crate::store::{FillError, Place, Source, SourceError, SourceStream};
 use crate::upstream::{Cause, Error, Identity, Upstream};
 
 pub struct BlobSource {
@@ -24,10 +24,21 @@ pub struct BlobSource {
 }
 
 impl Source for BlobSource {
-    fn open(&self, start: u64, end: Option<u64>) -> BoxFuture<'_, Result<SourceStream, SourceError>> {
+    fn spare_place(&self) -> Option<Place> {
+        // A guess takes one connection, and no more.
+        let wanted = self.guess.as_ref().is_none_or(|guess| guess.is_wanted());
+        wanted.then(|| self.upstream.spare_fill()).flatten()
+    }
+
+    fn open(
+        &self,
+        place: Option<Place>,
+        start: u64,
+        end: Option<u64>,
+    ) -> BoxFuture<'_, Result<SourceStream, SourceError>> {
         self.asked.store(true, Ordering::Relaxed);
         async move {
-            let get = self.upstream.blob_get(self.identity, &self.name, &self.digest, start, end);
+            let get = self.upstream.blob_get(self.identity, &self.name, &self.digest, place, start, end);
             let body = get.await.map_err(failure)?;
             let stream = body.stream.map(|piece| piece.map_err(failure)).boxed();
             let stream = match &self.guess {
@@ -37,11 +48,6 @@ impl Source for BlobSource {
             Ok(SourceStream { start: body.start, total: body.total, stream })
         }
         .boxed()
-    }
-
-    fn has_spare(&self) -> bool {
-        // A guess takes one connection, and no more.
-        self.guess.as_ref().is_none_or(|guess| guess.is_wanted()) && self.upstream.has_spare_fill()
     }
 }
 

@@ -37,7 +37,9 @@ use crate::oci::{ByteRange, Digest, Owner, Repository};
 use crate::tasks::{Tasks, lock};
 
 pub use self::collect::{CollectError, Marked, Pass, Removed, What};
-pub use self::fill::{Demand, Fill, FillError, FillOptions, FillReader, Source, SourceError, SourceStream};
+pub use self::fill::{
+    Demand, Fill, FillError, FillOptions, FillReader, Place, Source, SourceError, SourceStream,
+};
 pub use self::manifests::{ManifestCommit, NewManifest, Removal};
 pub use self::origins::{Origin, OriginState, Visibility};
 pub use self::reader::{BlobReader, ReadError};

@@ -7,6 +7,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use http::{Method, StatusCode};
 use reqwest::Response;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::endpoint::Endpoint;
 use super::request::Answer;
@@ -37,9 +38,9 @@ impl Upstream {
         size.await.map_err(|cause| self.error("HEAD blob", name, &format!("@{digest}"), cause))
     }
 
-    /// Whether a fill may take one place more, for speed alone: a quarter is left to whoever needs one.
-    pub fn has_spare_fill(&self) -> bool {
-        self.fill_gate.has_spare()
+    /// One place more for a fill, for speed alone: a quarter is left to whoever needs one.
+    pub fn spare_fill(&self) -> Option<OwnedSemaphorePermit> {
+        self.fill_gate.spare()
     }
 
     async fn size_at(&self, turn: &Turn<'_>, name: &Name, digest: &Digest) -> Result<Option<u64>, Cause> {
@@ -57,21 +58,25 @@ impl Upstream {
         }
     }
 
-    /// `start..end` of the blob, not empty; `(0, None)` sends no Range header. Holds a fill's place until
-    /// the stream is dropped. Not verified: that is for whoever puts the parts together, who may take them
+    /// `start..end` of the blob, not empty; `(0, None)` sends no Range header. Holds a fill's place, this one
+    /// or one that it waits for, until the stream is dropped. Not verified: that is for whoever puts the parts together, who may take them
     /// from several endpoints.
     pub async fn blob_get(
         &self,
         identity: Identity,
         name: &Name,
         digest: &Digest,
+        place: Option<OwnedSemaphorePermit>,
         start: u64,
         end: Option<u64>,
     ) -> Result<BlobStream, Error> {
         let operation = "GET blob";
         let error = |cause| self.error(operation, name, &format!("@{digest}"), cause);
         let blob = async {
-            let place = self.fill_gate.enter().await?;
+            let place = match place {
+                Some(place) => place,
+                None => self.fill_gate.enter().await?,
+            };
             let mut round = self.round(identity, Some(*digest), First::Mirrors);
             while let Some(turn) = round.next() {
                 let endpoint = turn.endpoint.clone();

@@ -39,9 +39,10 @@ impl Gate {
         Self { places, size, queued: AtomicUsize::new(0), queue_length, queue_timeout, waiting }
     }
 
-    /// Whether a quarter of the places stays free when one more is taken.
-    pub fn has_spare(&self) -> bool {
-        self.places.available_permits() > self.size.div_ceil(4)
+    /// A place, where a quarter of them stays free beside it.
+    pub fn spare(&self) -> Option<OwnedSemaphorePermit> {
+        let free = u32::try_from(self.size.div_ceil(4)).ok()?.checked_add(1)?;
+        self.places.clone().try_acquire_many_owned(free).ok()?.split(1)
     }
 
     /// A place, held until the permit is dropped. `Busy` where the queue is full or too slow.
@@ -125,8 +126,8 @@ mod tests {
         for (places, spare) in [(1, 0), (2, 1), (3, 2), (8, 6), (32, 24)] {
             let gate = gate(places, 1, Duration::ZERO);
             let mut held = Vec::new();
-            while gate.has_spare() {
-                held.push(gate.enter().await.unwrap());
+            while let Some(place) = gate.spare() {
+                held.push(place);
             }
             assert_eq!(held.len(), spare, "of {places}");
         }

@@ -18,8 +18,8 @@ use crate::disk::{Disk, RealDisk};
 use crate::oci::{Algorithm, Manifest, ManifestKind, UploadId, UpstreamHost};
 use crate::store::tests::options;
 use crate::store::{
-    Committed, Demand, Grant, ManifestCommit, NewManifest, Options, Source, SourceError, SourceStream, Start,
-    Visibility,
+    Committed, Demand, Grant, ManifestCommit, NewManifest, Options, Place, Source, SourceError, SourceStream,
+    Start, Visibility,
 };
 use crate::tasks::Tasks;
 
@@ -389,7 +389,16 @@ fn begin(store: Arc<Store>, clock: &Clock) -> std::thread::JoinHandle<()> {
 struct Whole(Bytes);
 
 impl Source for Whole {
-    fn open(&self, start: u64, _: Option<u64>) -> BoxFuture<'_, Result<SourceStream, SourceError>> {
+    fn spare_place(&self) -> Option<Place> {
+        None
+    }
+
+    fn open(
+        &self,
+        _: Option<Place>,
+        start: u64,
+        _: Option<u64>,
+    ) -> BoxFuture<'_, Result<SourceStream, SourceError>> {
         let stream = futures_util::stream::iter([Ok(self.0.clone())]).boxed();
         let total = Some(self.0.len() as u64);
         async move { Ok(SourceStream { start, total, stream }) }.boxed()

@@ -17,8 +17,8 @@ use crate::metrics::FillEnd;
 /// Small chunks that are ready at once are taken together, so that readers wake less often.
 const GATHER: usize = 256 * 1024;
 /// Less than this between two break-offs is no progress.
-const PROGRESS: u64 = 64 * 1024;
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+pub const PROGRESS: u64 = 64 * 1024;
+pub const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
 pub struct Driver<K: Keeper> {
@@ -35,21 +35,18 @@ pub struct Driver<K: Keeper> {
 enum Left {
     /// It ended, or all that the blob has is here.
     End,
-    /// A side extent begins, or no more was asked for.
+    /// A side extent begins, or no more was claimed.
     Bound,
 }
 
 /// Whatever ends the task, readers never see a clean end without a digest.
 impl<K: Keeper> Drop for Driver<K> {
     fn drop(&mut self) {
-        self.fill.state.send_if_modified(|state| {
-            let unfinished = !state.phase.is_over();
-            if unfinished {
-                state.phase = Phase::Failed(FillError::Ended);
-            }
-            unfinished
-        });
-        self.keeper.delist(&self.fill);
+        if self.fill.state.borrow().phase.is_over() {
+            self.keeper.delist(&self.fill);
+        } else {
+            self.fail(FillError::Ended);
+        }
         self.fill.metrics.fills_in_flight.dec();
     }
 }
@@ -89,12 +86,16 @@ impl<K: Keeper> Driver<K> {
                 if self.fill.size() > 0 && !matches!(error, FillError::Abandoned) {
                     tracing::warn!(digest = %self.fill.digest, %error, "blob not fetched");
                 }
-                // Before anybody is told: who tries again is to begin anew, not to join this end.
-                self.keeper.delist(&self.fill);
-                self.fill.state.send_modify(|state| state.phase = Phase::Failed(error));
+                self.fail(error);
                 self.keeper.discard();
             }
         }
+    }
+
+    /// Off the list before anybody is told: who tries again is to begin anew, not to join this end.
+    fn fail(&self, error: FillError) {
+        self.keeper.delist(&self.fill);
+        self.fill.state.send_modify(|state| state.phase = Phase::Failed(error));
     }
 
     async fn commit(mut self) {
@@ -112,13 +113,12 @@ impl<K: Keeper> Driver<K> {
     async fn fetch(&mut self) -> Result<(), FillError> {
         let mut failures = 0;
         loop {
-            self.absorb_extents().await?;
+            let bound = self.absorb_extents().await?;
             let head = self.fill.state.borrow().head;
             if self.fill.state.borrow().total.is_some_and(|total| head >= total) {
                 break;
             }
-            let left = self.take(head).await;
-            self.fill.state.send_modify(|state| state.bound = None);
+            let left = self.take(head, bound).await;
             self.flush().await?;
             let ended =
                 self.fill.state.borrow().total.is_none_or(|total| self.fill.state.borrow().head >= total);
@@ -164,10 +164,9 @@ impl<K: Keeper> Driver<K> {
         Ok(())
     }
 
-    /// Takes one answer of the source, from `at` on.
-    async fn take(&mut self, at: u64) -> Result<Left, FillError> {
-        let bound = self.claim(at);
-        let opened = self.fill.source.open(at, bound).await;
+    /// Takes one answer of the source, which is asked for the bytes from `at` on that are claimed.
+    async fn take(&mut self, at: u64, bound: Option<u64>) -> Result<Left, FillError> {
+        let opened = self.fill.source.open(None, at, bound).await;
         let body = opened.map_err(FillError::Source)?;
         self.opened(&body)?;
         let mut skip = at.checked_sub(body.start).ok_or_else(|| FillError::Source(cut_short()))?;
@@ -227,8 +226,7 @@ impl<K: Keeper> Driver<K> {
         let (head, total, stop, bound) = {
             let state = self.fill.state.borrow();
             let total = state.total.unwrap_or(u64::MAX);
-            let stop = state.next_extent(state.head).unwrap_or(u64::MAX);
-            (state.head, total, stop, state.bound.unwrap_or(u64::MAX))
+            (state.head, total, state.stop(state.head).unwrap_or(u64::MAX), state.claimed)
         };
         let mut at = head;
         let mut fresh = Vec::with_capacity(pieces.len());
@@ -250,7 +248,7 @@ impl<K: Keeper> Driver<K> {
             state.trim(slowest);
             if at > bound {
                 // The source has been asked for less: it ignores Range, and sends all that is left.
-                (state.ranges, state.bound) = (false, None);
+                (state.ranges, state.claimed) = (false, u64::MAX);
             }
         });
         self.check_readers(at - head)?;

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::StreamExt;
 
+use super::driver::{FIRST_BACKOFF, PROGRESS};
 use super::segments::cut_short;
-use super::state::{Phase, Planned, State};
-use super::{Fill, SourceError, SourceStream};
+use super::state::{Phase, State};
+use super::{Fill, Place, SourceError};
 use crate::disk::File;
 
 /// Longest extent; a longer range is served by several.
@@ -32,15 +33,17 @@ pub fn ask(fill: &Arc<Fill>, at: u64, end: Option<u64>, reach: u64) {
     if plan(&fill.state.borrow(), at, end, reach).is_none() {
         return;
     }
+    let place = fill.source.spare_place();
     // Who reads a blob by ranges only is not served by anybody else: a queue is better than nothing.
-    if fill.state.borrow().partial.is_none() && !fill.source.has_spare() {
+    // Elsewhere an extent has its place from the beginning, so that the head need not doubt it.
+    if place.is_none() && fill.state.borrow().partial.is_none() {
         return;
     }
     let mut planned = None;
     fill.state.send_if_modified(|state| {
         planned = plan(state, at, end, reach);
         if let Some((range, _)) = &planned {
-            state.planned.push(Planned { range: range.clone(), begun: false });
+            state.planned.push(range.clone());
         }
         let share = state.partial.filter(|most| state.fetched() > *most || state.written.runs() > MOST_RUNS);
         share.is_some() && state.partial.take().is_some()
@@ -48,19 +51,18 @@ pub fn ask(fill: &Arc<Fill>, at: u64, end: Option<u64>, reach: u64) {
     let Some((range, file)) = planned else { return };
     let run = Run { fill: fill.clone(), range };
     fill.metrics.fill_extents.inc();
-    fill.tasks.spawn("fill extent", run.fetch(file));
+    fill.tasks.spawn("fill extent", run.fetch(place, file));
 }
 
 fn plan(state: &State, at: u64, end: Option<u64>, reach: u64) -> Option<(Range<u64>, Arc<dyn File>)> {
-    let streaming = matches!(state.phase, Phase::Streaming) && state.kept && state.ranges;
-    if !streaming || state.planned.len() >= MOST {
+    if !state.takes_extents() || !state.ranges || state.planned.len() >= MOST {
         return None;
     }
     let total = state.total?;
     let start = state.unfetched(at).filter(|start| start - at <= reach)?;
     let wanted = end.unwrap_or(total).min(total);
     let useful = if state.partial.is_some() { 0 } else { start.saturating_add(SHORTEST).min(total) };
-    let longest = start.saturating_add(LONGEST).min(state.free_until(start).unwrap_or(u64::MAX));
+    let longest = start.saturating_add(LONGEST).min(state.next_extent(start).unwrap_or(u64::MAX));
     let end = wanted.max(useful).min(longest);
     (start < wanted && start < end).then(|| state.file.clone().map(|file| (start..end, file))).flatten()
 }
@@ -77,23 +79,24 @@ enum Fault {
     /// The source sends something else: it is not asked for ranges again.
     Unfit(&'static str),
     Disk(io::Error),
-    /// Others were quicker, or the fill is over.
+    /// The fill is over, or only relays.
     Unwanted,
 }
 
 impl Run {
-    async fn fetch(self, file: Arc<dyn File>) {
-        let result = self.copy(file).await;
+    async fn fetch(self, place: Option<Place>, file: Arc<dyn File>) {
+        let result = self.copy(place, file).await;
         self.fill.state.send_modify(|state| {
-            let nothing = state.written.end_of(self.range.start).is_none();
+            let came = state.written.end_of(self.range.start).map_or(0, |end| end - self.range.start);
             match &result {
-                // The reader is served all the same, when the rest of the blob comes to it. It asks
-                // anew when this ends: a source that gave nothing would be asked without end.
-                Err(Fault::Source(error)) if nothing && state.partial.is_some() => {
+                // Its readers are told: there is no head that comes to them.
+                Err(Fault::Source(error)) if came == 0 && state.partial.is_some() => {
                     state.failures += 1;
                     state.failed = Some((self.range.clone(), error.clone()));
                 }
-                Err(Fault::Source(_)) => state.ranges &= !nothing,
+                // Readers ask anew when this ends, and would without end; the rest of the blob comes to
+                // them all the same.
+                Err(Fault::Source(_)) => state.ranges &= came >= PROGRESS || state.partial.is_some(),
                 Err(Fault::Unfit(_) | Fault::Disk(_)) => {
                     state.ranges = false;
                     state.partial = None;
@@ -103,7 +106,11 @@ impl Run {
         });
         let why = match result {
             Ok(()) => return,
-            Err(Fault::Source(error)) => error.error.to_string(),
+            Err(Fault::Source(error)) => {
+                // Nobody asks for the range while it is under way.
+                tokio::time::sleep(FIRST_BACKOFF).await;
+                error.error.to_string()
+            }
             Err(Fault::Unfit(why)) => why.to_owned(),
             Err(Fault::Disk(error)) => format!("the disk failed: {error}"),
             Err(Fault::Unwanted) => "it is not wanted any more".to_owned(),
@@ -111,27 +118,18 @@ impl Run {
         tracing::debug!(digest = %self.fill.digest, why, "range not fetched ahead");
     }
 
-    async fn copy(&self, file: Arc<dyn File>) -> Result<(), Fault> {
+    async fn copy(&self, place: Option<Place>, file: Arc<dyn File>) -> Result<(), Fault> {
         let Range { start, end } = self.range;
         let mut state = self.fill.state.subscribe();
-        let body: SourceStream = tokio::select! {
-            opened = self.fill.source.open(start, Some(end)) => opened.map_err(Fault::Source)?,
-            // It may be in a queue for a place, for nothing by now.
-            _ = state.wait_for(|state| !state.awaits(&self.range)) => return Err(Fault::Unwanted),
+        let body = tokio::select! {
+            opened = self.fill.source.open(place, start, Some(end)) => opened.map_err(Fault::Source)?,
+            _ = state.wait_for(|state| !state.takes_extents()) => return Err(Fault::Unwanted),
         };
         if body.start != start {
             return Err(Fault::Unfit("the upstream ignores Range"));
         }
         if body.total.is_some() && body.total != self.fill.state.borrow().total {
             return Err(Fault::Unfit("the upstream changed the blob's size"));
-        }
-        let mut wanted = false;
-        self.fill.state.send_if_modified(|state| {
-            wanted = state.begin(&self.range);
-            wanted
-        });
-        if !wanted {
-            return Err(Fault::Unwanted);
         }
         let mut at = start;
         let mut stream = body.stream.ready_chunks(64);
@@ -167,7 +165,7 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        self.fill.state.send_modify(|state| state.planned.retain(|planned| planned.range != self.range));
+        self.fill.state.send_modify(|state| state.planned.retain(|planned| *planned != self.range));
     }
 }
 

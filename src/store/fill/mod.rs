@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 
 use self::state::{Phase, State};
 use super::Grant;
@@ -41,14 +41,20 @@ pub(super) use start::{Keeper, Loan, start};
 
 /// Where a fill's bytes come from.
 pub trait Source: Send + Sync + 'static {
-    /// The blob's bytes from `start`, up to `end` where one is named.
-    fn open(&self, start: u64, end: Option<u64>) -> BoxFuture<'_, Result<SourceStream, SourceError>>;
+    /// A place for one answer more, if that leaves room for everybody else's.
+    fn spare_place(&self) -> Option<Place>;
 
-    /// Whether one answer more would leave room for everybody else's.
-    fn has_spare(&self) -> bool {
-        true
-    }
+    /// The blob's bytes from `start`, up to `end` where one is named. Without a place one is waited for.
+    fn open(
+        &self,
+        place: Option<Place>,
+        start: u64,
+        end: Option<u64>,
+    ) -> BoxFuture<'_, Result<SourceStream, SourceError>>;
 }
+
+/// One of so many answers at once that a source gives.
+pub type Place = OwnedSemaphorePermit;
 
 pub struct SourceStream {
     /// Offset of the first byte: `start`, or 0 where the source cannot begin elsewhere.

@@ -1,7 +1,6 @@
 //! Which parts of a blob the driver fetches by itself, and what side extents bring it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -12,8 +11,6 @@ use super::{FillError, SourceError, extent};
 
 /// The head's part of a blob that is fetched in parts.
 const SEGMENT: u64 = DISTANCE;
-/// How long the head waits for an extent that the source has not answered: it may be in a queue.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// Extents that the head goes around rather than over, when the rest of a blob is fetched after all.
 const MOST_GAPS: usize = 64;
 
@@ -64,21 +61,6 @@ impl<K: Keeper> Driver<K> {
         Ok(())
     }
 
-    /// Takes from `at` on for the head: to the end of the blob, or up to where it is to be left.
-    pub fn claim(&self, at: u64) -> Option<u64> {
-        let mut bound = None;
-        self.fill.state.send_modify(|state| {
-            bound = state.next_extent(at);
-            if state.segmented && state.ranges && state.kept {
-                let segment = state.free_until(at).unwrap_or(u64::MAX).min(at.saturating_add(SEGMENT));
-                bound = Some(segment);
-            }
-            bound = bound.filter(|bound| state.total.is_none_or(|total| *bound < total));
-            state.bound = bound;
-        });
-        bound
-    }
-
     /// Keeps as many extents under way before the head as are configured, and one more where the part
     /// in front is about to end. `taking`: the head has an answer of its own.
     pub fn plan_ahead(&self, taking: bool) {
@@ -95,30 +77,34 @@ impl<K: Keeper> Driver<K> {
     }
 
     /// What side extents have fetched from the head on goes through the hash; one that is under way
-    /// there is waited for.
-    pub async fn absorb_extents(&mut self) -> Result<(), FillError> {
+    /// there is waited for. Then what follows is the head's: gives its end, none for the blob's.
+    pub async fn absorb_extents(&mut self) -> Result<Option<u64>, FillError> {
         let mut state = self.fill.state.subscribe();
         let stopping = self.fill.tasks.stopping();
         tokio::pin!(stopping);
-        let mut patience = Instant::now() + PATIENCE;
         loop {
             self.plan_ahead(false);
-            let (head, next) = {
-                let state = state.borrow_and_update();
-                (state.head, state.at_head())
-            };
-            let begun = match next {
-                AtHead::Free => return Ok(()),
+            state.mark_unchanged();
+            let (mut head, mut next, mut bound) = (0, AtHead::Free, None);
+            // Looked at and claimed in one: nobody asks for the same in between.
+            self.fill.state.send_if_modified(|state| {
+                (head, next) = (state.head, state.at_head());
+                let is_free = next == AtHead::Free;
+                if is_free {
+                    bound = state.claim(SEGMENT);
+                }
+                is_free
+            });
+            match next {
+                AtHead::Free => return Ok(bound),
                 AtHead::Written(end) => {
                     self.absorb(head, end).await?;
-                    patience = Instant::now() + PATIENCE;
                     continue;
                 }
-                AtHead::Extent { begun } => begun,
-            };
+                AtHead::Extent => {}
+            }
             tokio::select! {
                 changed = state.changed() => changed.map_err(|_| FillError::Ended)?,
-                () = tokio::time::sleep_until(patience), if !begun => self.overtake(head),
                 () = &mut stopping, if !self.stopping => {
                     self.stopping = true;
                     self.check_readers(0)?;
@@ -137,13 +123,6 @@ impl<K: Keeper> Driver<K> {
         }
         self.fill.state.send_modify(|state| state.skip_to(end));
         self.check_readers(end - head)
-    }
-
-    /// The head does not wait for an extent that gets no place at the source.
-    fn overtake(&self, head: u64) {
-        self.fill.state.send_modify(|state| {
-            state.planned.retain(|planned| planned.begun || !planned.range.contains(&head));
-        });
     }
 }
 

@@ -39,12 +39,12 @@ pub struct State {
     pub head: u64,
     window: VecDeque<(u64, Bytes)>,
     window_bytes: u64,
-    /// Where the answer that is being taken in order ends by itself; none where it ends with the blob.
-    pub bound: Option<u64>,
+    /// The head fetches up to here, by the answer that it takes or is about to ask for.
+    pub claimed: u64,
     /// Written to the file.
     pub written: Extents,
     /// Side extents under way.
-    pub planned: Vec<Planned>,
+    pub planned: Vec<Range<u64>>,
     /// None where nothing was ever kept on disk.
     pub file: Option<Arc<dyn File>>,
     /// False once the blob is only relayed: what leaves the window is gone.
@@ -60,21 +60,13 @@ pub struct State {
     pub failed: Option<(Range<u64>, SourceError)>,
 }
 
-/// A side extent, from when it is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Planned {
-    pub range: Range<u64>,
-    /// The source has answered.
-    pub begun: bool,
-}
-
 /// What lies at the head of a fill.
 #[derive(Debug, PartialEq, Eq)]
 pub enum AtHead {
     /// Nothing that anybody else fetches.
     Free,
-    /// An extent that the source has answered, or not yet.
-    Extent { begun: bool },
+    /// An extent under way.
+    Extent,
     /// Bytes that an extent wrote, up to here.
     Written(u64),
 }
@@ -98,7 +90,7 @@ impl State {
             window: VecDeque::new(),
             window_bytes: 0,
             written: Extents::default(),
-            bound: None,
+            claimed: 0,
             planned: Vec::new(),
             kept: file.is_some(),
             file,
@@ -205,31 +197,39 @@ impl State {
         (from < to).then(|| chunk.slice(from..to))
     }
 
-    /// Where the head is to stop: at the next side extent behind `at`, done or begun. What is not
-    /// kept comes in order, whatever came ahead.
+    /// Where the next side extent behind `at` begins, under way or done.
     pub fn next_extent(&self, at: u64) -> Option<u64> {
-        let begun = self.planned.iter().filter(|planned| planned.begun).map(|planned| planned.range.start);
-        let next = begun.filter(|start| *start > at).chain(self.written.next_start(at)).min();
-        next.filter(|_| self.kept)
+        let planned = self.planned.iter().map(|planned| planned.start).filter(|start| *start > at);
+        planned.chain(self.written.next_start(at)).min()
     }
 
-    /// Where a run ends that begins at `at` and touches nobody's: not what is written, nor planned.
-    pub fn free_until(&self, at: u64) -> Option<u64> {
-        let planned = self.planned.iter().map(|planned| planned.range.start).filter(|start| *start > at);
-        planned.chain(self.written.next_start(at)).min()
+    /// Where the head is to stop that takes from `at` on. What is not kept comes in order, whatever came
+    /// ahead.
+    pub fn stop(&self, at: u64) -> Option<u64> {
+        self.next_extent(at).filter(|_| self.kept)
+    }
+
+    /// Has the head take what follows it, up to the next extent, or to the end of a part `segment` long
+    /// where it takes bounded ones. Gives the end of what the source is to be asked for.
+    pub fn claim(&mut self, segment: u64) -> Option<u64> {
+        let segment = (self.segmented && self.ranges && self.kept).then(|| self.head.saturating_add(segment));
+        let bound = self.stop(self.head).into_iter().chain(segment).min();
+        let bound = bound.filter(|bound| self.total.is_none_or(|total| *bound < total));
+        self.claimed = bound.unwrap_or(u64::MAX);
+        bound
     }
 
     /// The first byte from `at` on that nobody fetches and that the head is not about to reach.
     pub fn unfetched(&self, mut at: u64) -> Option<u64> {
         loop {
-            let planned = self.planned.iter().find(|planned| planned.range.contains(&at));
-            let fetched = self.written.end_of(at).or(planned.map(|planned| planned.range.end));
+            let planned = self.planned.iter().find(|planned| planned.contains(&at));
+            let fetched = self.written.end_of(at).or(planned.map(|planned| planned.end));
             match fetched {
                 Some(end) => at = end,
                 None if self.partial.is_some() => return Some(at),
                 None if at < self.head => at = self.head,
                 // A short answer ends soon, and what follows it is not the head's yet.
-                None if self.segmented && self.bound.is_some_and(|bound| at < bound) => at = self.bound?,
+                None if self.segmented && at < self.claimed => at = self.claimed,
                 None if self.segmented || at >= self.head.saturating_add(DISTANCE) => return Some(at),
                 None => return None,
             }
@@ -240,29 +240,20 @@ impl State {
         if !self.kept {
             return AtHead::Free;
         }
-        match self.planned.iter().find(|planned| planned.range.contains(&self.head)) {
-            Some(planned) => AtHead::Extent { begun: planned.begun },
-            None => self.written.end_of(self.head).map_or(AtHead::Free, AtHead::Written),
+        if self.planned.iter().any(|planned| planned.contains(&self.head)) {
+            return AtHead::Extent;
         }
+        self.written.end_of(self.head).map_or(AtHead::Free, AtHead::Written)
     }
 
-    /// Whether an extent is still wanted that the source has not answered: nobody came there meanwhile.
-    pub fn awaits(&self, range: &Range<u64>) -> bool {
-        let streaming = matches!(self.phase, Phase::Streaming) && self.kept;
-        let overtaken = self.partial.is_none() && self.head > range.start;
-        streaming && !overtaken && self.planned.iter().any(|planned| planned.range == *range)
-    }
-
-    /// The source has answered an extent. False where it is not wanted any more.
-    pub fn begin(&mut self, range: &Range<u64>) -> bool {
-        let wanted = self.awaits(range);
-        let planned = self.planned.iter_mut().find(|planned| planned.range == *range);
-        planned.filter(|_| wanted).map(|planned| planned.begun = true).is_some()
+    /// Whether what comes ahead of the head is of use.
+    pub fn takes_extents(&self) -> bool {
+        matches!(self.phase, Phase::Streaming) && self.kept
     }
 
     /// Bytes that are written or on their way there.
     pub fn fetched(&self) -> u64 {
-        let planned = self.planned.iter().map(|planned| planned.range.end - planned.range.start);
+        let planned = self.planned.iter().map(|planned| planned.end - planned.start);
         self.written.len() + planned.sum::<u64>()
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
+use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
 use crate::disk::hooked::Hooked;
@@ -17,8 +18,8 @@ use crate::disk::{Disk, File, RealDisk};
 use crate::metrics::{FillEnd, Metrics};
 use crate::oci::{ByteRange, Digest, Owner, Repository, UpstreamHost};
 use crate::store::{
-    BlobReader, Demand, FillReader, Grant, Options, ReadError, Source, SourceError, SourceStream, Start,
-    Store, Visibility,
+    BlobReader, Demand, FillReader, Grant, Options, Place, ReadError, Source, SourceError, SourceStream,
+    Start, Store, Visibility,
 };
 use crate::tasks::{Tasks, lock};
 
@@ -46,14 +47,19 @@ struct Scripted {
     acts: Mutex<VecDeque<Act>>,
     opens: Mutex<Vec<(u64, Option<u64>)>>,
     sent: Arc<AtomicU64>,
-    /// Further answers at once do not find a place.
-    full: bool,
+    /// For further answers at once.
+    places: Arc<Semaphore>,
 }
 
 impl Scripted {
     fn new(content: &Bytes, acts: impl IntoIterator<Item = Act>) -> Self {
-        let acts = Mutex::new(acts.into_iter().collect());
-        Self { content: content.clone(), acts, opens: Mutex::default(), sent: Arc::default(), full: false }
+        Self {
+            content: content.clone(),
+            acts: Mutex::new(acts.into_iter().collect()),
+            opens: Mutex::default(),
+            sent: Arc::default(),
+            places: Arc::new(Semaphore::new(100)),
+        }
     }
 }
 
@@ -62,11 +68,16 @@ fn failure() -> SourceError {
 }
 
 impl Source for Scripted {
-    fn has_spare(&self) -> bool {
-        !self.full
+    fn spare_place(&self) -> Option<Place> {
+        self.places.clone().try_acquire_owned().ok()
     }
 
-    fn open(&self, start: u64, end: Option<u64>) -> BoxFuture<'_, Result<SourceStream, SourceError>> {
+    fn open(
+        &self,
+        place: Option<Place>,
+        start: u64,
+        end: Option<u64>,
+    ) -> BoxFuture<'_, Result<SourceStream, SourceError>> {
         lock(&self.opens).push((start, end));
         let act = lock(&self.acts).pop_front();
         let size = self.content.len();
@@ -110,6 +121,7 @@ impl Source for Scripted {
                 .map(|at| body.slice(at..body.len().min(at + 60_000)))
                 .collect();
             let stream = futures_util::stream::iter(chunks).then(move |chunk| {
+                let _held = &place;
                 sent.fetch_add(chunk.len() as u64, Ordering::SeqCst);
                 async move {
                     if !stall && !pause.is_zero() {

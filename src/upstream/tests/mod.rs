@@ -241,7 +241,8 @@ impl Bench {
     }
 
     async fn blob(&self, start: u64, end: Option<u64>) -> Result<BlobStream, Error> {
-        self.upstream.blob_get(Identity::Configured, &name("a/b"), &Digest::sha256(b"x"), start, end).await
+        let (name, digest) = (name("a/b"), Digest::sha256(b"x"));
+        self.upstream.blob_get(Identity::Configured, &name, &digest, None, start, end).await
     }
 }
 

@@ -114,7 +114,7 @@ async fn an_empty_blob_is_not_asked_for_by_range() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_place_to_spare_ranges_wait_for_the_rest() {
     let (rig, content) = (Rig::new(), random(40 * MIB));
-    let source = Scripted { full: true, ..Scripted::new(&content, []) };
+    let source = Scripted { places: Arc::new(Semaphore::new(0)), ..Scripted::new(&content, []) };
     let (reader, source) = rig.start_with(Demand::Ranges, source);
     by_chunks(reader.fill(), &content, 8 * MIB, 5).await;
     assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
@@ -123,33 +123,99 @@ async fn without_a_place_to_spare_ranges_wait_for_the_rest() {
     assert_eq!(source.sent(), content.len() as u64);
 }
 
-/// A source whose answers from other offsets than 0 never come.
-struct Queueing(Scripted);
+/// What a source does with a stretch of its blob.
+enum Trouble {
+    /// Each answer begins late.
+    Late(Duration),
+    /// Each that comes beside the head's breaks off after a few bytes.
+    Crumbs,
+    /// One answer breaks off after a part.
+    Cut(AtomicU64),
+}
 
-impl Source for Queueing {
-    fn open(&self, start: u64, end: Option<u64>) -> BoxFuture<'_, Result<SourceStream, SourceError>> {
-        let extents = 20 * MIB as u64..30 * MIB as u64;
-        if extents.contains(&start) && lock(&self.0.opens).iter().all(|(opened, _)| *opened != start) {
-            lock(&self.0.opens).push((start, end));
-            return std::future::pending().boxed();
+struct Troubled {
+    blob: Scripted,
+    stretch: std::ops::Range<u64>,
+    trouble: Trouble,
+}
+
+impl Source for Troubled {
+    fn spare_place(&self) -> Option<Place> {
+        self.blob.spare_place()
+    }
+
+    fn open(
+        &self,
+        place: Option<Place>,
+        start: u64,
+        end: Option<u64>,
+    ) -> BoxFuture<'_, Result<SourceStream, SourceError>> {
+        let (late, act) = match &self.trouble {
+            _ if !self.stretch.contains(&start) => (Duration::ZERO, Act::Slow),
+            Trouble::Late(late) => (*late, Act::Slow),
+            Trouble::Crumbs if place.is_none() => (Duration::ZERO, Act::Slow),
+            Trouble::Crumbs => (Duration::ZERO, Act::CutAfter(10)),
+            Trouble::Cut(after) => match after.swap(0, Ordering::SeqCst) {
+                0 => (Duration::ZERO, Act::Slow),
+                after => (Duration::ZERO, Act::CutAfter(after as usize)),
+            },
+        };
+        async move {
+            tokio::time::sleep(late).await;
+            lock(&self.blob.acts).push_back(act);
+            self.blob.open(place, start, end).await
         }
-        self.0.open(start, end)
+        .boxed()
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_extent_that_gets_no_answer_holds_nobody_up_for_long() {
+/// Reads a blob whole, and by ranges from the middle on, of a source that has trouble from there on.
+/// Gives what it was asked for.
+async fn with_trouble(trouble: Trouble) -> (Vec<(u64, Option<u64>)>, u64) {
     let (rig, content) = (Rig::new(), random(40 * MIB));
-    let source = Arc::new(Queueing(Scripted::new(&content, [])));
+    let stretch = 20 * MIB as u64..40 * MIB as u64;
+    let source = Arc::new(Troubled { blob: Scripted::new(&content, []), stretch, trouble });
     let digest = Digest::sha256(&content);
     let started = rig.store.start_fill(&rig.grant, &digest, source.clone(), Demand::Ranges, true);
     let Start::Reading(reader) = started else { panic!() };
     let fill = reader.fill().clone();
     fill.opened().await.unwrap();
-    let far = follow(&fill, &content, Reading { start: 20 * MIB, end: None, enough: usize::MAX, pause: 0 });
-    let (far, whole) = tokio::join!(far, read(BlobKind::Fill(reader)));
-    assert!(far);
+    let reading = |start| Reading { start, end: None, enough: 4 * MIB, pause: 0 };
+    let ranges = join_all((20..40).step_by(4).map(|at| follow(&fill, &content, reading(at * MIB))));
+    let (ranges, whole) = tokio::join!(ranges, read(BlobKind::Fill(reader)));
+    assert_eq!(ranges, [true; 5]);
     assert_eq!(whole.unwrap(), content);
+    drop(fill);
+    assert!(rig.is_kept(&content).await);
+    assert_eq!(source.blob.sent(), content.len() as u64, "each byte came once");
+    let opens = lock(&source.blob.opens).clone();
+    let beyond = opens.into_iter().filter(|(start, _)| *start >= 20 * MIB as u64).collect();
+    (beyond, rig.metrics.fill_resumes.get())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_that_are_answered_late_are_asked_for_once() {
+    let (mut beyond, _) = with_trouble(Trouble::Late(Duration::from_millis(1500))).await;
+    beyond.sort_unstable();
+    let mut at = 20 * MIB as u64;
+    for (start, end) in &beyond {
+        assert!(*start <= at, "{beyond:?}");
+        at = end.unwrap_or(40 * MIB as u64);
+    }
+    assert!(beyond.windows(2).all(|two| two[0].1.is_some_and(|end| end <= two[1].0)), "{beyond:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_of_a_source_that_gives_crumbs_are_not_asked_for_again_and_again() {
+    let (beyond, _) = with_trouble(Trouble::Crumbs).await;
+    assert!(beyond.len() < 30, "{beyond:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_range_that_broke_off_is_no_reason_to_ask_for_no_more() {
+    let (beyond, resumes) = with_trouble(Trouble::Cut(AtomicU64::new(MIB as u64))).await;
+    assert!(beyond.len() > 2, "{beyond:?}");
+    assert_eq!(resumes, 0, "the head was not in need");
 }
 
 #[tokio::test(flavor = "multi_thread")]
