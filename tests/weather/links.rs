@@ -1,5 +1,6 @@
 //! Links between the mirror and its upstream, and its clients, that are narrow, lossy or cut.
 
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ use super::support::registry::{Registry, RegistryOptions};
 use super::support::sha256;
 
 const BLOB: usize = 8 << 20;
+/// So long that ranges of it are fetched beside each other.
+const LONG: usize = 3 * BLOB;
 
 /// Tags are asked for anew each time; what is silent is given up soon.
 const IMPATIENT: &str = "[freshness]\nversions = \"0s\"\nothers = \"0s\"\n\
@@ -42,30 +45,48 @@ impl Rig {
         self.upstream.push_blob("library/app", random_bytes(seed, BLOB)).await
     }
 
+    async fn long_blob(&self, seed: u64) -> String {
+        self.upstream.push_blob("library/app", random_bytes(seed, LONG)).await
+    }
+
     fn url(&self, path: &str) -> String {
         format!("{}/v2/library/app/{path}", self.mirror.url())
     }
 
     /// The digest of what a client that takes up broken transfers gets.
     async fn pulled(&self, digest: &str) -> String {
+        sha256(&self.part(digest, 0..BLOB).await)
+    }
+
+    /// The same of a long one, by four open ranges at once, each left when its part is there.
+    async fn pulled_by_ranges(&self, digest: &str) -> String {
+        let starts = (0..LONG).step_by(LONG / 4);
+        let parts = starts.map(|start| self.part(digest, start..start + LONG / 4));
+        sha256(&futures_util::future::join_all(parts).await.concat())
+    }
+
+    async fn part(&self, digest: &str, part: Range<usize>) -> Vec<u8> {
         let client = http_client().read_timeout(Duration::from_secs(60)).build().unwrap();
         let mut bytes = Vec::new();
         let wait = Wait::for_("a blob over a bad link");
-        while bytes.len() < BLOB {
+        while bytes.len() < part.len() {
             let mut get = client.get(self.url(&format!("blobs/{digest}")));
-            if !bytes.is_empty() {
-                get = get.header("Range", format!("bytes={}-", bytes.len()));
+            if part != (0..BLOB) || !bytes.is_empty() {
+                get = get.header("Range", format!("bytes={}-", part.start + bytes.len()));
             }
             if let Ok(mut answer) = get.send().await
                 && answer.status().is_success()
             {
-                while let Ok(Some(piece)) = answer.chunk().await {
+                while bytes.len() < part.len()
+                    && let Ok(Some(piece)) = answer.chunk().await
+                {
                     bytes.extend_from_slice(&piece);
                 }
             }
             wait.a_little().await;
         }
-        sha256(&bytes)
+        bytes.truncate(part.len());
+        bytes
     }
 
     async fn blob_gets(&self) -> usize {
@@ -135,15 +156,15 @@ fn over_a_lossy_link_every_byte_arrives() {
 fn a_link_that_is_cut_in_mid_blob_and_mended_costs_the_rest_of_it_only() {
     isolated(async |directory| {
         let rig = Rig::start(&directory).await;
-        let digest = rig.blob(1).await;
+        let digests = [rig.blob(1).await, rig.long_blob(2).await];
         let port = rig.upstream.port;
         // Slow enough to be cut in the middle.
-        narrow(port, 16).await;
-        let cut = async {
-            let wait = Wait::for_("the blob to begin");
-            while rig.mirror.metric("forebay_upstream_received_bytes_total{upstream=\"docker.io\"}").await
-                < 1e6
-            {
+        narrow(port, 32).await;
+        let crossed =
+            async || rig.mirror.metric("forebay_upstream_received_bytes_total{upstream=\"docker.io\"}").await;
+        let cut = async || {
+            let (wait, before) = (Wait::for_("the blob to begin"), crossed().await);
+            while crossed().await < before + 1e6 {
                 wait.a_little().await;
             }
             drop_packets(&format!("tcp sport {port}")).await;
@@ -151,13 +172,15 @@ fn a_link_that_is_cut_in_mid_blob_and_mended_costs_the_rest_of_it_only() {
             tokio::time::sleep(Duration::from_secs(4)).await;
             drop_nothing().await;
         };
-        let (got, ()) = tokio::join!(rig.pulled(&digest), cut);
-        assert_eq!(got, digest);
-        rig.mirror.committed(1).await;
+        let (got, ()) = tokio::join!(rig.pulled(&digests[0]), cut());
+        assert_eq!(got, digests[0]);
         assert!(rig.mirror.metric("forebay_fill_resumes_total").await >= 1.0);
-        let crossed =
-            rig.mirror.metric("forebay_upstream_received_bytes_total{upstream=\"docker.io\"}").await;
-        assert!(crossed < 1.5 * BLOB as f64, "{crossed} bytes crossed for {BLOB}");
+        let (got, ()) = tokio::join!(rig.pulled_by_ranges(&digests[1]), cut());
+        assert_eq!(got, digests[1]);
+        rig.mirror.committed(2).await;
+        let (crossed, gets) = (crossed().await, rig.blob_gets().await);
+        assert!(crossed < 1.5 * (BLOB + LONG) as f64, "{crossed} bytes crossed for {}", BLOB + LONG);
+        assert!(gets < 30, "{gets} requests");
     });
 }
 
