@@ -110,7 +110,7 @@ pub const PRESETS: [Preset; 14] = [
     },
     Preset {
         hosts: &["lscr.io"],
-        remark: "LinuxServer.io: leads on to ghcr.io, which is sent the login",
+        remark: "LinuxServer.io: leads on to ghcr.io, which is asked without a login",
         realm_hosts: &["ghcr.io"],
         ..PLAIN
     },

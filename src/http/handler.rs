@@ -154,13 +154,13 @@ impl Service {
                 if let Reference::Digest(digest) = &reference {
                     self.lease(request, &caller, &repository, digest).await;
                 }
-                self.manifest(request, &caller, exchange, &repository, &reference).await?
+                self.manifest(request, hops, &caller, exchange, &repository, &reference).await?
             }
             Route::Blob(repository, digest) => {
                 exchange.of_repository(Kind::Blob, &repository, Some(Reference::Digest(digest)));
                 self.authorise(&caller, Action::Pull, &repository)?;
                 self.lease(request, &caller, &repository, &digest).await;
-                self.blob(request, &caller, exchange, &repository, &digest).await?
+                self.blob(request, hops, &caller, exchange, &repository, &digest).await?
             }
             Route::Tags(repository, name, page) => {
                 exchange.of_repository(Kind::Tags, &repository, None);
@@ -208,6 +208,7 @@ impl Service {
     async fn manifest(
         &self,
         request: &request::Parts,
+        hops: &Hops,
         caller: &Caller,
         exchange: &Exchange,
         repository: &Repository,
@@ -217,8 +218,8 @@ impl Service {
         let body = request.method != Method::HEAD;
         let answer = match repository.owner {
             Owner::Upstream(_) => {
-                let (toll, hops) = (self.limits.toll(caller), Hops::read(&request.headers));
-                let asker = self.asker(&toll, &hops, caller, repository);
+                let toll = self.limits.toll(caller);
+                let asker = self.asker(&toll, hops, caller, repository);
                 content.mirror.manifest(asker, repository, reference, body).await
             }
             Owner::Hosted => content.hosted.manifest(repository, reference).await,
@@ -244,6 +245,7 @@ impl Service {
     async fn blob(
         &self,
         request: &request::Parts,
+        hops: &Hops,
         caller: &Caller,
         exchange: &Exchange,
         repository: &Repository,
@@ -253,8 +255,8 @@ impl Service {
         let want = respond::blob_want(request.method == Method::HEAD, &request.headers, digest);
         let answer = match repository.owner {
             Owner::Upstream(_) => {
-                let (toll, hops) = (self.limits.toll(caller), Hops::read(&request.headers));
-                let asker = self.asker(&toll, &hops, caller, repository);
+                let toll = self.limits.toll(caller);
+                let asker = self.asker(&toll, hops, caller, repository);
                 content.mirror.blob(asker, repository, digest, want).await
             }
             Owner::Hosted => content.hosted.blob(repository, digest, want).await,

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
-use sha2::{Digest as _, Sha256};
 
-use super::{Cause, Error, Identity, Login, LoginSecret, PrivatePolicy, Upstream};
+use super::credential::Fingerprint;
+use super::{Cause, Error, Identity, Login, PrivatePolicy, Upstream};
 use crate::oci::{Name, Reference};
 use crate::tasks::{Flights, Tasks};
 
@@ -35,17 +35,14 @@ impl CallerId {
     }
 }
 
-/// Tells one login from another to this process alone.
-type Key = [u8; 32];
-
 pub struct Callers {
     /// Of this process: what is remembered tells nobody which passwords are right.
     secret: [u8; 32],
     logins: Cache<CallerId, Arc<Login>>,
     /// Those that the upstream took.
-    right: Cache<Key, CallerId>,
-    wrong: Cache<Key, ()>,
-    checks: Flights<Key, Result<CallerId, Cause>>,
+    right: Cache<Fingerprint, CallerId>,
+    wrong: Cache<Fingerprint, ()>,
+    checks: Flights<Fingerprint, Result<CallerId, Cause>>,
 }
 
 impl Callers {
@@ -77,20 +74,12 @@ impl Callers {
         self.logins.invalidate(&id);
     }
 
-    fn key(&self, login: &Login) -> Key {
-        let (LoginSecret::Password(secret)
-        | LoginSecret::IdentityToken(secret)
-        | LoginSecret::RegistryToken(secret)) = &login.secret;
-        let mut hasher = Sha256::new_with_prefix(self.secret);
-        for part in [login.username.as_str(), secret.reveal()] {
-            hasher.update((part.len() as u64).to_le_bytes());
-            hasher.update(part);
-        }
-        hasher.finalize().into()
+    fn key(&self, login: &Login) -> Fingerprint {
+        login.fingerprint(&self.secret)
     }
 
     /// What is known of a login without asking. An error: that it is wrong.
-    fn remembered(&self, key: &Key) -> Option<Result<CallerId, Cause>> {
+    fn remembered(&self, key: &Fingerprint) -> Option<Result<CallerId, Cause>> {
         if let Some(id) = self.right.get(key).filter(|id| self.logins.get(id).is_some()) {
             return Some(Ok(id));
         }
@@ -135,7 +124,7 @@ impl Upstream {
         (checked.map_err(|cause| self.error("log in for", name, "", cause)), is_first)
     }
 
-    async fn check_login(&self, key: Key, name: &Name, login: Login) -> Result<CallerId, Cause> {
+    async fn check_login(&self, key: Fingerprint, name: &Name, login: Login) -> Result<CallerId, Cause> {
         // Whoever was first may have landed meanwhile.
         if let Some(known) = self.callers.remembered(&key) {
             return known;

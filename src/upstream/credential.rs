@@ -87,22 +87,24 @@ impl Login {
         Self { username, secret }
     }
 
-    /// Tells one login from another without holding either.
-    pub fn fingerprint(&self) -> Fingerprint {
+    /// Tells one login from another without holding either. With a secret `salt`, what is remembered by it
+    /// tells nobody which passwords are right.
+    pub fn fingerprint(&self, salt: &[u8]) -> Fingerprint {
         let (kind, secret) = match &self.secret {
             LoginSecret::Password(secret) => ("password", secret),
             LoginSecret::IdentityToken(secret) => ("identity", secret),
             LoginSecret::RegistryToken(secret) => ("registry", secret),
         };
-        let mut hash = Sha256::new();
-        // No user name holds a zero byte, for none passes through Basic with one.
-        hash.update(format!("{kind}\0{}\0", self.username));
-        hash.update(secret.reveal());
+        let mut hash = Sha256::new_with_prefix(salt);
+        for part in [kind, self.username.as_str(), secret.reveal()] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
         Fingerprint(hash.finalize().into())
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 32]);
 
 /// A text that no debug output shows.
@@ -221,7 +223,7 @@ mod tests {
         let login = |user: &str, secret: &str| Login::new(user.to_owned(), secret);
         assert!(login("a", "b") == login("a", "b\0\0"));
         let prints = [login("a", "b"), login("a", "c"), login("c", "b"), login("<token>", "b")]
-            .map(|login| login.fingerprint());
+            .map(|login| login.fingerprint(b""));
         for (i, one) in prints.iter().enumerate() {
             assert!(prints.iter().skip(i + 1).all(|other| one != other));
         }

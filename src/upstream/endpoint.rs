@@ -135,7 +135,7 @@ impl Endpoint {
     ) -> Result<Self, String> {
         let (api, prefix) = split(&endpoint.url)?;
         let wire = Arc::new(Wire::new(options, endpoint, metrics.clone(), clock.clone())?);
-        let of_realms = RealmOptions::of(options, endpoint, callers);
+        let of_realms = RealmOptions::of(options, endpoint, api.clone(), callers);
         let realms = Realms::new(of_realms, wire.clone(), clock.clone(), tasks.clone());
         let tokens = Arc::new(Tokens::new(realms, clock.clone(), tasks.clone()));
         let requests = Requests::new(options, api.clone(), is_mirror, wire, tokens, clock, tasks);

@@ -129,7 +129,7 @@ impl Logins {
     /// Whether a login may be used, which another one than was refused always may.
     fn admit(&self, state: &mut State, login: &Login) -> bool {
         let Some(refused) = &mut state.refused else { return true };
-        if refused.who != login.fingerprint() {
+        if refused.who != login.fingerprint(b"") {
             tracing::info!(registry = self.place, "there is another login than the one that was refused");
             (state.refused, state.generation) = (None, state.generation + 1);
             state.is_refused.set(false);
@@ -170,11 +170,11 @@ impl Logins {
 
     /// Whether a login was accepted, so that trying it can do no harm.
     pub fn is_proven(&self, login: &Login) -> bool {
-        lock(&self.state).proven == Some(login.fingerprint())
+        lock(&self.state).proven == Some(login.fingerprint(b""))
     }
 
     pub fn accepted(&self, login: &Login) {
-        let who = login.fingerprint();
+        let who = login.fingerprint(b"");
         let mut state = lock(&self.state);
         state.proven = Some(who);
         if state.refused.as_ref().is_some_and(|refused| refused.who == who) {
@@ -193,7 +193,7 @@ impl Logins {
 
     /// From now on the login is not used, but for a try now and then.
     pub fn lay_aside(&self, login: &Login, why: &str) {
-        let who = login.fingerprint();
+        let who = login.fingerprint(b"");
         let mut state = lock(&self.state);
         let state = &mut *state;
         if state.proven == Some(who) {

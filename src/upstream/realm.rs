@@ -57,8 +57,9 @@ pub type Token = (HeaderValue, Life);
 
 /// What of an endpoint decides how it is logged in to.
 pub struct RealmOptions {
-    /// Base of its API, without `/v2/`.
     pub url: Url,
+    /// Up to `/v2/`.
+    pub api: Url,
     pub credential: Option<Credential>,
     /// Who else may come with logins for it.
     pub callers: Option<Arc<Callers>>,
@@ -68,9 +69,15 @@ pub struct RealmOptions {
 }
 
 impl RealmOptions {
-    pub fn of(options: &Options, endpoint: &EndpointOptions, callers: Option<&Arc<Callers>>) -> Self {
+    pub fn of(
+        options: &Options,
+        endpoint: &EndpointOptions,
+        api: Url,
+        callers: Option<&Arc<Callers>>,
+    ) -> Self {
         Self {
             url: endpoint.url.clone(),
+            api,
             credential: endpoint.credential.clone(),
             callers: callers.cloned(),
             realm_hosts: options.realm_hosts.clone(),
@@ -82,7 +89,8 @@ impl RealmOptions {
 /// The token servers of one endpoint, and the login for them.
 pub struct Realms {
     wire: Arc<Wire>,
-    origin: Url,
+    /// Up to `/v2/`.
+    api: Url,
     pub logins: Logins,
     callers: Option<Arc<Callers>>,
     realm_hosts: Vec<String>,
@@ -92,9 +100,9 @@ pub struct Realms {
 
 impl Realms {
     pub fn new(options: RealmOptions, wire: Arc<Wire>, clock: Clock, tasks: Tasks) -> Self {
-        let RealmOptions { url, credential, callers, realm_hosts, header_timeout } = options;
+        let RealmOptions { url, api, credential, callers, realm_hosts, header_timeout } = options;
         let logins = Logins::new(&url, credential, &wire.metrics, clock.clone(), tasks);
-        Self { wire, origin: url, logins, callers, realm_hosts, header_timeout, clock }
+        Self { wire, api, logins, callers, realm_hosts, header_timeout, clock }
     }
 
     /// The login of an identity, where it has one that may be used.
@@ -120,7 +128,7 @@ impl Realms {
             if matches!(login.secret, LoginSecret::RegistryToken(_)) {
                 break;
             }
-            guard::check_realm(&self.origin, &grant.realm, &self.realm_hosts, true)?;
+            guard::check_realm(&self.api, &grant.realm, &self.realm_hosts, true)?;
             let response = self.ask(grant, Some(&login)).await?;
             let status = response.status();
             let said = match status {
@@ -162,7 +170,7 @@ impl Realms {
     }
 
     async fn anonymous(&self, grant: &Grant) -> Result<Token, Refusal> {
-        guard::check_realm(&self.origin, &grant.realm, &self.realm_hosts, false)?;
+        guard::check_realm(&self.api, &grant.realm, &self.realm_hosts, false)?;
         let response = self.ask(grant, None).await?;
         if response.status() != StatusCode::OK {
             return Err(self.refusal(grant, response).await);
@@ -185,13 +193,11 @@ impl Realms {
     /// this opens it.
     pub async fn is_good(&self, login: &Login) -> bool {
         let Some(basic) = basic(login) else { return false };
-        let mut url = self.origin.clone();
-        url.set_path(&format!("{}/v2/", url.path().trim_end_matches('/')));
         let status = async |headers| {
             let hop = Hop {
                 call: UpstreamCall::Token,
                 method: Method::GET,
-                url: &url,
+                url: &self.api,
                 headers,
                 form: None,
                 reach: Reach::Anywhere,
@@ -271,7 +277,7 @@ impl Realms {
         form: Option<&[(&str, &str)]>,
     ) -> Result<Response, Failure> {
         let trusted =
-            grant.realm.host() == self.origin.host() || guard::is_listed(&grant.realm, &self.realm_hosts);
+            grant.realm.host() == self.api.host() || guard::is_listed(&grant.realm, &self.realm_hosts);
         let reach = if grant.public && !trusted { Reach::Public("realm_hosts") } else { Reach::Anywhere };
         self.wire.send(Hop { call: UpstreamCall::Token, method, url, headers, form, reach }).await
     }

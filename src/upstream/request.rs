@@ -286,7 +286,7 @@ impl Requests {
 
     fn tokens_at(&self, url: &Url) -> Arc<Tokens> {
         let stranger = EndpointOptions { url: url.clone(), credential: None, ..self.options.own() };
-        let options = RealmOptions::of(&self.options, &stranger, None);
+        let options = RealmOptions::of(&self.options, &stranger, url.clone(), None);
         let realms = Realms::new(options, self.wire.clone(), self.clock.clone(), self.tasks.clone());
         Arc::new(Tokens::new(realms, self.clock.clone(), self.tasks.clone()))
     }

@@ -318,6 +318,13 @@ async fn basic_challenges_are_answered_with_the_credential() {
     let tried = server.seen().split_off(before).into_iter().filter(|s| s.header("authorization").is_some());
     // The repository's, and whether it is the repository's fault.
     assert_eq!(tried.map(|s| s.path().to_owned()).collect::<Vec<_>>(), ["/v2/a/manifests/latest", "/v2/"]);
+    // The same where names begin behind `/v2/`.
+    let (wrong, _dir) = with_credential(options(server.url("/x/v2/proxy")), "wrong");
+    let (wrong, before) = (bench(wrong), server.seen().len());
+    assert!(wrong.get("a").await.is_err());
+    let tried = server.seen().split_off(before).into_iter().filter(|s| s.header("authorization").is_some());
+    let tried: Vec<String> = tried.map(|s| s.path().to_owned()).collect();
+    assert_eq!(tried, ["/x/v2/proxy/a/manifests/latest", "/x/v2/"]);
 }
 
 #[tokio::test]
