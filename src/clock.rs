@@ -42,3 +42,11 @@ impl Clock {
         self.ahead_millis.fetch_add(millis, Ordering::Relaxed);
     }
 }
+
+impl governor::clock::Clock for Clock {
+    type Instant = Instant;
+
+    fn now(&self) -> Instant {
+        self.now()
+    }
+}

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use governor::clock::Clock as GovernorClock;
 use governor::middleware::NoOpMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
@@ -260,7 +259,7 @@ fn full_again(rate: Rate) -> Duration {
     interval(rate).saturating_mul(rate.burst.get())
 }
 
-type Governor = RateLimiter<NotKeyed, InMemoryState, Ticks, NoOpMiddleware<Instant>>;
+type Governor = RateLimiter<NotKeyed, InMemoryState, Clock, NoOpMiddleware<Instant>>;
 
 /// What one client has left, and who of it waits, in order of arrival.
 struct Bucket {
@@ -275,7 +274,7 @@ impl Bucket {
     fn new(rate: Rate, clock: Clock) -> Self {
         let quota = Quota::per_minute(rate.per_minute).allow_burst(rate.burst);
         Self {
-            governor: RateLimiter::direct_with_clock(quota, Ticks(clock.clone())),
+            governor: RateLimiter::direct_with_clock(quota, clock.clone()),
             clock,
             interval: interval(rate),
             waiting: AtomicU32::new(0),
@@ -311,18 +310,6 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// The process's clock, as the rate limiter asks for it.
-#[derive(Clone)]
-struct Ticks(Clock);
-
-impl GovernorClock for Ticks {
-    type Instant = Instant;
-
-    fn now(&self) -> Instant {
-        self.0.now()
     }
 }
 

@@ -1,16 +1,13 @@
 //! `forebay gc`
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::config::{self, Flags};
-use crate::control::{Client, ClientError, Line, Removed, Totals, parse};
+use super::running::{Ended, Server};
+use crate::control::{Client, Line, Removed, Totals, parse};
 use crate::telemetry::size;
-
-use super::{FAILED, misused};
 
 /// Remove what no hosted image needs any more, or show what would go
 ///
@@ -25,12 +22,8 @@ pub struct GcArgs {
     /// One JSON object a line: `removed` for each thing that goes, `totals` at the end
     #[arg(long)]
     json: bool,
-    /// Data directory of the server [default: as configured]
-    #[arg(long, value_name = "DIRECTORY")]
-    data: Option<PathBuf>,
-    /// Configuration file that names it [default: /etc/forebay/forebay.toml, if it exists]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    server: Server,
 }
 
 const EXAMPLES: &str = "\
@@ -44,41 +37,20 @@ Examples:
 
 What was pushed or asked for by a pusher lately is kept, and so is all of it for a while after a start (`gc.lease`).";
 
-/// Why a command did not come to its end.
-enum Ended {
-    Client(ClientError),
-    /// The server says why.
-    Early(String),
-    /// Nobody reads what is said.
-    Output(io::Error),
-}
-
 pub async fn run(args: GcArgs) -> ExitCode {
-    // With --data there is nothing to ask the configuration, which may be another program's.
-    let data = match args.data {
-        Some(data) => data,
-        None => match config::load(&Flags { config: args.config, ..Flags::default() }) {
-            Ok(config) => config.store.data,
-            Err(error) => return misused(&error),
-        },
+    let client = match args.server.client() {
+        Ok(client) => client,
+        Err(told) => return told,
     };
-    let mut out = io::stdout().lock();
-    let why = match collect(&Client::of(&data), args.dry_run, args.json, &mut out).await {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(Ended::Client(error)) => error.to_string(),
-        Err(Ended::Early(why)) => format!("the collection ended early: {why}"),
-        Err(Ended::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => return FAILED.into(),
-        Err(Ended::Output(error)) => format!("standard output: {error}"),
-    };
-    eprintln!("forebay: {why}");
-    FAILED.into()
+    let collected = collect(&client, args.dry_run, args.json, &mut io::stdout().lock()).await;
+    collected.map_or_else(Ended::told, |()| ExitCode::SUCCESS)
 }
 
 async fn collect(client: &Client, dry_run: bool, json: bool, out: &mut impl Write) -> Result<(), Ended> {
-    let mut lines = client.collect(dry_run).await.map_err(Ended::Client)?;
+    let mut lines = client.collect(dry_run).await?;
     let mut complete = false;
-    while let Some(text) = lines.next().await.map_err(Ended::Client)? {
-        let line: Line = parse(&text).map_err(Ended::Client)?;
+    while let Some(text) = lines.next().await? {
+        let line: Line = parse(&text)?;
         let told = match &line {
             Line::Error(why) => return Err(Ended::Early(why.clone())),
             _ if json => text,
@@ -86,9 +58,9 @@ async fn collect(client: &Client, dry_run: bool, json: bool, out: &mut impl Writ
             Line::Totals(totals) => summed(totals, dry_run),
         };
         complete = matches!(line, Line::Totals(_));
-        writeln!(out, "{told}").map_err(Ended::Output)?;
+        writeln!(out, "{told}")?;
     }
-    out.flush().map_err(Ended::Output)?;
+    out.flush()?;
     if complete { Ok(()) } else { Err(Ended::Early("no totals came".to_owned())) }
 }
 

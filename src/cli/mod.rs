@@ -6,6 +6,7 @@ pub mod client_config;
 pub mod gc;
 pub mod htpasswd;
 mod images;
+mod running;
 pub mod serve;
 pub mod warm;
 mod warm_output;

@@ -7,12 +7,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::config::{self, Flags};
-use crate::control::{Client, ClientError, IMAGES_MAX, WarmLine, WarmRequest, parse};
-
 use super::images::Source;
+use super::running::{Ended, Server};
 use super::warm_output::Output;
-use super::{FAILED, MISUSED, misused};
+use super::{FAILED, MISUSED};
+use crate::control::{Client, IMAGES_MAX, WarmLine, WarmRequest, parse};
 
 /// Fetch images before anybody asks for them
 ///
@@ -39,12 +38,8 @@ pub struct WarmArgs {
     /// One JSON object a line: `progress`, `held` or `failed` for each image, `totals` at the end
     #[arg(long)]
     json: bool,
-    /// Data directory of the server [default: as configured]
-    #[arg(long, value_name = "DIRECTORY")]
-    data: Option<PathBuf>,
-    /// Configuration file that names it [default: /etc/forebay/forebay.toml, if it exists]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    server: Server,
 }
 
 const EXAMPLES: &str = "\
@@ -60,27 +55,6 @@ Examples:
 It leaves a registry's pull limit to clients where that becomes scarce. Images that are to be held at all times stand in \
 the configuration: [[warm]].";
 
-/// Why a command did not come to its end.
-pub(super) enum Ended {
-    Client(ClientError),
-    /// The server says why.
-    Early(String),
-    /// Nobody reads what is said.
-    Output(io::Error),
-}
-
-impl From<ClientError> for Ended {
-    fn from(error: ClientError) -> Self {
-        Self::Client(error)
-    }
-}
-
-impl From<io::Error> for Ended {
-    fn from(error: io::Error) -> Self {
-        Self::Output(error)
-    }
-}
-
 pub async fn run(args: WarmArgs) -> ExitCode {
     let images = match images(&args) {
         Ok(images) => images,
@@ -89,29 +63,20 @@ pub async fn run(args: WarmArgs) -> ExitCode {
             return ExitCode::from(MISUSED);
         }
     };
-    // With --data there is nothing to ask the configuration, which may be another program's.
-    let data = match args.data {
-        Some(data) => data,
-        None => match config::load(&Flags { config: args.config, ..Flags::default() }) {
-            Ok(config) => config.store.data,
-            Err(error) => return misused(&error),
-        },
+    let client = match args.server.client() {
+        Ok(client) => client,
+        Err(told) => return told,
     };
     let count = images.len();
     let request = WarmRequest { images, platforms: args.platform };
     let bars = !args.json && io::stdout().is_terminal() && io::stderr().is_terminal();
     let mut output = Output::new(args.json, bars, count);
-    let why = match warm(&Client::of(&data), &request, &mut output).await {
-        Ok(0) => return ExitCode::SUCCESS,
+    match warm(&client, &request, &mut output).await {
+        Ok(0) => ExitCode::SUCCESS,
         // Each was told.
-        Ok(_) => return FAILED.into(),
-        Err(Ended::Client(error)) => error.to_string(),
-        Err(Ended::Early(why)) => format!("it ended early: {why}"),
-        Err(Ended::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => return FAILED.into(),
-        Err(Ended::Output(error)) => format!("standard output: {error}"),
-    };
-    eprintln!("forebay: {why}");
-    FAILED.into()
+        Ok(_) => FAILED.into(),
+        Err(ended) => ended.told(),
+    }
 }
 
 /// All images that are named, each once.

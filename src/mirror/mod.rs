@@ -160,10 +160,9 @@ impl Mirror {
         tasks: Tasks,
     ) -> Arc<Self> {
         let memory = Memory::new(&options);
-        let (per_minute, now, all) = (options.ahead.refreshes_per_minute, clock.now(), tasks.clone());
         let mirror = Arc::new(Self {
             memory,
-            hot: Hot::new(per_minute),
+            hot: Hot::new(options.ahead.refreshes_per_minute),
             flows: Flows::new(),
             tasks: tasks.clone(),
             writes: Writes::new(store.clone(), tasks.clone()),
@@ -179,7 +178,7 @@ impl Mirror {
             store,
             clock,
         });
-        refresh::start(Arc::downgrade(&mirror), per_minute, now, &all);
+        refresh::start(&mirror);
         mirror
     }
 

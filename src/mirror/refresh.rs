@@ -1,11 +1,15 @@
 //! Tags that are asked for often are confirmed shortly before they go stale, so that nobody has to wait
 //! for it.
 
+use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
+use governor::middleware::NoOpMiddleware;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
 use moka::sync::Cache;
 
 use super::manifest::Request;
@@ -14,9 +18,9 @@ use super::tag::{PATIENCE, Resolved};
 use super::warm::Background;
 use super::{Mirror, lost};
 use crate::answer::Error;
+use crate::clock::Clock;
 use crate::metrics::Refreshed;
 use crate::oci::{Digest, Owner, Reference, Repository, Tag, UpstreamHost};
-use crate::tasks::Tasks;
 use crate::upstream::Purpose;
 
 /// How often a tag is asked for within its freshness to be worth a request.
@@ -55,42 +59,24 @@ impl Hot {
     }
 }
 
+type Pace = RateLimiter<NotKeyed, InMemoryState, Clock, NoOpMiddleware<Instant>>;
+
 /// So many in a minute, evenly spread but for a tenth that may come at once.
-struct Pace {
-    per_second: f64,
-    most: f64,
-    left: f64,
-    at: Instant,
-}
-
-impl Pace {
-    fn new(per_minute: u32, now: Instant) -> Self {
-        let most = (f64::from(per_minute) / 10.0).max(1.0);
-        Self { per_second: f64::from(per_minute) / 60.0, most, left: most, at: now }
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.left = (self.left + passed * self.per_second).min(self.most);
-        self.at = now;
-        let is_free = self.left >= 1.0;
-        self.left -= if is_free { 1.0 } else { 0.0 };
-        is_free
-    }
+fn pace(per_minute: NonZeroU32, clock: Clock) -> Pace {
+    let burst = NonZeroU32::new(per_minute.get() / 10).unwrap_or(NonZeroU32::MIN);
+    RateLimiter::direct_with_clock(Quota::per_minute(per_minute).allow_burst(burst), clock)
 }
 
 /// Refreshes tags as long as there is the mirror.
-pub fn start(mirror: Weak<Mirror>, per_minute: u32, now: Instant, tasks: &Tasks) {
-    if per_minute == 0 {
-        return;
-    }
-    let (mut refresher, stopping) =
-        (Refresher { pace: Pace::new(per_minute, now), resting: Vec::new() }, tasks.stopping());
-    tasks.spawn("refresh tags", async move {
+pub fn start(mirror: &Arc<Mirror>) {
+    let Some(per_minute) = NonZeroU32::new(mirror.options.ahead.refreshes_per_minute) else { return };
+    let mut refresher = Refresher { pace: pace(per_minute, mirror.clock.clone()), resting: Vec::new() };
+    let (stopping, weak) = (mirror.tasks.stopping(), Arc::downgrade(mirror));
+    mirror.tasks.spawn("refresh tags", async move {
         let refresh = async {
             loop {
                 tokio::time::sleep(TICK).await;
-                let Some(mirror) = mirror.upgrade() else { return };
+                let Some(mirror) = weak.upgrade() else { return };
                 refresher.refresh(&mirror).await;
             }
         };
@@ -112,7 +98,7 @@ impl Refresher {
         let mut due = mirror.soon_stale(now);
         due.retain(|tag| mirror.is_well(&tag.repository) && !self.rests(&tag.repository));
         due.sort_unstable_by_key(|tag| tag.fresh_until);
-        due.retain(|_| self.pace.take(now));
+        due.retain(|_| self.pace.check().is_ok());
         let asked = due.into_iter().map(|tag| async move { (mirror.refresh(&tag).await, tag.repository) });
         let ended: Vec<_> = stream::iter(asked.collect::<Vec<_>>()).buffer_unordered(AT_ONCE).collect().await;
         for (asked, repository) in ended {
@@ -221,16 +207,18 @@ mod tests {
 
     #[test]
     fn the_pace_is_kept_whatever_is_due() {
-        let begun = Instant::now();
-        let mut pace = Pace::new(60, begun);
-        let taken = |pace: &mut Pace, at: u64| {
-            (0..1000).filter(|_| pace.take(begun + Duration::from_secs(at))).count()
+        let clock = Clock::default();
+        let taken = |pace: &Pace, after: u64| {
+            clock.advance(Duration::from_secs(after));
+            (0..1000).filter(|_| pace.check().is_ok()).count()
         };
-        assert_eq!(taken(&mut pace, 0), 6);
-        assert_eq!(taken(&mut pace, 1), 1);
-        assert_eq!(taken(&mut pace, 600), 6);
-        let mut slow = Pace::new(1, begun);
-        assert_eq!((taken(&mut slow, 0), taken(&mut slow, 30), taken(&mut slow, 61)), (1, 0, 1));
+        let pace = |per_minute| super::pace(NonZeroU32::new(per_minute).unwrap(), clock.clone());
+        let quick = pace(60);
+        assert_eq!(taken(&quick, 0), 6);
+        assert_eq!(taken(&quick, 1), 1);
+        assert_eq!(taken(&quick, 600), 6);
+        let slow = pace(1);
+        assert_eq!((taken(&slow, 0), taken(&slow, 30), taken(&slow, 31)), (1, 0, 1));
     }
 
     #[test]
