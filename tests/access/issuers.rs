@@ -48,7 +48,7 @@ async fn keys_are_fetched_once_and_not_at_every_strangers_wish() {
     let rig = Rig::start(&["alice"], &config).await;
     let push = async |token: String| {
         let path = "/v2/app/blobs/uploads/";
-        rig.ask(Method::POST, path, &By::Password("gitlab-ci-token", token)).await.status.as_u16()
+        rig.ask(Method::POST, path, &By::Password("gitlab-ci-token", token)).await.status
     };
     assert_eq!(keys.fetched(), 0, "not before they are needed");
     for _ in 0..5 {

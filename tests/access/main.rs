@@ -13,13 +13,12 @@ mod tokens;
 
 use std::path::Path;
 
-use bytes::Bytes;
 use forebay::access::htpasswd;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use reqwest::header::HeaderMap;
-use reqwest::{Method, StatusCode};
+use reqwest::Method;
 use serde_json::{Value, json};
 
+use support::answer::Answer;
 use support::faulty::Upstream;
 use support::http;
 use support::image::{INDEX, Image, MANIFEST};
@@ -58,12 +57,7 @@ impl Rig {
 
     async fn ask(&self, method: Method, path: &str, by: &By) -> Answer {
         let request = http().request(method, self.mirror.url() + path);
-        let answer = by.apply(request.header("Accept", format!("{INDEX}, {MANIFEST}"))).send().await.unwrap();
-        Answer {
-            status: answer.status(),
-            headers: answer.headers().clone(),
-            body: answer.bytes().await.unwrap(),
-        }
+        Answer::of(by.apply(request.header("Accept", format!("{INDEX}, {MANIFEST}")))).await
     }
 
     async fn get(&self, path: &str, by: &By) -> Answer {
@@ -96,28 +90,6 @@ impl By {
             Self::Password(user, password) => request.basic_auth(user, Some(password)),
             Self::Bearer(token) => request.bearer_auth(token),
         }
-    }
-}
-
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Bytes,
-}
-
-impl Answer {
-    fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {:?}", self.body))
-    }
-
-    fn challenge(&self) -> &str {
-        self.headers.get("www-authenticate").map_or("", |challenge| challenge.to_str().unwrap())
-    }
-
-    #[track_caller]
-    fn expect(self, status: u16) -> Self {
-        assert_eq!(self.status, status, "{:?}", self.body);
-        self
     }
 }
 

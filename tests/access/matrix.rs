@@ -196,7 +196,7 @@ async fn a_mount_tells_nothing_of_what_one_may_not_read() {
     let mount = async |from: &str, digest: &str, by: &By| {
         let path = format!("/v2/corp.internal/dave/blobs/uploads/?mount={digest}&from={from}");
         let answer = case.rig.ask(Method::POST, &path, by).await;
-        (answer.status.as_u16(), answer.body.len(), answer.headers.contains_key("docker-content-digest"))
+        (answer.status, answer.body.len(), answer.headers.contains_key("docker-content-digest"))
     };
     let absent = format!("sha256:{:064}", 0);
     let scope = "repository:corp.internal/dave:pull,push&scope=repository:corp.internal/app:pull";

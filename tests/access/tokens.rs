@@ -12,8 +12,7 @@ async fn rig() -> Rig {
 }
 
 async fn post(rig: &Rig, form: &[(&str, &str)]) -> Answer {
-    let answer = http().post(rig.mirror.url() + "/token").form(form).send().await.unwrap();
-    Answer { status: answer.status(), headers: answer.headers().clone(), body: answer.bytes().await.unwrap() }
+    Answer::of(http().post(rig.mirror.url() + "/token").form(form)).await
 }
 
 fn bearer(answer: &Answer) -> By {

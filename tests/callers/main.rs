@@ -13,9 +13,8 @@ mod veil;
 use std::path::Path;
 
 use bytes::Bytes;
-use reqwest::header::HeaderMap;
-use serde_json::Value;
 
+use support::answer::Answer;
 use support::http;
 use support::image::Image;
 use support::mirror::{Mirror, MirrorOptions};
@@ -137,37 +136,4 @@ async fn ask_pass(mirror: &Mirror, login: Option<(&str, &str)>, repository: &str
         .iter()
         .fold(http().get(url), |request, (user, password)| request.basic_auth(user, Some(password)));
     Answer::of(request).await
-}
-
-#[derive(Clone, Debug)]
-struct Answer {
-    status: u16,
-    headers: HeaderMap,
-    body: Bytes,
-}
-
-impl Answer {
-    async fn of(request: reqwest::RequestBuilder) -> Self {
-        let answer = request.send().await.unwrap();
-        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
-        Self { status, headers, body: answer.bytes().await.unwrap() }
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {:?}", self.body))
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.body).into_owned()
-    }
-
-    fn challenge(&self) -> &str {
-        self.headers.get("www-authenticate").map_or("", |challenge| challenge.to_str().unwrap())
-    }
-
-    #[track_caller]
-    fn expect(self, status: u16) -> Self {
-        assert_eq!(self.status, status, "{:?}", self.body);
-        self
-    }
 }

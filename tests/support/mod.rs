@@ -5,6 +5,7 @@
 // Every test crate compiles the whole rig and uses a part of it.
 #![allow(dead_code)]
 
+pub mod answer;
 pub mod clients;
 pub mod faulty;
 pub mod hop;
