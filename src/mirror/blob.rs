@@ -82,6 +82,8 @@ impl Mirror {
         }
         // A fill may begin, or end, for another repository while this one's right is being shown.
         for _ in 0..RACES {
+            // What ended a fill may be this one's answer too.
+            self.refused(access.caller(), repository, &Subject::Blob(*digest))?;
             if let Some(reader) = self.join_fill(repository, digest, access).await? {
                 match self.follow(access, reader, want, Served::Joined, &source).await? {
                     Some(answer) => return Ok(answer),
@@ -104,11 +106,14 @@ impl Mirror {
                     }
                 }
                 Start::Unproven => {}
-                Start::Held => break,
+                Start::Held => {
+                    let held = self.held_blob(digest, want, Served::Joined).await?;
+                    return held.ok_or_else(|| lost(Subject::Blob(*digest).of(repository)));
+                }
             }
         }
-        let held = self.held_blob(digest, want, Served::Joined).await?;
-        held.ok_or_else(|| lost(Subject::Blob(*digest).of(repository)))
+        // Whatever the disk holds by now, this repository's right to it is not shown.
+        Err(lost(Subject::Blob(*digest).of(repository)))
     }
 
     pub(super) async fn has_layer(&self, repository: &Repository, digest: &Digest) -> bool {
@@ -261,12 +266,13 @@ impl Mirror {
             });
             self.refuse(access.caller(), repository, &subject, upstream)
         };
+        let is_anothers = || access.caller().is_some() && !source.asked.load(Ordering::Relaxed);
         if matches!(want, BlobWant::Whole | BlobWant::Range(RangeRequest::From(_))) {
             reader.fill().want_whole();
         }
         let size = match reader.fill().clone().opened().await {
             Ok(size) => size,
-            Err(_) if access.caller().is_some() && !source.asked.load(Ordering::Relaxed) => return Ok(None),
+            Err(_) if is_anothers() => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
         if let Ok(upstream) = self.upstream(repository) {
@@ -283,7 +289,11 @@ impl Mirror {
         let mut served = served;
         if reader.fill().is_partial() {
             // Each range of it is an answer of upstream's, or a refusal.
-            reader.begun().await.map_err(failed)?;
+            match reader.begun().await {
+                // It was refused in the name of who came first, and that is over.
+                Err(_) if is_anothers() && reader.fill().is_over() => return Ok(None),
+                begun => begun.map_err(failed)?,
+            }
             served = Served::Range;
         }
         Ok(Some(BlobAnswer { size, range, body: Some(BlobReader::fill(reader)), served }))

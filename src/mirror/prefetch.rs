@@ -283,6 +283,7 @@ impl Mirror {
             digest: *digest,
             asked: AtomicBool::new(false),
             flows: self.flows.clone(),
+            mirrors: std::sync::Mutex::default(),
             guess,
         })
     }

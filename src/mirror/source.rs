@@ -1,7 +1,7 @@
 //! A blob of an upstream, as the source of a fill: here `store` and `upstream` meet.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
@@ -9,7 +9,8 @@ use futures_util::{FutureExt, StreamExt};
 use super::prefetch::{Flows, Guess, flowing, yielding};
 use crate::oci::{Digest, Name};
 use crate::store::{FillError, Place, Source, SourceError, SourceStream};
-use crate::upstream::{Cause, Error, Identity, Upstream};
+use crate::tasks::lock;
+use crate::upstream::{Cause, Error, Giver, Identity, Upstream};
 
 pub struct BlobSource {
     pub upstream: Arc<Upstream>,
@@ -19,6 +20,8 @@ pub struct BlobSource {
     /// Whether it was this one that upstream was asked by, not that of an earlier fill.
     pub asked: AtomicBool,
     pub flows: Arc<Flows>,
+    /// Those that gave parts of it.
+    pub mirrors: Mutex<Vec<Giver>>,
     /// None: a client waits for it.
     pub guess: Option<Arc<Guess>>,
 }
@@ -27,27 +30,41 @@ impl Source for BlobSource {
     fn spare_place(&self) -> Option<Place> {
         // A guess takes one connection, and no more.
         let wanted = self.guess.as_ref().is_none_or(|guess| guess.is_wanted());
-        wanted.then(|| self.upstream.spare_fill()).flatten()
+        wanted.then(|| self.upstream.spare_fill()).flatten().map(Arc::new)
+    }
+
+    fn place(&self) -> BoxFuture<'_, Result<Place, SourceError>> {
+        self.asked.store(true, Ordering::Relaxed);
+        let place = self.upstream.fill_place(&self.name, &self.digest);
+        place.map(|place| place.map(Arc::new).map_err(failure)).boxed()
     }
 
     fn open(
         &self,
-        place: Option<Place>,
+        place: Place,
         start: u64,
         end: Option<u64>,
     ) -> BoxFuture<'_, Result<SourceStream, SourceError>> {
-        self.asked.store(true, Ordering::Relaxed);
         async move {
             let get = self.upstream.blob_get(self.identity, &self.name, &self.digest, place, start, end);
             let body = get.await.map_err(failure)?;
+            let mut mirrors = lock(&self.mirrors);
+            if body.giver.is_mirror() && !mirrors.contains(&body.giver) {
+                mirrors.push(body.giver);
+            }
+            drop(mirrors);
             let stream = body.stream.map(|piece| piece.map_err(failure)).boxed();
             let stream = match &self.guess {
                 Some(guess) => yielding(self.flows.clone(), guess.clone(), self.digest, stream),
                 None => flowing(&self.flows, &self.digest, stream),
             };
-            Ok(SourceStream { start: body.start, total: body.total, stream })
+            Ok(SourceStream { start: body.start, total: body.total, bounded: body.bounded, stream })
         }
         .boxed()
+    }
+
+    fn was_wrong(&self) {
+        lock(&self.mirrors).drain(..).for_each(|giver| giver.was_wrong(&self.digest));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::stream::{self, BoxStream, StreamExt};
+use futures_util::stream::{BoxStream, StreamExt};
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use http::{Method, StatusCode};
 use reqwest::Response;
@@ -12,9 +12,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::endpoint::Endpoint;
 use super::request::Answer;
 use super::round::{First, Turn};
-use super::{BlobStream, Cause, Error, Identity, Upstream};
+use super::{BlobStream, Cause, Error, Giver, Identity, Upstream};
 use crate::metrics::UpstreamCall;
-use crate::oci::{Digest, Hasher, Name};
+use crate::oci::{Digest, Name};
 
 impl Upstream {
     /// The blob's size, where told.
@@ -38,7 +38,13 @@ impl Upstream {
         size.await.map_err(|cause| self.error("HEAD blob", name, &format!("@{digest}"), cause))
     }
 
-    /// One place more for a fill, for speed alone: a quarter is left to whoever needs one.
+    /// Waits for a place for one download more.
+    pub async fn fill_place(&self, name: &Name, digest: &Digest) -> Result<OwnedSemaphorePermit, Error> {
+        let entered = self.fill_gate.enter().await;
+        entered.map_err(|cause| self.error("GET blob", name, &format!("@{digest}"), cause))
+    }
+
+    /// The same at once, for speed alone: a quarter is left to whoever needs one.
     pub fn spare_fill(&self) -> Option<OwnedSemaphorePermit> {
         self.fill_gate.spare()
     }
@@ -58,25 +64,21 @@ impl Upstream {
         }
     }
 
-    /// `start..end` of the blob, not empty; `(0, None)` sends no Range header. Holds a fill's place, this one
-    /// or one that it waits for, until the stream is dropped. Not verified: that is for whoever puts the parts together, who may take them
-    /// from several endpoints.
+    /// `start..end` of the blob, not empty; `(0, None)` sends no Range header. Holds `place` until the stream
+    /// is dropped. Not verified: that is for whoever puts the parts together, who may have them from several
+    /// endpoints, and tells those that gave wrong ones.
     pub async fn blob_get(
         &self,
         identity: Identity,
         name: &Name,
         digest: &Digest,
-        place: Option<OwnedSemaphorePermit>,
+        place: Arc<OwnedSemaphorePermit>,
         start: u64,
         end: Option<u64>,
     ) -> Result<BlobStream, Error> {
         let operation = "GET blob";
         let error = |cause| self.error(operation, name, &format!("@{digest}"), cause);
         let blob = async {
-            let place = match place {
-                Some(place) => place,
-                None => self.fill_gate.enter().await?,
-            };
             let mut round = self.round(identity, Some(*digest), First::Mirrors);
             while let Some(turn) = round.next() {
                 let endpoint = turn.endpoint.clone();
@@ -85,7 +87,7 @@ impl Upstream {
                     Some(Ok((part, response))) => {
                         let reading = endpoint.requests.wire.reading.clone();
                         let stream = reading.stream(response, part.len, place);
-                        return Ok((part.start, part.total, watched(stream, endpoint, *digest, &part)));
+                        return Ok((part, watched(stream, endpoint.clone()), Giver(endpoint)));
                     }
                     Some(Err(cause)) => return Err(cause),
                     None => {}
@@ -93,10 +95,11 @@ impl Upstream {
             }
             Err(round.end())
         };
-        let (start, total, stream) = blob.await.map_err(&error)?;
+        let (part, stream, giver) = blob.await.map_err(&error)?;
         let broken = error(Cause::NotFound);
-        let stream = stream.map(move |chunk| chunk.map_err(|cause| Error { cause, ..broken.clone() }));
-        Ok(BlobStream { start, total, stream: stream.boxed() })
+        let stream =
+            stream.map(move |chunk| chunk.map_err(|cause| Error { cause, ..broken.clone() })).boxed();
+        Ok(BlobStream { start: part.start, total: part.total, bounded: part.len.is_some(), stream, giver })
     }
 
     /// The head of an answer that holds what is asked for.
@@ -150,33 +153,34 @@ fn unsatisfied_size(headers: &HeaderMap) -> Option<u64> {
     range.trim().strip_prefix("bytes")?.trim_start().strip_prefix("*/")?.parse().ok()
 }
 
-/// A mirror's bytes, with word of how they came: one that breaks off or sends other bytes than asked for
-/// is not the first choice for what follows. The upstream's own bytes are as they are.
-fn watched(stream: Chunks, endpoint: Arc<Endpoint>, digest: Digest, part: &Part) -> Chunks {
+/// A mirror's bytes: one that breaks off is not the first choice for what follows.
+fn watched(stream: Chunks, endpoint: Arc<Endpoint>) -> Chunks {
     if !endpoint.is_mirror() {
         return stream;
     }
-    let is_whole = part.start == 0 && (part.len.is_none() || part.len == part.total);
-    let hasher = is_whole.then(|| digest.algorithm().hasher());
-    let next = |state: Option<(Chunks, Option<Hasher>, Arc<Endpoint>, Digest)>| async move {
-        let (mut stream, mut hasher, endpoint, digest) = state?;
-        match stream.next().await {
-            Some(Ok(chunk)) => {
-                hasher.iter_mut().for_each(|hasher: &mut Hasher| hasher.update(&chunk));
-                Some((Ok(chunk), Some((stream, hasher, endpoint, digest))))
-            }
-            Some(Err(cause)) => {
-                endpoint.failed(&format!("a blob: {cause}"));
-                Some((Err(cause), None))
-            }
-            None => {
-                let wrong = hasher.map(Hasher::finish).filter(|came| *came != digest)?;
-                endpoint.was_wrong(&digest);
-                Some((Err(Cause::Corrupt(format!("what the mirror sent has the digest {wrong}"))), None))
-            }
+    let told = move |chunk: &Result<Bytes, Cause>| {
+        if let Err(cause) = chunk {
+            endpoint.failed(&format!("a blob: {cause}"));
         }
     };
-    stream::unfold(Some((stream, hasher, endpoint, digest)), next).boxed()
+    stream.inspect(told).boxed()
+}
+
+impl PartialEq for Giver {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Giver {
+    /// What came had another digest: a mirror is not asked for it again for a while.
+    pub fn was_wrong(&self, digest: &Digest) {
+        self.0.was_wrong(digest);
+    }
+
+    pub fn is_mirror(&self) -> bool {
+        self.0.is_mirror()
+    }
 }
 
 /// What part of a blob a response holds.

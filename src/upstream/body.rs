@@ -86,10 +86,10 @@ impl Reading {
         self,
         response: Response,
         expected: Option<u64>,
-        place: OwnedSemaphorePermit,
+        place: Arc<OwnedSemaphorePermit>,
     ) -> BoxStream<'static, Result<Bytes, Cause>> {
         let state = (self, response, expected, place);
-        let next = |state: Option<(Self, Response, Option<u64>, OwnedSemaphorePermit)>| async move {
+        let next = |state: Option<(Self, Response, Option<u64>, Arc<OwnedSemaphorePermit>)>| async move {
             let (reading, mut response, left, place) = state?;
             let chunk = reading.chunk(&mut response).await;
             match (chunk, left) {

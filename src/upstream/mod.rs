@@ -196,8 +196,15 @@ pub struct BlobStream {
     pub start: u64,
     /// Size of the whole blob, where told.
     pub total: Option<u64>,
+    /// Whether it ends where it was asked to; else with the blob.
+    pub bounded: bool,
     pub stream: BoxStream<'static, Result<Bytes, Error>>,
+    pub giver: Giver,
 }
+
+/// Whom a blob's bytes are from.
+#[derive(Clone)]
+pub struct Giver(Arc<Endpoint>);
 
 /// Why an upstream could not be had, for one request.
 #[derive(Debug, Clone, thiserror::Error)]

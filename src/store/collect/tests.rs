@@ -393,15 +393,15 @@ impl Source for Whole {
         None
     }
 
-    fn open(
-        &self,
-        _: Option<Place>,
-        start: u64,
-        _: Option<u64>,
-    ) -> BoxFuture<'_, Result<SourceStream, SourceError>> {
+    fn place(&self) -> BoxFuture<'_, Result<Place, SourceError>> {
+        let place = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
+        async { Ok(Arc::new(place)) }.boxed()
+    }
+
+    fn open(&self, _: Place, start: u64, _: Option<u64>) -> BoxFuture<'_, Result<SourceStream, SourceError>> {
         let stream = futures_util::stream::iter([Ok(self.0.clone())]).boxed();
         let total = Some(self.0.len() as u64);
-        async move { Ok(SourceStream { start, total, stream }) }.boxed()
+        async move { Ok(SourceStream { start, total, bounded: false, stream }) }.boxed()
     }
 }
 

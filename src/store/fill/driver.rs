@@ -11,7 +11,7 @@ use super::segments::cut_short;
 use super::sink::{Done, Sink};
 use super::start::{FillOptions, Keeper};
 use super::state::Phase;
-use super::{Fill, FillError, SourceError, SourceStream};
+use super::{Fill, FillError, Place, SourceError, SourceStream};
 use crate::metrics::FillEnd;
 
 /// Small chunks that are ready at once are taken together, so that readers wake less often.
@@ -26,6 +26,9 @@ pub struct Driver<K: Keeper> {
     pub sink: Sink,
     pub keeper: K,
     pub options: FillOptions,
+    /// The head's place at the source, from its first answer to its last: one that has begun does not
+    /// queue anew for each part.
+    place: Option<Place>,
     /// Bytes taken since the last reader left.
     pub unread: u64,
     pub stopping: bool,
@@ -53,7 +56,7 @@ impl<K: Keeper> Drop for Driver<K> {
 
 impl<K: Keeper> Driver<K> {
     pub fn new(fill: Arc<Fill>, sink: Sink, keeper: K, options: FillOptions) -> Self {
-        Self { fill, sink, keeper, options, unread: 0, stopping: false }
+        Self { fill, sink, keeper, options, place: None, unread: 0, stopping: false }
     }
 
     pub async fn run(mut self) {
@@ -62,10 +65,14 @@ impl<K: Keeper> Driver<K> {
             Ok(()) => self.fetch().await,
             Err(error) => Err(error),
         };
+        self.place = None;
         let end = match &result {
             Ok(()) if self.fill.state.borrow().kept => FillEnd::Committed,
             Ok(()) => FillEnd::Relayed,
-            Err(FillError::Corrupt(_)) => FillEnd::Corrupt,
+            Err(FillError::Corrupt(_)) => {
+                self.fill.source.was_wrong();
+                FillEnd::Corrupt
+            }
             Err(FillError::Abandoned) => FillEnd::Abandoned,
             Err(_) => FillEnd::Failed,
         };
@@ -166,9 +173,14 @@ impl<K: Keeper> Driver<K> {
 
     /// Takes one answer of the source, which is asked for the bytes from `at` on that are claimed.
     async fn take(&mut self, at: u64, bound: Option<u64>) -> Result<Left, FillError> {
-        let opened = self.fill.source.open(None, at, bound).await;
+        let place = match &self.place {
+            Some(place) => place.clone(),
+            None => self.fill.source.place().await.map_err(FillError::Source)?,
+        };
+        self.place = Some(place.clone());
+        let opened = self.fill.source.open(place, at, bound).await;
         let body = opened.map_err(FillError::Source)?;
-        self.opened(&body)?;
+        self.opened(&body, bound)?;
         let mut skip = at.checked_sub(body.start).ok_or_else(|| FillError::Source(cut_short()))?;
         let mut stream = body.stream.fuse();
         let stopping = self.fill.tasks.stopping();
@@ -199,20 +211,27 @@ impl<K: Keeper> Driver<K> {
     }
 
     /// The source has answered: the size is known, and with it whether the disk is to have it.
-    fn opened(&mut self, body: &SourceStream) -> Result<(), FillError> {
-        let known = self.fill.state.borrow().total;
+    fn opened(&mut self, body: &SourceStream, bound: Option<u64>) -> Result<(), FillError> {
+        let (known, head, first, kept) = {
+            let state = self.fill.state.borrow();
+            (state.total, state.head, matches!(state.phase, Phase::Opening), state.kept)
+        };
         let total = body.total.or(known);
-        if let (Some(known), Some(total)) = (known, total)
-            && known != total
-        {
-            return Err(FillError::Resized(known, total));
+        match (known, total) {
+            (Some(known), Some(total)) if known != total => return Err(FillError::Resized(known, total)),
+            // Readers that have more than that would be told that it is all.
+            (None, Some(total)) if total < head => return Err(FillError::Resized(head, total)),
+            _ => {}
         }
-        let first = matches!(self.fill.state.borrow().phase, Phase::Opening);
-        if first && self.fill.state.borrow().kept && total.is_some_and(|total| !self.keeper.admits(total)) {
+        if first && kept && total.is_some_and(|total| !self.keeper.admits(total)) {
             self.relay("it is larger than the disk may take");
         }
         self.fill.state.send_modify(|state| {
             state.total = total;
+            if bound.is_some() && !body.bounded {
+                // It ignores Range, and sends all that is left.
+                (state.ranges, state.claimed) = (false, u64::MAX);
+            }
             // Of an empty blob nothing can be held back: its head waits for the digest.
             if first && total != Some(0) {
                 state.phase = Phase::Streaming;
@@ -223,10 +242,10 @@ impl<K: Keeper> Driver<K> {
 
     /// Hands chunks to readers and sink.
     fn receive(&mut self, pieces: Vec<Bytes>, skip: &mut u64) -> Result<ControlFlow<Left>, FillError> {
-        let (head, total, stop, bound) = {
+        let (head, total, stop) = {
             let state = self.fill.state.borrow();
-            let total = state.total.unwrap_or(u64::MAX);
-            (state.head, total, state.stop(state.head).unwrap_or(u64::MAX), state.claimed)
+            let stop = state.stop(state.head).unwrap_or(u64::MAX);
+            (state.head, state.total.unwrap_or(u64::MAX), stop.min(state.claimed))
         };
         let mut at = head;
         let mut fresh = Vec::with_capacity(pieces.len());
@@ -246,15 +265,11 @@ impl<K: Keeper> Driver<K> {
         self.fill.state.send_modify(|state| {
             fresh.into_iter().for_each(|piece| state.push(piece));
             state.trim(slowest);
-            if at > bound {
-                // The source has been asked for less: it ignores Range, and sends all that is left.
-                (state.ranges, state.claimed) = (false, u64::MAX);
-            }
         });
         self.check_readers(at - head)?;
         Ok(match at {
             _ if at >= total => ControlFlow::Break(Left::End),
-            _ if at >= stop || at == bound => ControlFlow::Break(Left::Bound),
+            _ if at >= stop => ControlFlow::Break(Left::Bound),
             _ => ControlFlow::Continue(()),
         })
     }

@@ -11,19 +11,21 @@ use futures_util::StreamExt;
 use super::driver::{FIRST_BACKOFF, PROGRESS};
 use super::segments::cut_short;
 use super::state::{Phase, State};
-use super::{Fill, Place, SourceError};
+use super::{Fill, Place, SourceError, SourceStream};
 use crate::disk::File;
 
 /// Longest extent; a longer range is served by several.
 pub const LONGEST: u64 = 16 * 1024 * 1024;
 /// Shortest one where the rest of the blob is fetched too: it costs a request, and the head another.
-const SHORTEST: u64 = 1024 * 1024;
+pub const SHORTEST: u64 = 1024 * 1024;
 /// How long before its end an extent is followed by the next one: an answer takes a moment to begin.
 pub const AHEAD: u64 = 8 * 1024 * 1024;
 /// Extents of one fill under way at once.
 const MOST: usize = 8;
-/// Runs of a blob that is fetched in parts: each costs memory and, should the rest be fetched, a request.
+/// Runs that are remembered of a blob of which only ranges are fetched.
 const MOST_RUNS: usize = 1024;
+/// Ranges in a row that came to next to nothing, before their readers are told.
+const MOST_CRUMBS: u32 = 5;
 /// Bytes written at a time.
 const BATCH: usize = 1024 * 1024;
 
@@ -43,10 +45,10 @@ pub fn ask(fill: &Arc<Fill>, at: u64, end: Option<u64>, reach: u64) {
     fill.state.send_if_modified(|state| {
         planned = plan(state, at, end, reach);
         if let Some((range, _)) = &planned {
-            state.planned.push(range.clone());
+            state.plan(range.clone());
+            state.written.forget_short(MOST_RUNS, u64::MAX);
         }
-        let share = state.partial.filter(|most| state.fetched() > *most || state.written.runs() > MOST_RUNS);
-        share.is_some() && state.partial.take().is_some()
+        state.is_much()
     });
     let Some((range, file)) = planned else { return };
     let run = Run { fill: fill.clone(), range };
@@ -86,24 +88,7 @@ enum Fault {
 impl Run {
     async fn fetch(self, place: Option<Place>, file: Arc<dyn File>) {
         let result = self.copy(place, file).await;
-        self.fill.state.send_modify(|state| {
-            let came = state.written.end_of(self.range.start).map_or(0, |end| end - self.range.start);
-            match &result {
-                // Its readers are told: there is no head that comes to them.
-                Err(Fault::Source(error)) if came == 0 && state.partial.is_some() => {
-                    state.failures += 1;
-                    state.failed = Some((self.range.clone(), error.clone()));
-                }
-                // Readers ask anew when this ends, and would without end; the rest of the blob comes to
-                // them all the same.
-                Err(Fault::Source(_)) => state.ranges &= came >= PROGRESS || state.partial.is_some(),
-                Err(Fault::Unfit(_) | Fault::Disk(_)) => {
-                    state.ranges = false;
-                    state.partial = None;
-                }
-                Err(Fault::Unwanted) | Ok(()) => {}
-            }
-        });
+        self.fill.state.send_modify(|state| self.ended(&result, state));
         let why = match result {
             Ok(()) => return,
             Err(Fault::Source(error)) => {
@@ -118,14 +103,51 @@ impl Run {
         tracing::debug!(digest = %self.fill.digest, why, "range not fetched ahead");
     }
 
+    fn ended(&self, result: &Result<(), Fault>, state: &mut State) {
+        let Range { start, end } = self.range;
+        let came = state.written.end_of(start).map_or(0, |written| written.min(end) - start);
+        state.asked = state.asked.saturating_sub(end - start - came);
+        match result {
+            // The driver ends it, and with it its readers.
+            Err(Fault::Source(error)) if state.partial.is_some() && !error.retry => {
+                state.refused = Some(error.clone());
+            }
+            // Its readers are told: there is no head that comes to them.
+            Err(Fault::Source(error)) if state.partial.is_some() => {
+                state.crumbs = if came < PROGRESS { state.crumbs + 1 } else { 0 };
+                if came == 0 || state.crumbs > MOST_CRUMBS {
+                    state.failures += 1;
+                    state.failed = Some((self.range.clone(), error.clone()));
+                }
+            }
+            // Readers ask anew when this ends, and would without end; the rest of the blob comes to them
+            // all the same.
+            Err(Fault::Source(_)) => state.ranges &= came >= PROGRESS,
+            Err(Fault::Unfit(_) | Fault::Disk(_)) => {
+                state.ranges = false;
+                state.partial = None;
+            }
+            Ok(()) => state.crumbs = 0,
+            Err(Fault::Unwanted) => {}
+        }
+    }
+
+    async fn open(&self, place: Option<Place>) -> Result<SourceStream, SourceError> {
+        let place = match place {
+            Some(place) => place,
+            None => self.fill.source.place().await?,
+        };
+        self.fill.source.open(place, self.range.start, Some(self.range.end)).await
+    }
+
     async fn copy(&self, place: Option<Place>, file: Arc<dyn File>) -> Result<(), Fault> {
         let Range { start, end } = self.range;
         let mut state = self.fill.state.subscribe();
         let body = tokio::select! {
-            opened = self.fill.source.open(place, start, Some(end)) => opened.map_err(Fault::Source)?,
+            opened = self.open(place) => opened.map_err(Fault::Source)?,
             _ = state.wait_for(|state| !state.takes_extents()) => return Err(Fault::Unwanted),
         };
-        if body.start != start {
+        if body.start != start || !body.bounded {
             return Err(Fault::Unfit("the upstream ignores Range"));
         }
         if body.total.is_some() && body.total != self.fill.state.borrow().total {

@@ -44,23 +44,31 @@ pub trait Source: Send + Sync + 'static {
     /// A place for one answer more, if that leaves room for everybody else's.
     fn spare_place(&self) -> Option<Place>;
 
-    /// The blob's bytes from `start`, up to `end` where one is named. Without a place one is waited for.
+    /// Waits for a place.
+    fn place(&self) -> BoxFuture<'_, Result<Place, SourceError>>;
+
+    /// The blob's bytes from `start`, up to `end` where one is named.
     fn open(
         &self,
-        place: Option<Place>,
+        place: Place,
         start: u64,
         end: Option<u64>,
     ) -> BoxFuture<'_, Result<SourceStream, SourceError>>;
+
+    /// All has come, and is something else.
+    fn was_wrong(&self) {}
 }
 
-/// One of so many answers at once that a source gives.
-pub type Place = OwnedSemaphorePermit;
+/// One of so many answers at once that a source gives, until the last clone is dropped.
+pub type Place = Arc<OwnedSemaphorePermit>;
 
 pub struct SourceStream {
     /// Offset of the first byte: `start`, or 0 where the source cannot begin elsewhere.
     pub start: u64,
     /// Size of the whole blob, where known.
     pub total: Option<u64>,
+    /// Whether it ends where it was asked to; else with the blob.
+    pub bounded: bool,
     pub stream: BoxStream<'static, Result<Bytes, SourceError>>,
 }
 
@@ -118,6 +126,11 @@ struct Links {
 }
 
 impl Fill {
+    /// Whether it came to its end, which may have been none.
+    pub fn is_over(&self) -> bool {
+        self.state.borrow().phase.is_over()
+    }
+
     /// Waits until the source has answered: the blob's size, where it told one.
     pub async fn opened(&self) -> Result<Option<u64>, FillError> {
         let mut state = self.state.subscribe();

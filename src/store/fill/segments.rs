@@ -1,6 +1,7 @@
 //! Which parts of a blob the driver fetches by itself, and what side extents bring it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -27,22 +28,35 @@ impl<K: Keeper> Driver<K> {
             self.fill.want_whole();
         }
         self.fill.metrics.fills_partial.inc();
-        let wanted = self.while_partial().await;
+        let wanted = self.while_partial(total).await;
         self.fill.metrics.fills_partial.dec();
         wanted?;
         if !self.keeper.admits(total) {
             self.relay("it is larger than the disk may take");
         }
-        self.fill.state.send_modify(|state| state.written.keep_longest(MOST_GAPS));
+        self.fill.state.send_modify(|state| state.written.forget_short(MOST_GAPS, extent::SHORTEST));
         Ok(())
     }
 
-    async fn while_partial(&mut self) -> Result<(), FillError> {
+    async fn while_partial(&mut self, total: u64) -> Result<(), FillError> {
         let mut state = self.fill.state.subscribe();
         let stopping = self.fill.tasks.stopping();
         tokio::pin!(stopping);
-        let (mut quiet, idle) = (Instant::now(), self.options.range_idle);
+        let (mut quiet, mut idle) = (Instant::now(), self.options.range_idle);
         while state.borrow_and_update().partial.is_some() {
+            if let Some(error) = state.borrow().refused.clone() {
+                return Err(FillError::Source(error));
+            }
+            if state.borrow().is_much() && !idle.is_zero() {
+                if self.keeper.admits(total) {
+                    self.fill.want_whole();
+                    continue;
+                }
+                // What is too large to keep is of no use to anybody as a whole. Who reads may go on; who
+                // comes begins another.
+                self.keeper.delist(&self.fill);
+                idle = Duration::ZERO;
+            }
             let read = self.fill.has_readers();
             if !read && (self.stopping || quiet.elapsed() >= idle) {
                 // Who came just now finds it gone from the list, and begins another.

@@ -55,9 +55,15 @@ pub struct State {
     pub segmented: bool,
     /// Only ranges are fetched, until they come to so many bytes or somebody wants the whole.
     pub partial: Option<u64>,
+    /// What ranges came to so far, with those under way.
+    pub asked: u64,
     /// How many ranges came to nothing, and the last of them.
     pub failures: u64,
     pub failed: Option<(Range<u64>, SourceError)>,
+    /// How many ranges in a row came to next to nothing.
+    pub crumbs: u32,
+    /// Why no range will be had any more.
+    pub refused: Option<SourceError>,
 }
 
 /// What lies at the head of a fill.
@@ -97,8 +103,11 @@ impl State {
             ranges: true,
             segmented: false,
             partial: None,
+            asked: 0,
             failures: 0,
             failed: None,
+            crumbs: 0,
+            refused: None,
         }
     }
 
@@ -228,10 +237,13 @@ impl State {
                 Some(end) => at = end,
                 None if self.partial.is_some() => return Some(at),
                 None if at < self.head => at = self.head,
-                // A short answer ends soon, and what follows it is not the head's yet.
-                None if self.segmented && at < self.claimed => at = self.claimed,
-                None if self.segmented || at >= self.head.saturating_add(DISTANCE) => return Some(at),
-                None => return None,
+                // An answer without end is left wherever an extent begins.
+                None if !self.segmented || self.claimed == u64::MAX => {
+                    return (at >= self.head.saturating_add(DISTANCE)).then_some(at);
+                }
+                // A short one ends soon, and what follows it is not the head's yet.
+                None if at < self.claimed => at = self.claimed,
+                None => return Some(at),
             }
         }
     }
@@ -251,10 +263,17 @@ impl State {
         matches!(self.phase, Phase::Streaming) && self.kept
     }
 
-    /// Bytes that are written or on their way there.
-    pub fn fetched(&self) -> u64 {
-        let planned = self.planned.iter().map(|planned| planned.end - planned.start);
-        self.written.len() + planned.sum::<u64>()
+    /// Has an extent be under way. From then on the head takes bounded parts too, so that one answer at
+    /// most is broken off, and not one for each extent.
+    pub fn plan(&mut self, range: Range<u64>) {
+        self.segmented |= self.partial.is_none();
+        self.asked += range.end - range.start;
+        self.planned.push(range);
+    }
+
+    /// Whether ranges have come to more than little.
+    pub fn is_much(&self) -> bool {
+        self.partial.is_some_and(|most| self.asked > most)
     }
 }
 
@@ -287,22 +306,18 @@ impl Extents {
         range.is_empty() || self.end_of(range.start).is_some_and(|end| end >= range.end)
     }
 
-    /// How many bytes it holds.
-    pub fn len(&self) -> u64 {
-        self.0.iter().map(|run| run.end - run.start).sum()
-    }
-
-    pub fn runs(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Forgets all runs but the longest ones.
-    pub fn keep_longest(&mut self, runs: usize) {
-        let mut lengths: Vec<u64> = self.0.iter().map(|run| run.end - run.start).collect();
-        lengths.sort_unstable_by(|one, other| other.cmp(one));
-        if let Some(too_short) = lengths.get(runs) {
-            self.0.retain(|run| run.end - run.start > *too_short);
-        }
+    /// Forgets the shortest runs, until so many are left or none is shorter than `long`.
+    pub fn forget_short(&mut self, runs: usize, long: u64) {
+        let length = |run: &Range<u64>| run.end - run.start;
+        let mut short: Vec<u64> = self.0.iter().map(length).filter(|length| *length < long).collect();
+        short.sort_unstable();
+        let mut surplus = self.0.len().saturating_sub(runs).min(short.len());
+        let Some(longest) = surplus.checked_sub(1).and_then(|last| short.get(last)).copied() else { return };
+        self.0.retain(|run| {
+            let goes = surplus > 0 && length(run) <= longest;
+            surplus -= usize::from(goes);
+            !goes
+        });
     }
 
     fn next_start(&self, at: u64) -> Option<u64> {
@@ -349,6 +364,23 @@ mod tests {
                 _ => prop_assert!(false, "all is in memory"),
             }
         }
+    }
+
+    #[test]
+    fn the_shortest_runs_are_forgotten_first_and_long_ones_never() {
+        let of = |runs: &[Range<u64>], kept, long| {
+            let mut extents = Extents::default();
+            runs.iter().for_each(|run| extents.insert(run.clone()));
+            extents.forget_short(kept, long);
+            extents.0
+        };
+        let (equal, mixed) = ([0..1, 5..6, 9..10], [0..1, 5..8, 9..11, 20..30]);
+        assert_eq!(of(&equal, 2, 10), equal[1..]);
+        assert_eq!(of(&equal, 3, 10), equal);
+        assert_eq!(of(&equal, 0, 1), equal);
+        assert_eq!(of(&mixed, 2, 10), [5..8, 20..30]);
+        assert_eq!(of(&mixed, 0, 3), [5..8, 20..30]);
+        assert_eq!(of(&mixed, 0, u64::MAX), []);
     }
 
     #[test]

@@ -31,9 +31,14 @@ const MIB: usize = 1024 * 1024;
 #[derive(Clone)]
 enum Act {
     Refuse,
+    /// As Refuse, and for good.
+    Deny,
     CutAfter(usize),
     Flip(usize),
     NoLength,
+    NoLengthCut(usize),
+    /// The blob is said to be, and is, so long.
+    Short(usize),
     Empty,
     IgnoreRange,
     Resize,
@@ -49,6 +54,8 @@ struct Scripted {
     sent: Arc<AtomicU64>,
     /// For further answers at once.
     places: Arc<Semaphore>,
+    /// For those who wait for a place.
+    queue: Arc<Semaphore>,
 }
 
 impl Scripted {
@@ -59,6 +66,7 @@ impl Scripted {
             opens: Mutex::default(),
             sent: Arc::default(),
             places: Arc::new(Semaphore::new(100)),
+            queue: Arc::new(Semaphore::new(100)),
         }
     }
 }
@@ -69,12 +77,16 @@ fn failure() -> SourceError {
 
 impl Source for Scripted {
     fn spare_place(&self) -> Option<Place> {
-        self.places.clone().try_acquire_owned().ok()
+        self.places.clone().try_acquire_owned().ok().map(Arc::new)
+    }
+
+    fn place(&self) -> BoxFuture<'_, Result<Place, SourceError>> {
+        async { Ok(Arc::new(self.queue.clone().acquire_owned().await.unwrap())) }.boxed()
     }
 
     fn open(
         &self,
-        place: Option<Place>,
+        place: Place,
         start: u64,
         end: Option<u64>,
     ) -> BoxFuture<'_, Result<SourceStream, SourceError>> {
@@ -83,16 +95,19 @@ impl Source for Scripted {
         let size = self.content.len();
         let (start, end) = match act {
             Some(Act::IgnoreRange) => (0, size),
+            Some(Act::Short(n)) => (0, n),
             _ => (start as usize, end.map_or(size, |end| size.min(end as usize))),
         };
         let mut body = self.content.slice(start..end);
         let sent = self.sent.clone();
         async move {
             let mut total = Some(size as u64);
+            let bounded = !matches!(act, Some(Act::IgnoreRange | Act::Short(_)));
             let mut pause = Duration::ZERO;
             let mut last = None;
             match act {
                 Some(Act::Refuse) => return Err(failure()),
+                Some(Act::Deny) => return Err(SourceError { retry: false, ..failure() }),
                 Some(Act::CutAfter(n)) => {
                     body.truncate(n);
                     last = Some(failure());
@@ -104,6 +119,11 @@ impl Source for Scripted {
                 }
                 // Slowly: at the end the size is known all the same.
                 Some(Act::NoLength) => (total, pause) = (None, Duration::from_millis(1)),
+                Some(Act::NoLengthCut(n)) => {
+                    body.truncate(n);
+                    (total, last) = (None, Some(failure()));
+                }
+                Some(Act::Short(n)) => total = Some(n as u64),
                 Some(Act::Empty) => {
                     (total, body, pause) = (Some(0), Bytes::new(), Duration::from_millis(100));
                 }
@@ -137,7 +157,7 @@ impl Source for Scripted {
                 last
             })
             .filter_map(|last| async move { last.map(Err) });
-            Ok(SourceStream { start: start as u64, total, stream: stream.chain(tail).boxed() })
+            Ok(SourceStream { start: start as u64, total, bounded, stream: stream.chain(tail).boxed() })
         }
         .boxed()
     }
@@ -460,6 +480,11 @@ async fn odd_answers_of_the_source() {
     // Another size at resume: other content.
     let rig = Rig::new();
     let (reader, _) = rig.start(&content, [Act::CutAfter(MIB), Act::Resize]);
+    assert!(read(BlobKind::Fill(reader)).await.is_err());
+    assert!(!rig.is_kept(&content).await);
+    // A size at resume that is less than what came.
+    let rig = Rig::new();
+    let (reader, _) = rig.start(&content, [Act::NoLengthCut(2 * MIB), Act::Short(MIB)]);
     assert!(read(BlobKind::Fill(reader)).await.is_err());
     assert!(!rig.is_kept(&content).await);
     // A length beyond what comes.

@@ -84,7 +84,7 @@ async fn what_no_registry_sends_is_not_taken_for_content() {
         assert!(matches!(bench.get(repository).await.unwrap_err().cause, Cause::Corrupt(_)), "{repository}");
         assert!(matches!(bench.head(repository).await.unwrap_err().cause, Cause::Corrupt(_)), "{repository}");
         let (repository, digest) = (name(repository), Digest::sha256(b""));
-        let blob = bench.upstream.blob_get(Identity::Anonymous, &repository, &digest, None, 0, None).await;
+        let blob = bench.blob_of(Identity::Anonymous, &repository, &digest, 0, None).await;
         assert!(matches!(blob.err().unwrap().cause, Cause::Corrupt(_)), "{repository}");
     }
 }

@@ -242,7 +242,19 @@ impl Bench {
 
     async fn blob(&self, start: u64, end: Option<u64>) -> Result<BlobStream, Error> {
         let (name, digest) = (name("a/b"), Digest::sha256(b"x"));
-        self.upstream.blob_get(Identity::Configured, &name, &digest, None, start, end).await
+        self.blob_of(Identity::Configured, &name, &digest, start, end).await
+    }
+
+    async fn blob_of(
+        &self,
+        identity: Identity,
+        name: &Name,
+        digest: &Digest,
+        start: u64,
+        end: Option<u64>,
+    ) -> Result<BlobStream, Error> {
+        let place = Arc::new(self.upstream.fill_place(name, digest).await?);
+        self.upstream.blob_get(identity, name, digest, place, start, end).await
     }
 }
 

@@ -50,7 +50,7 @@ async fn lscr_io_leads_to_a_registry_that_wants_a_token_of_its_own() {
     bench.get("linuxserver/x").await.unwrap();
     bench.head("linuxserver/x").await.unwrap();
     let (repository, digest) = (name("linuxserver/x"), Digest::sha256(b"x"));
-    let blob = bench.upstream.blob_get(Identity::Configured, &repository, &digest, None, 0, None);
+    let blob = bench.blob_of(Identity::Configured, &repository, &digest, 0, None);
     assert_eq!(collect(blob.await.unwrap()).await.unwrap(), b"x");
     let tokens: Vec<Seen> = ghcr.seen().into_iter().filter(|seen| seen.path() == "/token").collect();
     assert_eq!(tokens.len(), 1, "remembered");
@@ -236,7 +236,7 @@ async fn an_open_range_that_is_refused_is_asked_for_as_a_closed_one() {
     let bench = bench(options(server.url("/")));
     let get = async |repository: &str, start, end| {
         let digest = Digest::sha256(b"x");
-        bench.upstream.blob_get(Identity::Configured, &name(repository), &digest, None, start, end).await
+        bench.blob_of(Identity::Configured, &name(repository), &digest, start, end).await
     };
     for repository in ["told", "a"] {
         let blob = get(repository, 2, None).await.unwrap();

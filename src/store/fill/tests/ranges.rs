@@ -144,16 +144,22 @@ impl Source for Troubled {
         self.blob.spare_place()
     }
 
+    fn place(&self) -> BoxFuture<'_, Result<Place, SourceError>> {
+        self.blob.place()
+    }
+
     fn open(
         &self,
-        place: Option<Place>,
+        place: Place,
         start: u64,
         end: Option<u64>,
     ) -> BoxFuture<'_, Result<SourceStream, SourceError>> {
         let (late, act) = match &self.trouble {
             _ if !self.stretch.contains(&start) => (Duration::ZERO, Act::Slow),
             Trouble::Late(late) => (*late, Act::Slow),
-            Trouble::Crumbs if place.is_none() => (Duration::ZERO, Act::Slow),
+            Trouble::Crumbs if Arc::ptr_eq(place.semaphore(), &self.blob.queue) => {
+                (Duration::ZERO, Act::Slow)
+            }
             Trouble::Crumbs => (Duration::ZERO, Act::CutAfter(10)),
             Trouble::Cut(after) => match after.swap(0, Ordering::SeqCst) {
                 0 => (Duration::ZERO, Act::Slow),
@@ -367,17 +373,89 @@ async fn many_pieces_are_not_each_worth_a_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn so_many_pieces_are_remembered_of_a_blob() {
     let (rig, content) = (Rig::new(), random(HUGE));
-    let (reader, _) = rig.part(&content, []);
+    let (reader, source) = rig.part(&content, []);
     let fill = reader.fill().clone();
     for i in 0..1030 {
-        assert_eq!(fill.is_partial(), i < 1026, "{i}");
         assert!(follow(&fill, &content, span(i * 10_000, 1)).await);
     }
-    drop((reader, fill));
-    while rig.ended(FillEnd::Committed) == 0 {
+    let opens = || lock(&source.opens).len();
+    assert_eq!(opens(), 1030);
+    assert!(follow(&fill, &content, span(1029 * 10_000, 1)).await);
+    assert_eq!(opens(), 1030, "it is remembered");
+    assert!(follow(&fill, &content, span(0, 1)).await);
+    assert_eq!(opens(), 1031, "it is forgotten");
+    assert!(fill.is_partial(), "little was read");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_under_way_counts_once() {
+    let (rig, content) = (Rig::new(), random(HUGE));
+    let (reader, _) = rig.part(&content, [Act::Slow]);
+    let fill = reader.fill().clone();
+    let (most, little) = tokio::join!(follow(&fill, &content, span(0, 9 * MIB)), async {
+        while fill.state.borrow().written.end_of(0).is_none_or(|end| end < 3 * MIB as u64) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        follow(&fill, &content, span(30 * MIB, 100)).await
+    });
+    assert!(most && little && fill.is_partial());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_large_to_keep_is_never_fetched_as_a_whole_for_ranges() {
+    let rig = Rig::with(Arc::new(RealDisk), |options| options.max_size = Some(20 * MIB as u64));
+    let content = random(HUGE);
+    let (reader, source) = rig.part(&content, []);
+    let fill = reader.fill().clone();
+    for i in 0..11 {
+        assert!(follow(&fill, &content, span(i * 3 * MIB, MIB)).await);
+    }
+    let digest = Digest::sha256(&content);
+    while rig.store.fill(&rig.grant, &digest).is_some() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert!(rig.is_kept(&content).await);
+    assert!(follow(&fill, &content, span(35 * MIB, MIB)).await, "who reads may go on");
+    drop((reader, fill));
+    while rig.ended(FillEnd::Abandoned) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(source.sent(), 12 * MIB as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_range_that_comes_in_crumbs_is_given_up() {
+    let (rig, content) = (Rig::new(), random(HUGE));
+    let (reader, source) = rig.part(&content, (0..100).map(|_| Act::CutAfter(10)));
+    assert!(!follow(reader.fill(), &content, span(0, 100_000)).await);
+    let opens = lock(&source.opens).len();
+    assert_eq!(opens, 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_refuses_ends_what_is_read_in_parts() {
+    let (rig, content) = (Rig::new(), random(HUGE));
+    let (reader, _) = rig.part(&content, [Act::Slow, Act::Deny]);
+    let fill = reader.fill().clone();
+    assert!(follow(&fill, &content, span(0, 100)).await);
+    assert!(!follow(&fill, &content, span(MIB, 100)).await);
+    assert!(fill.is_over() && rig.store.fill(&rig.grant, &Digest::sha256(&content)).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fill_that_has_begun_keeps_its_place_to_the_end() {
+    let (rig, content) = (Rig::new(), random(30 * MIB));
+    let places = Arc::new(Semaphore::new(1));
+    let acts = [Act::Slow, Act::CutAfter(MIB), Act::Slow, Act::Slow];
+    let source = Scripted { queue: places.clone(), ..Scripted::new(&content, acts) };
+    let source = Scripted { places: Arc::new(Semaphore::new(0)), ..source };
+    let (reader, source) = rig.start_with(Demand::Ranges, source);
+    reader.fill().opened().await.unwrap();
+    let (whole, ()) = tokio::join!(read(BlobKind::Fill(reader)), async {
+        let _place = places.acquire().await.unwrap();
+        assert_eq!(source.sent(), content.len() as u64);
+    });
+    assert_eq!(whole.unwrap(), content);
+    assert!(lock(&source.opens).len() > 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -420,6 +498,13 @@ async fn a_small_range_that_is_refused_is_told_and_the_next_one_may_be_had() {
     let mut refused = fill.reader().unwrap();
     refused.restrict(ByteRange { start: 100, end: 200 });
     assert!(matches!(refused.begun().await, Err(crate::store::FillError::Source(_))));
+    // It pauses before it may be asked for again.
+    let paused = async || {
+        while !fill.state.borrow().planned.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    paused().await;
     let mut broken = fill.reader().unwrap();
     broken.restrict(ByteRange { start: 0, end: 200_000 });
     assert!(broken.begun().await.is_ok());
@@ -428,6 +513,7 @@ async fn a_small_range_that_is_refused_is_told_and_the_next_one_may_be_had() {
         matches!(broken, Err(ReadError::Fill(crate::store::FillError::Source(_)))),
         "the rest was refused"
     );
+    paused().await;
     assert!(follow(&fill, &content, span(0, 200_000)).await);
     assert_eq!(source.sent(), 200_000, "what came is kept");
 }
@@ -520,8 +606,11 @@ proptest! {
             if whole {
                 drop(fill);
                 assert!(rig.is_kept(&content).await);
-                if faultless && (demand != Demand::Whole || connections > 1) {
-                    assert_eq!(source.sent(), HUGE as u64, "{:?}", lock(&source.opens));
+                // One answer at most goes on beyond where it is left.
+                let beyond = if demand == Demand::Whole && connections == 1 { 400_000 } else { 0 };
+                if faultless {
+                    let sent = source.sent();
+                    assert!((HUGE as u64..=HUGE as u64 + beyond).contains(&sent), "{sent} {:?}", lock(&source.opens));
                 }
             }
         });
