@@ -11,8 +11,9 @@ use super::{FAILED, Settings, misused};
 
 /// Print the forward proxy's CA, for clients to trust
 ///
-/// A server with a `[forward_proxy]` table makes it when it is started first. It is good for the
-/// configured registries alone, by its name constraints.
+/// A server with a `[forward_proxy]` table makes it when it is started first. By its constraints it is
+/// good for TLS servers called like the configured registries, or by names below theirs, and for
+/// nothing else.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct CaArgs {

@@ -1,20 +1,21 @@
-//! A certificate authority of our own, good for the registries behind the forward proxy and nothing else.
+//! A certificate authority of our own, good for the registries behind the forward proxy (and names below
+//! theirs) and nothing else.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, GeneralSubtree,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints,
+    BasicConstraints, Certificate, CertificateParams, CidrSubnet, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints,
 };
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, Validity, X509Certificate};
 
 use crate::access::write_secret;
 use crate::clock::Clock;
@@ -26,6 +27,8 @@ const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const LEAF_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// After this a new leaf is made, long before clients with a wrong clock would see its end.
 const LEAF_RENEWED: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Never done here: clients have installed it.
+const REMEDY: &str = "remove it and its key (`ca.key`), and have clients trust the new one";
 
 /// Why there is no authority: the file, the reason, the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +50,7 @@ fn key_path(data: &Path) -> PathBuf {
 /// The CA, and the certificates that it gave out.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    certificate: CertificateDer<'static>,
+    term: Validity,
     leaf_key: KeyPair,
     /// What its name constraints permit.
     hosts: BTreeSet<String>,
@@ -67,18 +70,24 @@ impl Authority {
             }
             Err(unread) => return Err(error(format!("cannot be read: {unread}"))),
         };
-        let remedy = "remove it and its key (`ca.key`), and have clients trust the new one";
-        let certificate = CertificateDer::from_pem_slice(&pem)
-            .map_err(|_| error(format!("is no certificate; {remedy}")))?;
+        let no_certificate = || error(format!("is no certificate; {REMEDY}"));
+        let certificate = CertificateDer::from_pem_slice(&pem).map_err(|_| no_certificate())?;
+        let (_, certificate) = X509Certificate::from_der(&certificate).map_err(|_| no_certificate())?;
         let key = std::fs::read_to_string(key_path(data))
-            .map_err(|unread| error(format!("its key cannot be read: {unread}; {remedy}")))?;
+            .map_err(|unread| error(format!("its key cannot be read: {unread}; {REMEDY}")))?;
         let key =
-            KeyPair::from_pem(&key).map_err(|bad| error(format!("its key is no key: {bad}; {remedy}")))?;
+            KeyPair::from_pem(&key).map_err(|bad| error(format!("its key is no key: {bad}; {REMEDY}")))?;
+        if certificate.public_key().subject_public_key.data != key.public_key_raw() {
+            let why = "its key (`ca.key`) belongs to another certificate: put back the two of one backup, or";
+            return Err(error(format!("{why} {REMEDY}")));
+        }
+        let term = certificate.validity().clone();
+        check(&term, clock.wall()).map_err(error)?;
         let hosts =
-            permitted(&certificate).ok_or_else(|| error(format!("has no name constraints; {remedy}")))?;
+            permitted(&certificate).ok_or_else(|| error(format!("has no name constraints; {REMEDY}")))?;
         let leaf_key = KeyPair::generate().map_err(|failed| error(failed.to_string()))?;
         let issuer = Issuer::new(params(&hosts, &clock), key);
-        Ok(Self { issuer, certificate, leaf_key, hosts, leaves: Mutex::default(), clock })
+        Ok(Self { issuer, term, leaf_key, hosts, leaves: Mutex::default(), clock })
     }
 
     /// Those of the hosts that it was not made for: its name constraints keep it from them.
@@ -102,16 +111,12 @@ impl Authority {
     }
 
     fn leaf(&self, host: &str, now: SystemTime) -> Result<Arc<ServerConfig>, String> {
-        let mut params = CertificateParams::new(vec![host.to_owned()]).map_err(|error| error.to_string())?;
-        params.distinguished_name = named(host);
-        params.not_before = (now - DAY).into();
-        params.not_after = (now + LEAF_LIFE).into();
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.use_authority_key_identifier_extension = true;
-        let leaf = params.signed_by(&self.leaf_key, &self.issuer).map_err(|error| error.to_string())?;
+        // The clock may have been set right since the CA was made, or its time have run out.
+        check(&self.term, now).map_err(|why| format!("the CA {why}"))?;
+        let leaf = self.certificate(host, now).map_err(|error| error.to_string())?;
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.leaf_key.serialize_der()));
-        let chain = vec![leaf.der().clone(), self.certificate.clone()];
+        // Without the CA's own, which lists all registries: who trusts it has it.
+        let chain = vec![leaf.der().clone()];
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -120,12 +125,35 @@ impl Authority {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }
+
+    fn certificate(&self, host: &str, now: SystemTime) -> Result<Certificate, rcgen::Error> {
+        let mut params = CertificateParams::new(vec![host.to_owned()])?;
+        params.distinguished_name = named(host);
+        params.not_before = (now - DAY).into();
+        params.not_after = (now + LEAF_LIFE).into();
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        params.signed_by(&self.leaf_key, &self.issuer)
+    }
 }
 
 fn named(name: &str) -> DistinguishedName {
     let mut names = DistinguishedName::new();
     names.push(DnType::CommonName, name);
     names
+}
+
+/// Whether a certificate is good now, or else why not.
+fn check(term: &Validity, now: SystemTime) -> Result<(), String> {
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (from, to) = (&term.not_before, &term.not_after);
+    match i64::try_from(now) {
+        Ok(now) if (from.timestamp()..=to.timestamp()).contains(&now) => Ok(()),
+        _ => Err(format!(
+            "is good from {from} to {to}, and by the clock that is not now: set the clock right, or {REMEDY}"
+        )),
+    }
 }
 
 /// The CA's own certificate, as it is signed. Of these, those that it gives out need the name only.
@@ -137,9 +165,12 @@ fn params(hosts: &BTreeSet<String>, clock: &Clock) -> CertificateParams {
     params.not_after = (now + CA_LIFE).into();
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    // What is permitted limits names of its own form alone: addresses would be free (RFC 5280, 4.2.1.10).
+    let addresses = [CidrSubnet::from_v4_prefix([0; 4], 0), CidrSubnet::from_v6_prefix([0; 16], 0)];
     params.name_constraints = Some(NameConstraints {
         permitted_subtrees: hosts.iter().cloned().map(GeneralSubtree::DnsName).collect(),
-        excluded_subtrees: Vec::new(),
+        excluded_subtrees: addresses.map(GeneralSubtree::IpAddress).into(),
     });
     params
 }
@@ -155,8 +186,7 @@ fn make(data: &Path, hosts: &BTreeSet<String>, clock: &Clock) -> Result<Vec<u8>,
 }
 
 /// The hosts that a CA's name constraints permit.
-fn permitted(certificate: &CertificateDer<'_>) -> Option<BTreeSet<String>> {
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+fn permitted(certificate: &X509Certificate<'_>) -> Option<BTreeSet<String>> {
     let constraints = certificate.extensions().iter().find_map(|one| match one.parsed_extension() {
         ParsedExtension::NameConstraints(constraints) => Some(constraints),
         _ => None,
@@ -170,51 +200,4 @@ fn permitted(certificate: &CertificateDer<'_>) -> Option<BTreeSet<String>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt;
-
-    fn hosts(names: &[&str]) -> BTreeSet<String> {
-        names.iter().map(|name| (*name).to_owned()).collect()
-    }
-
-    fn open(data: &Path, names: &[&str]) -> Result<Authority, Error> {
-        std::fs::create_dir_all(data.join("forebay")).unwrap();
-        Authority::open(data, &hosts(names), Clock::default())
-    }
-
-    #[test]
-    fn it_is_made_once_and_its_key_is_its_owners_alone() {
-        let data = tempfile::tempdir().unwrap();
-        open(data.path(), &["ghcr.io", "quay.io"]).unwrap();
-        let mode = std::fs::metadata(key_path(data.path())).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        let pem = std::fs::read(certificate_path(data.path())).unwrap();
-        let again = open(data.path(), &["ghcr.io"]).unwrap();
-        assert_eq!(std::fs::read(certificate_path(data.path())).unwrap(), pem);
-        assert_eq!(again.lacking(&hosts(&["ghcr.io", "quay.io"])), [""; 0]);
-        assert_eq!(again.lacking(&hosts(&["ghcr.io", "nvcr.io"])), ["nvcr.io"]);
-    }
-
-    #[test]
-    fn leaves_are_kept_and_made_anew_in_time() {
-        let data = tempfile::tempdir().unwrap();
-        let authority = open(data.path(), &["ghcr.io"]).unwrap();
-        let first = authority.server("ghcr.io").unwrap();
-        assert!(Arc::ptr_eq(&first, &authority.server("ghcr.io").unwrap()));
-        authority.clock.advance(LEAF_RENEWED);
-        assert!(!Arc::ptr_eq(&first, &authority.server("ghcr.io").unwrap()));
-    }
-
-    #[test]
-    fn what_cannot_be_used_is_named_with_the_remedy() {
-        let data = tempfile::tempdir().unwrap();
-        open(data.path(), &["ghcr.io"]).unwrap();
-        std::fs::write(key_path(data.path()), "no key").unwrap();
-        let error = open(data.path(), &["ghcr.io"]).err().unwrap().to_string();
-        assert!(error.contains("ca.pem") && error.contains("remove it and its key"), "{error}");
-        std::fs::write(certificate_path(data.path()), "nothing").unwrap();
-        let error = open(data.path(), &["ghcr.io"]).err().unwrap().to_string();
-        assert!(error.contains("is no certificate"), "{error}");
-    }
-}
+mod tests;
