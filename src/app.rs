@@ -18,8 +18,8 @@ use crate::control;
 use crate::disk::RealDisk;
 use crate::events::{self, Events};
 use crate::http::{
-    BindError, CaError, Content, Draining, Forward, InvalidPattern, Listeners, Owners, Reports, RequestIds,
-    Service,
+    BindError, Content, Draining, Forward, ForwardError, InvalidPattern, Listeners, Owners, Reports,
+    RequestIds, Service,
 };
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Pins};
@@ -46,7 +46,7 @@ pub enum Error {
     #[error(transparent)]
     Hosted(#[from] InvalidPattern),
     #[error(transparent)]
-    Forward(#[from] CaError),
+    Forward(#[from] ForwardError),
     #[error("{0}")]
     Access(String),
     #[error("signals cannot be received: {0}")]

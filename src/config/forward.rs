@@ -11,7 +11,7 @@ use crate::upstream;
 
 use super::Config;
 use super::error::ConfigError;
-use super::section::{Found, Section};
+use super::section::Section;
 
 /// None where there is no such table.
 pub fn read(
@@ -35,9 +35,9 @@ pub fn read(
              passwords for those; turn one of the two off",
         ));
     }
-    let tunnel = section.texts("tunnel")?.unwrap_or_default();
-    for pattern in &tunnel {
-        pattern.read(|text| host_pattern(text))?;
+    let mut tunnel = Vec::new();
+    for pattern in section.texts("tunnel")?.unwrap_or_default() {
+        tunnel.push(pattern.read(|text| host_pattern(text))?);
         if pattern.value.trim_matches(['*', '.']).is_empty() {
             warnings.push(format!(
                 "{}: {}: whoever reaches {address} reaches every public host through it",
@@ -50,7 +50,7 @@ pub fn read(
     if registries.is_empty() {
         return Err(listen.error("no upstream is configured that clients know by a name and port 443"));
     }
-    Ok(Some(ForwardOptions { listen: address, tunnel: values(tunnel), registries }))
+    Ok(Some(ForwardOptions { listen: address, tunnel, registries }))
 }
 
 impl Config {
@@ -73,14 +73,10 @@ fn known_as(options: &upstream::Options) -> Vec<(String, UpstreamHost)> {
     if is_name { vec![(name.to_owned(), host.clone())] } else { Vec::new() }
 }
 
-fn host_pattern(text: &str) -> Result<(), String> {
+fn host_pattern(text: &str) -> Result<Glob, String> {
     let plain = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.*".contains(&b));
     match Glob::new(text) {
-        Ok(_) if plain && !text.is_empty() => Ok(()),
+        Ok(glob) if plain && !text.is_empty() => Ok(glob),
         _ => Err(format!("`{text}` is no pattern of hosts; write a name without a port, or `*.example.com`")),
     }
-}
-
-fn values(found: Vec<Found<String>>) -> Vec<String> {
-    found.into_iter().map(|found| found.value).collect()
 }

@@ -408,4 +408,4 @@ impl Drop for Open {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -39,7 +39,7 @@ pub use address::{Scope, Serve};
 pub use body::{Body, BodyError};
 pub use connection::{Arrival, Door};
 pub use exchange::{Reports, RequestIds};
-pub use forward::{CaError, Forward, ForwardOptions, certificate_path};
+pub use forward::{Error as ForwardError, Forward, ForwardOptions, certificate_path};
 pub use handler::{Content, Draining, Service};
 pub use image::InvalidImage;
 pub use listen::{BindError, Listeners};

@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use http::Version;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::MissedTickBehavior;
 
 /// How long a request or its answer may stand still, for a client that has stopped.
 const STALL_MAX: Duration = Duration::from_secs(300);
+/// After so long without a byte, one that may end at any time has ended.
+const QUIET: Duration = Duration::from_secs(2);
 
 /// How long a connection may do nothing.
 #[derive(Clone, Copy, Debug)]
@@ -135,6 +138,31 @@ impl Watch {
         }
         self.close();
         Verdict::Close
+    }
+}
+
+/// Returns when a connection that needs no goodbye has done nothing for too long.
+pub async fn stood_still(activity: &Activity, patience: Patience) {
+    let mut watch = Watch::new(patience);
+    let mut ticks = tokio::time::interval(watch.period());
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if watch.tick(activity) != Verdict::Fine {
+            return;
+        }
+    }
+}
+
+/// Returns when no byte has moved for a moment.
+pub async fn quiet(activity: &Activity) {
+    let moved = || activity.moved.load(Ordering::Relaxed);
+    loop {
+        let before = moved();
+        tokio::time::sleep(QUIET).await;
+        if moved() == before {
+            return;
+        }
     }
 }
 

@@ -66,7 +66,7 @@ pub use self::budget::{HeldBack, Options as BudgetOptions, Reserve};
 pub use self::callers::CallerId;
 pub use self::credential::{Credential, Login, LoginSecret, Password, Secret, is_helper_name, search_path};
 pub use self::endpoint::{EndpointOptions, Proxy, check_url};
-pub use self::guard::is_private as is_private_address;
+pub use self::guard::public_only;
 pub use self::helper::{find as find_helper, is_program};
 pub use self::hops::{Hops, PROXY_STATUS, loop_status};
 pub use self::referrers::ToldReferrers;

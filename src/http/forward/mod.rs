@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use globset::{Glob, GlobSet, GlobSetBuilder};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -30,13 +30,14 @@ use super::address::{Scope, Serve};
 use super::connection::{self, Arrival, Door, HEAD_MAX};
 use super::handler::Service;
 use super::tls;
-use super::watch::Patience;
+use super::watch::{self, Activity, Observed, Patience};
+use crate::access::Identity;
 use crate::clock::Clock;
 use crate::metrics::{Forwarded, Metrics};
 use crate::oci::UpstreamHost;
 use crate::tasks::{Tasks, lock};
 
-pub use ca::{Error as CaError, certificate_path};
+pub use ca::certificate_path;
 
 /// Registries and what may be tunnelled to speak TLS there.
 const PORT: u16 = 443;
@@ -46,9 +47,18 @@ const PORT: u16 = 443;
 pub struct ForwardOptions {
     pub listen: SocketAddr,
     /// Patterns of further hosts that connections are passed on to: `*.example.com`.
-    pub tunnel: Vec<String>,
+    pub tunnel: Vec<Glob>,
     /// By which names clients know the registries that are answered for.
     pub registries: BTreeMap<String, UpstreamHost>,
+}
+
+/// Why there is no forward proxy.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Ca(#[from] ca::Error),
+    #[error("`forward_proxy.tunnel` cannot be matched: {0}; write fewer or shorter patterns")]
+    Tunnel(#[from] globset::Error),
 }
 
 pub struct Forward {
@@ -58,12 +68,26 @@ pub struct Forward {
     metrics: Arc<Metrics>,
 }
 
-/// What becomes of a `CONNECT`.
+/// What is asked for by a `CONNECT`.
 #[derive(Debug)]
 enum Way {
     /// This server answers, as the registry.
     Serve(String, UpstreamHost),
     Tunnel(String),
+}
+
+/// What a granted `CONNECT` leads to.
+enum Goal {
+    Serve(String, UpstreamHost),
+    /// The connection that bytes are passed on to.
+    Tunnel(String, TcpStream),
+}
+
+/// Why a request is not granted.
+struct Refusal {
+    status: StatusCode,
+    result: Forwarded,
+    why: String,
 }
 
 impl Forward {
@@ -73,7 +97,7 @@ impl Forward {
         data: &Path,
         metrics: Arc<Metrics>,
         clock: Clock,
-    ) -> Result<Self, CaError> {
+    ) -> Result<Self, Error> {
         let hosts = options.registries.keys().cloned().collect();
         let authority = Authority::open(data, &hosts, clock)?;
         let lacking = authority.lacking(&hosts);
@@ -86,16 +110,16 @@ impl Forward {
             );
         }
         let mut tunnel = GlobSetBuilder::new();
-        // They were read once by `config` already.
-        options.tunnel.iter().filter_map(|pattern| Glob::new(pattern).ok()).for_each(|glob| {
-            tunnel.add(glob);
-        });
-        let tunnel = tunnel.build().unwrap_or_default();
+        for pattern in &options.tunnel {
+            tunnel.add(pattern.clone());
+        }
+        let tunnel = tunnel.build()?;
         Ok(Self { registries: options.registries.clone(), tunnel, authority, metrics })
     }
 
-    /// Where a `CONNECT` to this authority leads, or why nowhere.
-    fn way(&self, authority: &str) -> Result<Way, String> {
+    /// Where a `CONNECT` to this authority leads, or why nowhere. Of the registries, those are named
+    /// that `is_open` to the caller.
+    fn way(&self, authority: &str, is_open: impl Fn(&UpstreamHost) -> bool) -> Result<Way, String> {
         let wanted: Option<(String, u16)> = authority.rsplit_once(':').and_then(|(host, port)| {
             let host = host.trim_end_matches('.').to_ascii_lowercase();
             Some((host, port.parse().ok()?))
@@ -115,73 +139,118 @@ impl Forward {
         if self.tunnel.is_match(&host) {
             return Ok(Way::Tunnel(host));
         }
-        let known: Vec<&str> = self.registries.keys().map(String::as_str).collect();
+        let open = self.registries.iter().filter(|(_, upstream)| is_open(upstream));
+        let open: Vec<&str> = open.map(|(name, _)| name.as_str()).collect();
+        let open = if open.is_empty() { String::new() } else { format!(" ({})", open.join(", ")) };
         Err(format!(
-            "{host} is none of the registries here ({}), and not in `forward_proxy.tunnel`; have the client go \
-             there by itself (NO_PROXY)",
-            known.join(", ")
+            "{host} is none of the registries here{open}, and not in `forward_proxy.tunnel`; have the client go \
+             there by itself (NO_PROXY)"
         ))
     }
 
     /// One connection: requests until one of them is a `CONNECT` that is granted, then what comes in it.
     pub async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, context: Context) {
-        let granted = Mutex::new(None);
-        let answer = service_fn(|request| {
-            let answer = self.answer(request, &granted);
-            async move { Ok::<_, Infallible>(answer) }
-        });
-        let mut protocol = http1::Builder::new();
-        protocol.timer(TokioTimer::new()).header_read_timeout(context.patience.idle).max_buf_size(HEAD_MAX);
-        let served = protocol.serve_connection(TokioIo::new(stream), answer).with_upgrades();
-        let served = tokio::select! { served = served => served, () = context.stop.cancelled() => return };
-        if let Err(error) = served {
-            return tracing::debug!(%peer, %error, "connection to the forward proxy ended");
-        }
-        let Some((way, upgrade)) = lock(&granted).take() else { return };
+        let Some((goal, upgrade)) = self.granted(stream, peer, &context).await else { return };
         match upgrade.await {
-            Ok(upgraded) => self.go(way, TokioIo::new(upgraded), peer, context).await,
+            Ok(upgraded) => self.go(goal, TokioIo::new(upgraded), peer, context).await,
             Err(error) => tracing::debug!(%peer, %error, "connection to the forward proxy ended"),
         }
     }
 
-    fn answer(
+    /// Answers requests up to the one that is granted. None: the connection ended before.
+    async fn granted(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        context: &Context,
+    ) -> Option<(Goal, OnUpgrade)> {
+        let granted = Mutex::new(None);
+        let activity = Arc::new(Activity::default());
+        let answer = service_fn(|request| {
+            let under_way = activity.begin(Version::HTTP_11);
+            let answer = self.answer(request, peer, &granted, context);
+            async move {
+                let answer = answer.await;
+                drop(under_way);
+                Ok::<_, Infallible>(answer)
+            }
+        });
+        let mut protocol = http1::Builder::new();
+        // The watch sees to late heads, and to who does not read the answers.
+        protocol.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEAD_MAX);
+        let io = TokioIo::new(Observed::new(stream, activity.clone()));
+        let served = protocol.serve_connection(io, answer).with_upgrades();
+        let ended = tokio::select! {
+            biased;
+            served = served => served.map_err(|error| error.to_string()),
+            () = context.stop.cancelled() => return None,
+            () = watch::stood_still(&activity, context.patience) => Err("it stood still".to_owned()),
+        };
+        if let Err(why) = ended {
+            tracing::debug!(%peer, why, "connection to the forward proxy ended");
+            return None;
+        }
+        lock(&granted).take()
+    }
+
+    async fn answer(
         &self,
         request: Request<Incoming>,
-        granted: &Mutex<Option<(Way, OnUpgrade)>>,
+        peer: SocketAddr,
+        granted: &Mutex<Option<(Goal, OnUpgrade)>>,
+        context: &Context,
     ) -> Response<String> {
+        match self.goal(&request, peer, context).await {
+            Ok(goal) => {
+                *lock(granted) = Some((goal, hyper::upgrade::on(request)));
+                Response::new(String::new())
+            }
+            Err(Refusal { status, result, why }) => {
+                self.metrics.forwarded.cell(result).inc();
+                let mut response = Response::new(format!("forebay: {why}\n"));
+                *response.status_mut() = status;
+                response
+            }
+        }
+    }
+
+    /// Judges a request, and connects to where it is to be passed on.
+    async fn goal(
+        &self,
+        request: &Request<Incoming>,
+        peer: SocketAddr,
+        context: &Context,
+    ) -> Result<Goal, Refusal> {
+        let refused = |status, why| Refusal { status, result: Forwarded::Refused, why };
         if request.method() != Method::CONNECT {
             let why =
                 "this is a proxy for HTTPS (CONNECT) only: registries are served at the other listeners";
-            return self.refuse(StatusCode::METHOD_NOT_ALLOWED, why.to_owned());
+            return Err(refused(StatusCode::METHOD_NOT_ALLOWED, why.to_owned()));
         }
-        match self.way(request.uri().authority().map_or("", |authority| authority.as_str())) {
-            Ok(way) => {
-                *lock(granted) = Some((way, hyper::upgrade::on(request)));
-                Response::new(String::new())
-            }
-            Err(why) => self.refuse(StatusCode::FORBIDDEN, why),
+        let authority = request.uri().authority().map_or("", |authority| authority.as_str());
+        let gate = context.service.load().gate.clone();
+        // Nobody logs in to a proxy.
+        let is_open = |host: &UpstreamHost| gate.policy().opens(&Identity::Anonymous, host);
+        match self.way(authority, is_open) {
+            Ok(Way::Serve(host, upstream)) => Ok(Goal::Serve(host, upstream)),
+            Ok(Way::Tunnel(host)) => match tunnel::open(&host, PORT).await {
+                Ok(server) => Ok(Goal::Tunnel(host, server)),
+                Err(why) => {
+                    tracing::info!(%peer, host, %why, "connection not passed on");
+                    Err(why.into())
+                }
+            },
+            Err(why) => Err(refused(StatusCode::FORBIDDEN, why)),
         }
     }
 
-    fn refuse(&self, status: StatusCode, why: String) -> Response<String> {
-        self.metrics.forwarded.cell(Forwarded::Refused).inc();
-        let mut response = Response::new(format!("forebay: {why}\n"));
-        *response.status_mut() = status;
-        response
-    }
-
-    async fn go(&self, way: Way, client: TokioIo<Upgraded>, peer: SocketAddr, context: Context) {
-        match way {
-            Way::Serve(host, upstream) => self.intercept(host, upstream, client, peer, context).await,
-            Way::Tunnel(host) => {
-                let passed = async {
-                    let server = tunnel::open(&host, PORT).await.map_err(|error| error.to_string())?;
-                    self.metrics.forwarded.cell(Forwarded::Tunnelled).inc();
-                    tunnel::copy(client, server, context.patience).await.map_err(|error| error.to_string())
-                };
-                if let Err(why) = passed.await {
-                    self.metrics.forwarded.cell(Forwarded::Failed).inc();
-                    tracing::info!(%peer, host, why, "connection not passed on");
+    async fn go(&self, goal: Goal, client: TokioIo<Upgraded>, peer: SocketAddr, context: Context) {
+        match goal {
+            Goal::Serve(host, upstream) => self.intercept(host, upstream, client, peer, context).await,
+            Goal::Tunnel(host, server) => {
+                self.metrics.forwarded.cell(Forwarded::Tunnelled).inc();
+                if let Err(error) = tunnel::copy(client, server, context.patience, &context.stop).await {
+                    tracing::debug!(%peer, host, %error, "connection passed on ended");
                 }
             }
         }
@@ -198,7 +267,10 @@ impl Forward {
     ) {
         let server = match self.authority.server(&host) {
             Ok(server) => server,
-            Err(why) => return tracing::error!(host, why, "no certificate for this registry"),
+            Err(why) => {
+                self.metrics.forwarded.cell(Forwarded::Failed).inc();
+                return tracing::error!(host, why, "no certificate for this registry");
+            }
         };
         match tls::accept(server, client).await {
             Ok(stream) => {
@@ -214,6 +286,16 @@ impl Forward {
                 tracing::info!(%peer, host, %error, "a client of the forward proxy did not take its certificate");
             }
         }
+    }
+}
+
+impl From<tunnel::Refused> for Refusal {
+    fn from(refused: tunnel::Refused) -> Self {
+        let (status, result) = match refused {
+            tunnel::Refused::Private(_) => (StatusCode::FORBIDDEN, Forwarded::Refused),
+            tunnel::Refused::Unreachable(_) => (StatusCode::BAD_GATEWAY, Forwarded::Failed),
+        };
+        Self { status, result, why: refused.to_string() }
     }
 }
 

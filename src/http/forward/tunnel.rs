@@ -2,16 +2,16 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Version;
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
-use crate::http::watch::{Activity, Observed, Patience, Verdict, Watch};
-use crate::upstream::is_private_address;
+use crate::http::watch::{self, Activity, Observed, Patience};
+use crate::upstream::public_only;
 
 /// For the name, and then for each address.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -34,11 +34,7 @@ pub async fn open(host: &str, port: u16) -> Result<TcpStream, Refused> {
     let unreachable = || Refused::Unreachable(host.to_owned());
     let found = tokio::time::timeout(CONNECT_MAX, tokio::net::lookup_host((host, port))).await;
     let found: Vec<SocketAddr> = found.map_err(|_| unreachable())?.map_err(|_| unreachable())?.collect();
-    let public: Vec<SocketAddr> =
-        found.iter().copied().filter(|address| !is_private_address(address.ip())).collect();
-    if public.is_empty() && !found.is_empty() {
-        return Err(Refused::Private(host.to_owned()));
-    }
+    let public = public_only(found).map_err(|_| Refused::Private(host.to_owned()))?;
     for address in public.into_iter().take(ADDRESSES_MAX) {
         if let Ok(Ok(stream)) = tokio::time::timeout(CONNECT_MAX, TcpStream::connect(address)).await {
             return Ok(stream);
@@ -48,24 +44,28 @@ pub async fn open(host: &str, port: u16) -> Result<TcpStream, Refused> {
 }
 
 /// Passes bytes on both ways until either side ends, or nothing has moved for as long as an answer may
-/// stand still.
-pub async fn copy<C>(mut client: C, server: TcpStream, patience: Patience) -> io::Result<()>
+/// stand still, or for a moment once `stop` is set.
+pub async fn copy<C>(
+    client: C,
+    server: TcpStream,
+    patience: Patience,
+    stop: &CancellationToken,
+) -> io::Result<()>
 where
     C: AsyncRead + AsyncWrite + Unpin,
 {
     let activity = Arc::new(Activity::default());
     let _under_way = activity.begin(Version::HTTP_11);
+    let mut client = Observed::new(client, activity.clone());
     let mut server = Observed::new(server, activity.clone());
-    let mut copied = pin!(copy_bidirectional_with_sizes(&mut client, &mut server, BUFFER, BUFFER));
-    let mut watch = Watch::new(patience);
-    let mut ticks = tokio::time::interval(watch.period());
-    loop {
-        tokio::select! {
-            biased;
-            ended = copied.as_mut() => return ended.map(drop),
-            _ = ticks.tick() => if watch.tick(&activity) == Verdict::Drop {
-                return Err(io::ErrorKind::TimedOut.into());
-            },
-        }
+    let quiet = async {
+        stop.cancelled().await;
+        watch::quiet(&activity).await;
+    };
+    tokio::select! {
+        biased;
+        ended = copy_bidirectional_with_sizes(&mut client, &mut server, BUFFER, BUFFER) => ended.map(drop),
+        () = watch::stood_still(&activity, patience) => Err(io::ErrorKind::TimedOut.into()),
+        () = quiet => Ok(()),
     }
 }

@@ -26,7 +26,7 @@ fn options() -> Options {
     }
 }
 
-fn service(requests: Option<Rate>) -> Service {
+pub(in crate::http) fn service(requests: Option<Rate>) -> Service {
     let metrics = Arc::new(Metrics::new());
     let limits = access::Options {
         requests,
@@ -96,7 +96,7 @@ impl Server {
     }
 }
 
-async fn within<F: Future>(future: F) -> F::Output {
+pub(in crate::http) async fn within<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(20), future).await.expect("in time")
 }
 
@@ -108,7 +108,7 @@ async fn rest(stream: &mut TcpStream) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-async fn ask(address: SocketAddr, request: &str) -> String {
+pub(in crate::http) async fn ask(address: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     rest(&mut stream).await
