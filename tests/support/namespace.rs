@@ -1,6 +1,6 @@
 //! A network in which nothing but loopback exists: what works there, works without the internet.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -36,5 +36,22 @@ fn enter() {
         let words: Vec<&str> = command.split(' ').collect();
         let status = Command::new(words[0]).args(&words[1..]).status();
         assert!(status.is_ok_and(|s| s.success()), "`{command}` failed");
+    }
+}
+
+/// Gives this machine an address more, inside [`isolated`].
+pub fn add_address(address: &str) {
+    let status = Command::new("ip").args(["address", "add", address, "dev", "lo"]).status();
+    assert!(status.is_ok_and(|s| s.success()), "no address {address}");
+}
+
+/// Says what names mean, in lines of `/etc/hosts`, inside [`isolated`].
+pub fn name_hosts(directory: &Path, lines: &str) {
+    // Without `multi`, a name has the first of its addresses alone.
+    for (file, text) in [("hosts", lines), ("host.conf", "multi on\n")] {
+        let own = directory.join(file);
+        std::fs::write(&own, text).unwrap();
+        let status = Command::new("mount").arg("--bind").arg(&own).arg(Path::new("/etc").join(file)).status();
+        assert!(status.is_ok_and(|s| s.success()), "no /etc/{file} of its own");
     }
 }
