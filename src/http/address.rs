@@ -129,13 +129,16 @@ impl Address {
     /// The name behind the registry that `?ns=` names too: BuildKit, and containerd with
     /// `override_path`, put a mirror's path behind `/v2/`. Another registry's host is a mirror's path
     /// that the client was given for the wrong registry.
+    ///
+    /// An alias may as well be a namespace of that registry (`quay/quay` of quay.io), so it is a mirror's
+    /// path only before two components. What that gets wrong, a name of one behind an alias and a name of
+    /// three in such a namespace, is right with the host itself in front.
     fn within<'a>(&self, owners: &Owners, name: &'a str) -> Result<&'a str, UnknownName> {
         let Some(one) = self.upstream.as_ref().filter(|_| self.by_namespace) else { return Ok(name) };
         let Some((first, rest)) = name.split_once('/') else { return Ok(name) };
         match owners.upstream(first) {
-            Ok(host) if host == one => Ok(rest),
-            // An alias may as well be a namespace of that registry.
-            Ok(_) if first.contains(['.', ':']) => {
+            Ok(host) if host == one && (rest.contains('/') || is_spelled(one, first)) => Ok(rest),
+            Ok(host) if host != one && first.contains(['.', ':']) => {
                 Err(disagree(By::Path(first), By::Namespace(one.as_str())))
             }
             _ => Ok(name),
@@ -162,6 +165,11 @@ pub fn counts(owners: &Owners, serve: Serve, namespace: &str) -> bool {
         Serve::Hosted => owners.upstream(namespace).is_ok(),
         Serve::All | Serve::Mirror => !owners.configured().is_empty(),
     }
+}
+
+/// Whether this is the registry's own host, not an alias.
+fn is_spelled(host: &UpstreamHost, text: &str) -> bool {
+    text.parse::<UpstreamHost>().is_ok_and(|own| own == *host)
 }
 
 fn disagree(first: By<'_>, second: By<'_>) -> UnknownName {

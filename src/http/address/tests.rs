@@ -14,6 +14,7 @@ fn owners() -> Owners {
             (host("docker.io"), text(&["dockerhub"])),
             (host("ghcr.io"), text(&["gh"])),
             (host("harbor.corp:8443"), vec![]),
+            (host("k8s.corp"), text(&["quay", "old.corp"])),
         ],
         hosts: vec![
             ("ghcr.mirror.corp".to_owned(), host("ghcr.io")),
@@ -116,6 +117,27 @@ fn every_client_finds_the_repository_by_its_own_way_of_asking() {
         (
             "BuildKit: library is its own",
             "/v2/docker.io/library/alpine/manifests/3?ns=docker.io".into(),
+            "docker.io: library/alpine",
+        ),
+        (
+            "containerd: a namespace called like an own alias",
+            "/v2/quay/quay/manifests/3?ns=k8s.corp".into(),
+            "k8s.corp: quay/quay",
+        ),
+        ("the same, with a dot", "/v2/old.corp/app/manifests/3?ns=k8s.corp".into(), "k8s.corp: old.corp/app"),
+        (
+            "BuildKit: the alias before that namespace",
+            "/v2/quay/quay/quay/manifests/3?ns=k8s.corp".into(),
+            "k8s.corp: quay/quay",
+        ),
+        (
+            "BuildKit: the host before one component",
+            "/v2/k8s.corp/pause/manifests/3.9?ns=k8s.corp".into(),
+            "k8s.corp: pause",
+        ),
+        (
+            "Hub's other name before one component",
+            "/v2/registry-1.docker.io/alpine/manifests/3?ns=docker.io".into(),
             "docker.io: library/alpine",
         ),
         ("podman: mirror with a path", "/v2/ghcr.io/org/app/manifests/1".into(), "ghcr.io: org/app"),
