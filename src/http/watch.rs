@@ -31,7 +31,7 @@ pub struct Activity {
     fed: AtomicU64,
     /// Reads and writes that moved bytes.
     moved: AtomicU64,
-    /// Bytes came since the last request: its successor's head has begun.
+    /// Bytes came since a request or a piece of its body: its successor's head has begun.
     head_begun: AtomicBool,
     /// HTTP/2: bytes also move where nothing is asked or answered.
     multiplexed: AtomicBool,
@@ -41,7 +41,6 @@ impl Activity {
     /// Notes a request, under way until the value is dropped.
     pub fn begin(self: &Arc<Self>, version: Version) -> Busy {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        self.head_begun.store(false, Ordering::Relaxed);
         if version == Version::HTTP_2 {
             self.multiplexed.store(true, Ordering::Relaxed);
         }
@@ -50,9 +49,16 @@ impl Activity {
         busy
     }
 
-    /// A piece of an answer or of a request's body was taken.
+    /// A piece of an answer or of a request's body was taken: what came until now was no head.
     pub fn fed(&self) {
         self.fed.fetch_add(1, Ordering::Relaxed);
+        self.head_begun.store(false, Ordering::Relaxed);
+    }
+
+    /// Bytes came.
+    fn came(&self) {
+        self.moved();
+        self.head_begun.store(true, Ordering::Relaxed);
     }
 
     fn moved(&self) {
@@ -194,8 +200,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Observed<I> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.io).poll_read(cx, buf);
         if buf.filled().len() > before {
-            self.activity.moved();
-            self.activity.head_begun.store(true, Ordering::Relaxed);
+            self.activity.came();
         }
         result
     }
@@ -257,11 +262,22 @@ mod tests {
     #[test]
     fn a_head_that_trickles_in_is_not_waited_for() {
         let (mut watch, activity) = (Watch::new(PATIENCE), Activity::default());
-        let trickle = || {
-            activity.moved();
-            activity.head_begun.store(true, Ordering::Relaxed);
-        };
-        assert_eq!(until(&mut watch, &activity, trickle), (4, Verdict::Drop));
+        assert_eq!(until(&mut watch, &activity, || activity.came()), (4, Verdict::Drop));
+    }
+
+    #[test]
+    fn what_came_of_a_body_is_no_head() {
+        let (mut watch, activity) = (Watch::new(PATIENCE), Arc::new(Activity::default()));
+        let busy = activity.begin(Version::HTTP_11);
+        activity.came();
+        drop(busy);
+        assert_eq!(until(&mut watch, &activity, || {}), (21, Verdict::Close));
+        // The rest of a body that nobody wanted, read behind the answer.
+        let (mut watch, activity) = (Watch::new(PATIENCE), Arc::new(Activity::default()));
+        drop(activity.begin(Version::HTTP_11));
+        activity.came();
+        activity.fed();
+        assert_eq!(until(&mut watch, &activity, || {}), (21, Verdict::Close));
     }
 
     #[test]
@@ -281,10 +297,6 @@ mod tests {
     fn pings_do_not_keep_a_connection() {
         let (mut watch, activity) = (Watch::new(PATIENCE), Arc::new(Activity::default()));
         drop(activity.begin(Version::HTTP_2));
-        let pings = || {
-            activity.moved();
-            activity.head_begun.store(true, Ordering::Relaxed);
-        };
-        assert_eq!(until(&mut watch, &activity, pings).1, Verdict::Close);
+        assert_eq!(until(&mut watch, &activity, || activity.came()).1, Verdict::Close);
     }
 }
