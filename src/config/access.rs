@@ -14,7 +14,7 @@ use super::error::ConfigError;
 use super::explain::{Printer, texts};
 use super::section::{Found, Section};
 use super::tree::join;
-use super::{Config, defaults, files, units};
+use super::{Config, defaults, files, units, upstreams};
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -321,13 +321,7 @@ fn web_address(text: &str) -> std::result::Result<String, String> {
 fn key_address(text: &str) -> std::result::Result<String, String> {
     web_address(text)?;
     let url = url::Url::parse(text).map_err(|error| error.to_string())?;
-    let is_loopback = match url.host() {
-        Some(url::Host::Ipv4(address)) => address.is_loopback(),
-        Some(url::Host::Ipv6(address)) => address.is_loopback(),
-        Some(url::Host::Domain(name)) => name == "localhost",
-        None => false,
-    };
-    if url.scheme() == "http" && !is_loopback {
+    if url.scheme() == "http" && !upstreams::is_loopback(&url) {
         return Err(format!(
             "`{text}`: who can change the answer on its way could sign logins; write `https://`, or fetch the keys \
              yourself and name them as `jwks_file`"

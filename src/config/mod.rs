@@ -41,6 +41,7 @@ use environment::Environment;
 
 pub use environment::Flags;
 pub use error::{ConfigError, Origin, Place};
+pub use upstreams::is_loopback;
 
 /// Where each value that is not a default was written, by its dotted key.
 pub type Sources = BTreeMap<String, Origin>;

@@ -280,7 +280,8 @@ fn base_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-pub(super) fn is_loopback(url: &Url) -> bool {
+/// Whether a URL leads to this machine on its face.
+pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(url::Host::Ipv4(address)) => address.is_loopback(),
         Some(url::Host::Ipv6(address)) => address.is_loopback(),

@@ -4,9 +4,9 @@ use std::io::Read;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use url::{Host, Url};
+use url::Url;
 
-use crate::config::Config;
+use crate::config::{Config, is_loopback};
 
 /// CAs are a few KiB.
 const CA_MAX: u64 = 1 << 20;
@@ -178,12 +178,7 @@ impl Server {
     }
 
     pub fn is_loopback(&self) -> bool {
-        match self.0.host() {
-            Some(Host::Ipv4(ip)) => ip.is_loopback(),
-            Some(Host::Ipv6(ip)) => ip.is_loopback(),
-            Some(Host::Domain(name)) => name == "localhost",
-            None => false,
-        }
+        is_loopback(&self.0)
     }
 }
 
