@@ -105,7 +105,8 @@ impl Mirrored {
     /// `/ghcr.io`. None for a host with a port, which is no part of a name, and no alias.
     pub fn prefix(&self) -> Option<String> {
         match (&self.alias, self.host.contains(':')) {
-            _ if self.is_default => Some(String::new()),
+            // Another default registry has names of one component, which would be taken for hosted ones.
+            _ if self.is_default && self.is_docker_hub() => Some(String::new()),
             (_, false) => Some(format!("/{}", self.host)),
             (Some(alias), true) => Some(format!("/{alias}")),
             (None, true) => None,

@@ -10,7 +10,7 @@ pub fn plan(asked: &Asked) -> Plan {
     let mut maps = false;
     for upstream in &asked.upstreams {
         match upstream.prefix() {
-            Some(prefix) if prefix.is_empty() && upstream.is_docker_hub() => {
+            Some(prefix) if prefix.is_empty() => {
                 arguments.push(format!("--registry-mirror={authority}"));
             }
             Some(prefix) => {

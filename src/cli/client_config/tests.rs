@@ -154,6 +154,18 @@ fn podman_and_crio() {
 }
 
 #[test]
+fn only_docker_hubs_names_need_nothing_before_them() {
+    let mut other = asked(HTTP);
+    (other.upstreams[0].is_default, other.upstreams[1].is_default) = (false, true);
+    let registries = toml(&files(Client::Podman, &other)[0].1)["registry"].clone();
+    for (place, location) in [(0, "forebay.corp:5000/docker.io"), (1, "forebay.corp:5000/ghcr.io")] {
+        assert_eq!(registries[place]["mirror"][0]["location"], location);
+    }
+    let arguments = &files(Client::Kaniko, &other)[0].1;
+    assert!(arguments.contains("--registry-map=ghcr.io=forebay.corp:5000/ghcr.io\n"), "{arguments}");
+}
+
+#[test]
 fn buildkit_and_buildx() {
     let mirrors = json!({ "mirrors": ["forebay.corp"] });
     for (client, path, ca) in [
