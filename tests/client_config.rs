@@ -223,6 +223,20 @@ fn where_this_server_is_follows_from_the_configuration() {
 }
 
 #[test]
+fn an_upstream_that_is_asked_over_plain_http_by_its_own_name_is_so_for_clients_too() {
+    let says = |upstream: &str| {
+        let output = told(&["containerd", "--upstream", upstream]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout).to_owned()
+    };
+    assert!(says("registry.corp:5001=http://registry.corp:5001").contains("\"http://registry.corp:5001\""));
+    assert!(says("registry.corp=http://registry.corp/base").contains("\"http://registry.corp\""));
+    // That another registry is asked in its place says nothing of it.
+    assert!(says("registry.corp=http://127.0.0.1:5001").contains("\"https://registry.corp\""));
+    assert!(says("registry.corp").contains("\"https://registry.corp\""));
+}
+
+#[test]
 fn upstreams_are_those_of_the_configuration_or_those_that_are_named() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("forebay.toml");

@@ -33,6 +33,8 @@ pub struct Mirrored {
     /// Whether names without a registry are its own here.
     pub is_default: bool,
     pub alias: Option<String>,
+    /// Whether it speaks plain HTTP by its own name.
+    pub is_plain: bool,
 }
 
 impl Asked {
@@ -88,10 +90,12 @@ impl Asked {
 }
 
 fn mirrored(config: &Config) -> Vec<Mirrored> {
-    let upstreams = config.owners.upstreams.iter().map(|(host, aliases)| Mirrored {
+    let upstreams = config.owners.upstreams.iter().zip(&config.upstreams);
+    let upstreams = upstreams.map(|((host, aliases), options)| Mirrored {
         host: host.as_str().to_owned(),
         is_default: host.is_default(),
         alias: aliases.first().cloned(),
+        is_plain: Url::parse(&format!("http://{host}")).is_ok_and(|own| own.origin() == options.url.origin()),
     });
     upstreams.collect()
 }
@@ -99,6 +103,13 @@ fn mirrored(config: &Config) -> Vec<Mirrored> {
 impl Mirrored {
     pub fn is_docker_hub(&self) -> bool {
         self.host == "docker.io"
+    }
+
+    /// The registry itself, where clients that are told nothing else ask for it.
+    pub fn url(&self) -> String {
+        let host = if self.is_docker_hub() { "registry-1.docker.io" } else { &self.host };
+        let scheme = if self.is_plain { "http" } else { "https" };
+        format!("{scheme}://{host}")
     }
 
     /// What stands before its names, for clients that have no other way to say whose they are: nothing, or

@@ -37,7 +37,8 @@ fn buildkitd_toml(asked: &Asked, ca: &Path) -> String {
     let mirrors = list(&[authority.to_owned()]);
     let mut text = String::new();
     for upstream in &asked.upstreams {
-        text += &format!("[registry.{}]\nmirrors = {mirrors}\n\n", quoted(&upstream.host));
+        let http = if upstream.is_plain { "http = true\n" } else { "" };
+        text += &format!("[registry.{}]\nmirrors = {mirrors}\n{http}\n", quoted(&upstream.host));
     }
     // Said either way: of this very machine, BuildKit takes plain HTTP for granted.
     text += &format!("[registry.{}]\nhttp = {}\n", quoted(authority), server.is_plain());

@@ -36,8 +36,7 @@ pub fn folder(upstream: &Mirrored) -> String {
 
 /// With the registry itself as the last resort.
 pub fn hosts_toml(asked: &Asked, upstream: &Mirrored, ca: &Path) -> String {
-    let registry = if upstream.is_docker_hub() { "registry-1.docker.io" } else { &upstream.host };
-    let server = quoted(&format!("https://{registry}"));
+    let server = quoted(&upstream.url());
     let url = quoted(asked.server.url());
     let mut text = format!("server = {server}\n\n[host.{url}]\ncapabilities = [\"pull\", \"resolve\"]\n");
     if asked.ca.is_some() {

@@ -19,7 +19,7 @@ pub fn crio(asked: &Asked) -> Plan {
 fn drop_in(asked: &Asked) -> Plan {
     let mut plan = Plan::default();
     let authority = asked.server.authority();
-    let insecure = if asked.server.is_plain() { "insecure = true\n" } else { "" };
+    let insecure = |plain| if plain { "insecure = true\n" } else { "" };
     let mut tables = Vec::new();
     for upstream in &asked.upstreams {
         let Some(prefix) = upstream.prefix() else {
@@ -28,9 +28,11 @@ fn drop_in(asked: &Asked) -> Plan {
         };
         let host = quoted(&upstream.host);
         let location = quoted(&format!("{authority}{prefix}"));
+        // A drop-in replaces all that other files say of a prefix.
         tables.push(format!(
-            "[[registry]]\nprefix = {host}\nlocation = {host}\n\n\
-             [[registry.mirror]]\nlocation = {location}\n{insecure}"
+            "[[registry]]\nprefix = {host}\nlocation = {host}\n{}\n[[registry.mirror]]\nlocation = {location}\n{}",
+            insecure(upstream.is_plain),
+            insecure(asked.server.is_plain())
         ));
     }
     if asked.server.is_plain() {

@@ -9,8 +9,10 @@ pub fn plan(asked: &Asked) -> Plan {
     // No `rewrite`: its containerd says which registry it means, and the names are that registry's own.
     let mut text = "mirrors:\n".to_owned();
     for upstream in &asked.upstreams {
-        let endpoint = list(&[server.url().to_owned()]);
-        text += &format!("  {}:\n    endpoint: {endpoint}\n", quoted(&upstream.host));
+        let mut endpoints = vec![server.url().to_owned()];
+        // Its last resort is the registry over HTTPS, unless that is said.
+        endpoints.extend(upstream.is_plain.then(|| upstream.url()));
+        text += &format!("  {}:\n    endpoint: {}\n", quoted(&upstream.host), list(&endpoints));
     }
     let ca = "/etc/rancher/k3s/forebay-ca.crt";
     if asked.ca.is_some() {

@@ -22,9 +22,10 @@ pub fn plan(asked: &Asked) -> Plan {
             None => plan.note(upstream.no_prefix()),
         }
     }
-    if asked.server.is_plain() {
-        arguments.push(format!("--insecure-registry={authority}"));
-    }
+    let plain =
+        asked.upstreams.iter().filter(|upstream| upstream.is_plain).map(|upstream| upstream.host.as_str());
+    let plain = plain.chain(asked.server.is_plain().then_some(authority));
+    arguments.extend(plain.map(|host| format!("--insecure-registry={host}")));
     let ca = "/kaniko/ssl/certs/forebay-ca.crt";
     if asked.ca.is_some() {
         arguments.push(format!("--registry-certificate={authority}={ca}"));

@@ -14,6 +14,7 @@ fn asked(url: &str) -> Asked {
         host: host.to_owned(),
         is_default: host == "docker.io",
         alias: alias.map(str::to_owned),
+        is_plain: false,
     };
     let server = Server::parse(url).unwrap();
     Asked {
@@ -163,6 +164,28 @@ fn only_docker_hubs_names_need_nothing_before_them() {
     }
     let arguments = &files(Client::Kaniko, &other)[0].1;
     assert!(arguments.contains("--registry-map=ghcr.io=forebay.corp:5000/ghcr.io\n"), "{arguments}");
+}
+
+#[test]
+fn a_registry_that_speaks_plain_http_is_still_reached_past_the_mirror() {
+    let mut asked = asked(HTTPS);
+    asked.upstreams[2].is_plain = true;
+    let host = "registry.corp:5001";
+    let registries = toml(&files(Client::Podman, &asked)[0].1)["registry"].clone();
+    let mirror = json!([{ "location": "forebay.corp/corp" }]);
+    assert_eq!(
+        registries[2],
+        json!({ "prefix": host, "location": host, "insecure": true, "mirror": mirror })
+    );
+    assert!(registries[1].get("insecure").is_none());
+    for client in [Client::Containerd, Client::Docker] {
+        assert_eq!(toml(&files(client, &asked)[2].1)["server"], "http://registry.corp:5001");
+    }
+    let buildkit = toml(&files(Client::Buildkit, &asked)[0].1)["registry"].clone();
+    assert_eq!(buildkit[host], json!({ "mirrors": ["forebay.corp"], "http": true }));
+    let k3s = yaml(&files(Client::K3s, &asked)[0].1)["mirrors"].clone();
+    assert_eq!(k3s[host], json!({ "endpoint": [HTTPS, "http://registry.corp:5001"] }));
+    assert!(files(Client::Kaniko, &asked)[0].1.contains("--insecure-registry=registry.corp:5001\n"));
 }
 
 #[test]
