@@ -183,8 +183,12 @@ fn dockerd_containerd_and_podman_pull_over_https_with_a_ca_of_its_own() {
 
 /// What the command says, in surroundings of its own.
 fn told(arguments: &[&str]) -> Output {
+    told_at_home("/home/me/.config", arguments)
+}
+
+fn told_at_home(xdg: &str, arguments: &[&str]) -> Output {
     let mut command = command(env!("CARGO_BIN_EXE_forebay"), ["client-config"]);
-    command.args(arguments).env_clear().env("HOME", "/home/me").output().unwrap()
+    command.args(arguments).env_clear().env("HOME", "/home/me").env("XDG_CONFIG_HOME", xdg).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> &str {
@@ -234,6 +238,19 @@ fn an_upstream_that_is_asked_over_plain_http_by_its_own_name_is_so_for_clients_t
     // That another registry is asked in its place says nothing of it.
     assert!(says("registry.corp=http://127.0.0.1:5001").contains("\"https://registry.corp\""));
     assert!(says("registry.corp").contains("\"https://registry.corp\""));
+}
+
+#[test]
+fn a_users_files_are_where_the_client_looks() {
+    for (client, path) in [
+        ("podman", "/home/me/.config/containers/registries.conf.d/50-forebay.conf"),
+        ("crio", "/home/me/.config/containers/registries.conf.d/50-forebay.conf"),
+        ("docker", "/elsewhere/docker/daemon.json"),
+        ("buildkit", "/elsewhere/buildkit/buildkitd.toml"),
+    ] {
+        let output = told_at_home("/elsewhere", &[client, "--rootless"]);
+        assert!(text(&output.stderr).contains(&format!("belongs into {path}")), "{client}");
+    }
 }
 
 #[test]

@@ -44,7 +44,7 @@ impl Asked {
         url: Option<&str>,
         only: &[String],
         ca: Option<&Path>,
-        rootless: bool,
+        home: Option<PathBuf>,
     ) -> Result<(Self, Vec<String>), String> {
         let mut assumed = Vec::new();
         let server = match url {
@@ -71,7 +71,6 @@ impl Asked {
         if upstreams.is_empty() {
             return Err("there is no upstream to mirror: name one with --upstream ghcr.io".into());
         }
-        let home = if rootless { Some(home()?) } else { None };
         let ca = ca.map(certificate).transpose()?;
         if server.is_plain() && ca.is_some() {
             return Err(format!("{} is plain HTTP, which has no CA: leave --ca out", server.url()));
@@ -194,12 +193,13 @@ impl Server {
     }
 }
 
-/// The directory of the user's configuration (XDG base directory specification).
-fn home() -> Result<PathBuf, String> {
+/// The directory of the user's configuration, for clients that heed XDG's base directories and others.
+pub fn home(heeds_xdg: bool) -> Result<PathBuf, String> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute("XDG_CONFIG_HOME")
-        .or_else(|| Some(absolute("HOME")?.join(".config")))
-        .ok_or_else(|| "--rootless: neither XDG_CONFIG_HOME nor HOME says where a user's files are".into())
+    let own = absolute("XDG_CONFIG_HOME").filter(|_| heeds_xdg);
+    own.or_else(|| Some(absolute("HOME")?.join(".config"))).ok_or_else(|| {
+        "--rootless: HOME does not say where this client looks for a user's files: set it".into()
+    })
 }
 
 fn certificate(path: &Path) -> Result<String, String> {

@@ -96,6 +96,13 @@ impl Plan {
     }
 }
 
+impl Client {
+    /// containers/image looks below `~/.config`, wherever else a user's configuration is.
+    fn heeds_xdg(self) -> bool {
+        !matches!(self, Self::Podman | Self::Crio)
+    }
+}
+
 fn plan(client: Client, asked: &Asked) -> Plan {
     let mut plan = match client {
         Client::Docker => docker::plan(asked),
@@ -132,7 +139,9 @@ pub fn run(args: ClientConfigArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return misused(&error),
     };
-    let told = Asked::new(&config, args.url.as_deref(), &only, args.ca.as_deref(), args.rootless);
+    let home = args.rootless.then(|| asked::home(args.client.heeds_xdg())).transpose();
+    let told =
+        home.and_then(|home| Asked::new(&config, args.url.as_deref(), &only, args.ca.as_deref(), home));
     let (asked, assumed) = match told {
         Ok(asked) => asked,
         Err(why) => {
