@@ -223,7 +223,35 @@ fn where_this_server_is_follows_from_the_configuration() {
     }
     let unknown = told(&["k3s", "--listen", "127.0.0.1:0"]);
     assert_eq!((unknown.status.code(), text(&unknown.stdout)), (Some(2), ""));
-    assert!(text(&unknown.stderr).contains("--url"));
+    assert!(text(&unknown.stderr).contains("which port") && text(&unknown.stderr).contains("--url"));
+}
+
+#[test]
+fn listeners_of_their_own_count_where_they_serve_all_that_is_mirrored() {
+    let directory = tempfile::tempdir().unwrap();
+    let (certificate, key) = certificate(directory.path());
+    let tls = format!("[tls]\ncertificate_file = {certificate:?}\nkey_file = {key:?}\n");
+    let said = |listeners: &str, tls: &str| {
+        let file = directory.path().join("forebay.toml");
+        let listen = "listen = []\n[upstream.\"ghcr.io\"]\n";
+        std::fs::write(&file, format!("{listen}{listeners}{tls}")).unwrap();
+        let output = told(&["k3s", "--config", file.to_str().unwrap()]);
+        (output.status.success(), format!("{}{}", text(&output.stdout), text(&output.stderr)))
+    };
+    let at = |address: &str, more: &str| format!("[[listener]]\naddress = \"{address}\"\n{more}\n");
+    let hosted = at("192.0.2.7:5001", "serve = \"hosted\"");
+    let of_one = at("192.0.2.7:5002", "upstream = \"ghcr.io\"");
+    for (listener, tls, url) in [
+        (at("192.0.2.8:5003", ""), "", "http://192.0.2.8:5003"),
+        (at("192.0.2.8:5003", "serve = \"mirror\""), &*tls, "https://192.0.2.8:5003"),
+        (at("192.0.2.8:5003", "tls = false"), &tls, "http://192.0.2.8:5003"),
+        (at("127.0.0.1:5003", ""), "", "http://127.0.0.1:5003"),
+    ] {
+        let (succeeds, said) = said(&format!("{hosted}{of_one}{listener}"), tls);
+        assert!(succeeds && said.contains(&format!("\"{url}\"")), "{url} in\n{said}");
+    }
+    let (succeeds, said) = said(&format!("{hosted}{of_one}{}", at("unix:/run/forebay.sock", "")), "");
+    assert!(!succeeds && said.contains("no listener that serves all") && said.contains("--url"), "{said}");
 }
 
 #[test]

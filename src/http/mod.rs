@@ -77,6 +77,18 @@ impl Options {
         let first = self.listen.first().map(|first| Public { tls: self.tls.is_some(), port: first.port() });
         first.or(further).unwrap_or(Public { tls: self.tls.is_some(), port: 0 })
     }
+
+    /// The addresses, as configured, that have the names of all upstreams, and whether they speak TLS.
+    pub fn mirrored_at(&self) -> Vec<(SocketAddr, bool)> {
+        let listen = self.listen.iter().map(|address| (*address, self.tls.is_some()));
+        let further =
+            self.listeners.iter().filter_map(|listener| match (&listener.address, &listener.scope) {
+                (_, Scope { serve: Serve::Hosted, .. } | Scope { upstream: Some(_), .. }) => None,
+                (ListenAddress::Tcp(address), _) => Some((*address, listener.tls)),
+                (ListenAddress::Unix { .. } | ListenAddress::Systemd(_), _) => None,
+            });
+        listen.chain(further).collect()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]

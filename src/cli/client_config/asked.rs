@@ -149,23 +149,28 @@ impl Server {
 
     /// From where the configuration has it listen: the first address that others reach, else the first.
     fn guess(config: &Config) -> Result<(Self, String), String> {
-        let listen = &config.http.listen;
-        let reached = listen.iter().find(|address| !address.ip().is_loopback()).or(listen.first());
-        let address = reached.filter(|address| address.port() != 0).ok_or(
-            "which port this server will have is not known before it starts: give --url, as clients see it",
+        let places = config.http.mirrored_at();
+        let reached = places.iter().find(|(address, _)| !address.ip().is_loopback());
+        let (address, tls) = reached.or(places.first()).ok_or(
+            "no listener that serves all that is mirrored is configured with address and port: give --url, as \
+             clients see this server",
         )?;
+        if address.port() == 0 {
+            let why = "which port this server will have is not known before it starts: give --url, as clients see it";
+            return Err(why.into());
+        }
         let host = match address.ip() {
             ip if ip.is_unspecified() => rustix::system::uname().nodename().to_string_lossy().into_owned(),
             IpAddr::V4(ip) => ip.to_string(),
             IpAddr::V6(ip) => format!("[{ip}]"),
         };
-        let scheme = if config.http.tls.is_some() { "https" } else { "http" };
+        let scheme = if *tls { "https" } else { "http" };
         let server = Self::parse(&format!("{scheme}://{host}:{}", address.port()))
             .map_err(|_| format!("this machine's name, `{host}`, is no host of a URL: give --url"))?;
         let why = if address.ip().is_unspecified() {
             "clients are taken to know this machine by its name; if not, give --url".to_owned()
         } else if server.is_loopback() {
-            "by its configuration, this server listens for this machine alone; if not, give --url".to_owned()
+            "by its configuration, what is mirrored is for this machine alone; if not, give --url".to_owned()
         } else {
             "as configured; if clients know this server by a name, give --url".to_owned()
         };

@@ -35,7 +35,7 @@ pub struct ClientConfigArgs {
     /// For a client that runs as the user who calls this, not as root
     #[arg(long)]
     rootless: bool,
-    /// This server's URL as the client sees it [default: what `listen` and `tls` come to]
+    /// This server's URL as the client sees it [default: what `listen`, `[[listener]]` and `tls` come to]
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     /// The CA of this server's certificate (PEM), to be installed with the client
