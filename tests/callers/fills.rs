@@ -21,7 +21,7 @@ async fn scripted(directory: &Path) -> (Upstream, TokenServer, Mirror, String, V
     let bytes = random_bytes(5, BIG);
     let digest = upstream.put_blob(ALICES, bytes.clone());
     upstream.put_blob("shared/app", bytes.clone());
-    let mirror = mirror(directory, &upstream.url(), "\"per-caller\"").await;
+    let mirror = mirror(directory, &upstream.url(), "\"per-caller\"\n[cache]\nrange_floor = \"8MiB\"").await;
     (upstream, tokens, mirror, digest, bytes)
 }
 
@@ -98,6 +98,49 @@ async fn one_callers_denial_is_not_anothers_answer() {
             upstream.requests_for("GET", &blob.digest).len(),
             1 + image_extra(&upstream, &blob.digest)
         );
+    }
+}
+
+/// What the disk holds of others is no answer for whom upstream has none, however many ask at once.
+#[tokio::test]
+async fn what_others_fetched_is_not_given_to_a_crowd_either() {
+    let directory = tempfile::tempdir().unwrap();
+    let (upstream, tokens, mirror, _, _) = scripted(directory.path()).await;
+    tokens.allow_anonymous("library/*", "pull");
+    let public = upstream.put_blob(PUBLIC, random_bytes(6, 50_000));
+    get(&mirror, &format!("/v2/{PUBLIC}/blobs/{public}"), None).await.expect(200);
+    mirror.committed(1).await;
+    let own = upstream.put_blob(BOBS, random_bytes(7, 1000));
+    let bob = pass_for(&mirror, BOB, BOBS).await;
+    get(&mirror, &format!("/v2/{BOBS}/blobs/{own}"), Some(&bob)).await.expect(200);
+    // So long that all of them wait for the same answer.
+    upstream.on("GET", &public).then(Fault::Delay(std::time::Duration::from_millis(300)));
+    let path = format!("/v2/{BOBS}/blobs/{public}");
+    for answer in join_all((0..12).map(|_| get(&mirror, &path, Some(&bob)))).await {
+        answer.expect(404);
+    }
+}
+
+/// A blob that is read by small ranges, by whoever may: the login that began it may end before.
+#[tokio::test]
+async fn ranges_go_on_when_the_login_that_began_them_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let (upstream, _tokens, mirror, _, _) = scripted(directory.path()).await;
+    let bytes = random_bytes(9, 20 << 20);
+    let digest = upstream.put_blob("shared/app", bytes.clone());
+    let path = format!("/v2/shared/app/blobs/{digest}");
+    let range = async |token: &str, start: usize| {
+        let request = http().get(mirror.url() + &path).bearer_auth(token);
+        Answer::of(request.header("Range", format!("bytes={start}-{}", start + 999))).await
+    };
+    let alice = pass_for(&mirror, ALICE, "shared/app").await;
+    let bob = pass_for(&mirror, BOB, "shared/app").await;
+    assert_eq!(range(&alice, 0).await.expect(206).body, bytes[..1000]);
+    assert_eq!(mirror.metric("forebay_fills_partial").await, 1.0);
+    // In alice's name, as the fill goes on.
+    upstream.on("GET", &digest).times(1).then(Fault::status(403));
+    for start in [5000, 10 << 20, 19 << 20] {
+        assert_eq!(range(&bob, start).await.expect(206).body, bytes[start..start + 1000]);
     }
 }
 

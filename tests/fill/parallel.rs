@@ -5,7 +5,7 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use reqwest::Response;
 
-use super::support::faulty::{Cut, Fault, most_at_once};
+use super::support::faulty::{Cut, Fault, Upstream, most_at_once};
 use super::support::http;
 use super::support::image::random_bytes;
 use super::support::mirror::{Mirror, MirrorOptions};
@@ -151,6 +151,22 @@ async fn the_end_of_a_wrong_blob_is_given_to_nobody() {
     assert!(ends.iter().all(|end| *end < SIZE), "{ends:?}");
     assert_eq!(rig.mirror.metric(r#"forebay_fills_total{result="corrupt"}"#).await, 1.0);
     assert!(stored_blobs(&rig.mirror.data()).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_s_wrong_blob_is_had_from_upstream_when_it_is_asked_for_again() {
+    let wrong = Upstream::start().await;
+    let config = format!("[[upstream.\"docker.io\".mirror]]\nurl = \"{}\"\n", wrong.url());
+    let rig = Rig::with(MirrorOptions { config: Some(config), ..Default::default() }).await;
+    let blob = rig.blob(1, SIZE);
+    wrong.put_blob("library/x", blob.bytes.clone());
+    wrong.on("GET", "/blobs/").then(Fault::Flip(5 * MIB));
+    let url = rig.url(&blob);
+    let mut answer = open_range(&url, 0).await;
+    while let Ok(Some(_)) = answer.chunk().await {}
+    assert_eq!(rig.mirror.metric(r#"forebay_fills_total{result="corrupt"}"#).await, 1.0);
+    pull_by_chunks(&url, &blob.bytes, 8 * MIB, 4).await;
+    rig.assert_crossed_once(&blob).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
