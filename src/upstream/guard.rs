@@ -27,7 +27,11 @@ pub fn is_private(address: IpAddr) -> bool {
     }
 }
 
-/// IANA's special-purpose addresses (RFC 6890 and its registry).
+/// What a virtual machine of Azure reaches of its host by: public by its number, it answers with that
+/// machine's settings and certificates.
+const AZURE_HOST: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+
+/// IANA's special-purpose addresses (RFC 6890 and its registry), and one that a cloud took for itself.
 fn is_private_v4(address: Ipv4Addr) -> bool {
     let [a, b, c, _] = address.octets();
     address.is_private()
@@ -35,6 +39,7 @@ fn is_private_v4(address: Ipv4Addr) -> bool {
         || address.is_link_local()
         || address.is_documentation()
         || matches!((a, b, c), (0, ..) | (224.., ..) | (192, 0, 0) | (100, 64..=127, _) | (198, 18..=19, _))
+        || address == AZURE_HOST
 }
 
 fn is_private_v6(address: Ipv6Addr) -> bool {
@@ -83,11 +88,9 @@ pub fn same_origin(a: &Url, b: &Url) -> bool {
     (a.scheme(), a.host(), a.port_or_known_default()) == (b.scheme(), b.host(), b.port_or_known_default())
 }
 
-/// Whether the URL's host is on a configured list, as `host` or `host:port`.
+/// Whether the URL's host is on a configured list of hosts, at whatever port.
 pub fn is_listed(url: &Url, list: &[String]) -> bool {
-    let Some(host) = url.host_str() else { return false };
-    let with_port = format!("{host}:{}", url.port_or_known_default().unwrap_or_default());
-    list.iter().any(|entry| entry.eq_ignore_ascii_case(host) || entry.eq_ignore_ascii_case(&with_port))
+    url.host_str().is_some_and(|host| list.iter().any(|entry| entry.eq_ignore_ascii_case(host)))
 }
 
 /// Whether a redirect may be followed, as far as its URL tells.
@@ -177,6 +180,7 @@ mod tests {
             "100.127.255.255",
             "127.0.0.1",
             "127.9.9.9",
+            "168.63.129.16",
             "169.254.169.254",
             "172.16.0.1",
             "192.168.1.1",
@@ -188,6 +192,7 @@ mod tests {
             "::",
             "::1",
             "::ffff:127.0.0.1",
+            "::ffff:168.63.129.16",
             "::ffff:169.254.169.254",
             "::10.0.0.1",
             "64:ff9b::10.0.0.1",
@@ -205,6 +210,7 @@ mod tests {
         for public in [
             "1.1.1.1",
             "100.63.0.1",
+            "168.63.129.17",
             "172.32.0.1",
             "192.0.66.1",
             "::ffff:8.8.8.8",
@@ -277,14 +283,14 @@ mod tests {
     }
 
     #[test]
-    fn origins_and_lists_compare_ports() {
+    fn origins_compare_ports_and_lists_do_not() {
         assert!(same_origin(&url("https://a/x"), &url("https://A:443/y")));
         assert!(!same_origin(&url("https://a/"), &url("https://a:444/")));
         assert!(!same_origin(&url("https://a/"), &url("http://a:443/")));
-        let list = ["cdn.corp".to_owned(), "s3.corp:9000".to_owned()];
-        assert!(
-            is_listed(&url("http://CDN.corp:80/"), &list) && is_listed(&url("http://s3.corp:9000/"), &list)
-        );
+        let list = ["cdn.corp".to_owned(), "[fd00::1]".to_owned()];
+        for listed in ["http://CDN.corp:80/", "https://cdn.corp:9000/", "http://[fd00::1]:9000/"] {
+            assert!(is_listed(&url(listed), &list), "{listed}");
+        }
         assert!(!is_listed(&url("http://s3.corp/"), &list) && !is_listed(&url("http://x.cdn.corp/"), &list));
     }
 
