@@ -60,6 +60,8 @@ pub struct RealmOptions {
     pub url: Url,
     /// Up to `/v2/`.
     pub api: Url,
+    /// A redirect led there, not the configuration.
+    pub is_stranger: bool,
     pub credential: Option<Credential>,
     /// Who else may come with logins for it.
     pub callers: Option<Arc<Callers>>,
@@ -78,11 +80,18 @@ impl RealmOptions {
         Self {
             url: endpoint.url.clone(),
             api,
+            is_stranger: false,
             credential: endpoint.credential.clone(),
             callers: callers.cloned(),
             realm_hosts: options.realm_hosts.clone(),
             header_timeout: options.header_timeout,
         }
+    }
+
+    /// Of a registry that a redirect led to: no login is for it.
+    pub fn stranger(options: &Options, url: &Url) -> Self {
+        let endpoint = EndpointOptions { url: url.clone(), credential: None, ..options.own() };
+        Self { is_stranger: true, ..Self::of(options, &endpoint, url.clone(), None) }
     }
 }
 
@@ -91,6 +100,7 @@ pub struct Realms {
     wire: Arc<Wire>,
     /// Up to `/v2/`.
     api: Url,
+    is_stranger: bool,
     pub logins: Logins,
     callers: Option<Arc<Callers>>,
     realm_hosts: Vec<String>,
@@ -100,9 +110,10 @@ pub struct Realms {
 
 impl Realms {
     pub fn new(options: RealmOptions, wire: Arc<Wire>, clock: Clock, tasks: Tasks) -> Self {
-        let RealmOptions { url, api, credential, callers, realm_hosts, header_timeout } = options;
+        let RealmOptions { url, api, is_stranger, credential, callers, realm_hosts, header_timeout } =
+            options;
         let logins = Logins::new(&url, credential, &wire.metrics, clock.clone(), tasks);
-        Self { wire, api, logins, callers, realm_hosts, header_timeout, clock }
+        Self { wire, api, is_stranger, logins, callers, realm_hosts, header_timeout, clock }
     }
 
     /// The login of an identity, where it has one that may be used.
@@ -276,10 +287,16 @@ impl Realms {
         headers: HeaderMap,
         form: Option<&[(&str, &str)]>,
     ) -> Result<Response, Failure> {
-        let trusted =
-            grant.realm.host() == self.api.host() || guard::is_listed(&grant.realm, &self.realm_hosts);
-        let reach = if grant.public && !trusted { Reach::Public("realm_hosts") } else { Reach::Anywhere };
+        let reach = self.reach(grant);
         self.wire.send(Hop { call: UpstreamCall::Token, method, url, headers, form, reach }).await
+    }
+
+    /// The configuration's own host is where that says, wherever its name leads. A stranger's is asked
+    /// for a token as it was for content: its name may lead elsewhere by now.
+    fn reach(&self, grant: &Grant) -> Reach {
+        let is_own = !self.is_stranger && grant.realm.host() == self.api.host();
+        let trusted = is_own || guard::is_listed(&grant.realm, &self.realm_hosts);
+        if grant.public && !trusted { Reach::Public("realm_hosts") } else { Reach::Anywhere }
     }
 
     async fn read(&self, grant: &Grant, response: Response) -> Result<Token, Cause> {
@@ -322,4 +339,37 @@ pub fn basic(login: &Login) -> Option<HeaderValue> {
 pub fn as_it_is(login: &Login) -> Option<HeaderValue> {
     let LoginSecret::RegistryToken(token) = &login.secret else { return None };
     secret(&format!("Bearer {}", token.reveal()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn a_stranger_s_own_name_is_trusted_no_further_than_it_was() {
+        let url = |text: &str| Url::parse(text).unwrap();
+        let listed = vec!["listed.example".to_owned()];
+        let options =
+            Options { realm_hosts: listed, ..crate::upstream::tests::options(url("http://hub.example/")) };
+        let metrics = Arc::new(Metrics::new().upstream("docker.io"));
+        let wire = Wire::new(&options, &options.own(), metrics, Clock::default()).unwrap();
+        let wire = Arc::new(wire);
+        let realms = |of| Realms::new(of, wire.clone(), Clock::default(), Tasks::default());
+        let own = realms(RealmOptions::of(&options, &options.own(), url("http://hub.example/v2/"), None));
+        let stranger = realms(RealmOptions::stranger(&options, &url("http://evil.example/v2/a/manifests/1")));
+        let grant =
+            |realm: &str, public| Grant { realm: url(realm), service: None, scope: String::new(), public };
+        let guarded = Reach::Public("realm_hosts");
+        for (realms, realm, public, reach) in [
+            (&own, "http://hub.example/token", true, Reach::Anywhere),
+            (&own, "http://auth.example/token", true, guarded),
+            (&own, "http://auth.example/token", false, Reach::Anywhere),
+            (&stranger, "http://evil.example/token", true, guarded),
+            (&stranger, "http://listed.example/token", true, Reach::Anywhere),
+            (&stranger, "http://evil.example/token", false, Reach::Anywhere),
+        ] {
+            assert_eq!(realms.reach(&grant(realm, public)), reach, "{realm} {public}");
+        }
+    }
 }

@@ -19,7 +19,7 @@ use super::quota::retry_after;
 use super::realm::{RealmOptions, Realms};
 use super::retry::Tries;
 use super::token::{Proof, Tokens};
-use super::{Cause, EndpointOptions, Identity, Options};
+use super::{Cause, Identity, Options};
 use crate::clock::Clock;
 use crate::metrics::UpstreamCall;
 use crate::oci::Name;
@@ -285,8 +285,7 @@ impl Requests {
     }
 
     fn tokens_at(&self, url: &Url) -> Arc<Tokens> {
-        let stranger = EndpointOptions { url: url.clone(), credential: None, ..self.options.own() };
-        let options = RealmOptions::of(&self.options, &stranger, url.clone(), None);
+        let options = RealmOptions::stranger(&self.options, url);
         let realms = Realms::new(options, self.wire.clone(), self.clock.clone(), self.tasks.clone());
         Arc::new(Tokens::new(realms, self.clock.clone(), self.tasks.clone()))
     }

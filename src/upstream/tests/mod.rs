@@ -177,7 +177,7 @@ struct Bench {
     metrics: UpstreamMetrics,
 }
 
-fn options(url: Url) -> Options {
+pub(super) fn options(url: Url) -> Options {
     Options {
         host: "docker.io".parse().unwrap(),
         url,
