@@ -7,6 +7,7 @@ use prometheus::IntGauge;
 use url::Url;
 
 use super::credential::{Credential, Fingerprint, Login};
+use super::realm::Grant;
 use super::source::Source;
 use super::{Cause, guard};
 use crate::clock::Clock;
@@ -16,6 +17,8 @@ use crate::tasks::{Tasks, lock};
 /// The pause after a refusal, doubled from the first to the last: bad passwords, repeated, lock accounts.
 const REFUSED_FIRST: Duration = Duration::from_secs(60);
 const REFUSED_LAST: Duration = Duration::from_secs(3600);
+/// Refusals in a row, each of which may be the repository's fault, until it is asked whether they are.
+const DOUBTED: u32 = 3;
 
 /// The login of one endpoint.
 pub struct Logins {
@@ -29,8 +32,10 @@ pub struct Logins {
 
 struct State {
     refused: Option<Refused>,
-    /// The login that was accepted last.
-    proven: Option<Fingerprint>,
+    /// The login that was accepted last, and what it opened.
+    proven: Option<(Fingerprint, Option<Opened>)>,
+    /// Refusals since then.
+    doubts: u32,
     /// Changes whenever another login is to be used from now on: what was had with the last one is worth
     /// nothing any more.
     generation: u64,
@@ -38,6 +43,14 @@ struct State {
     is_unavailable: Flag,
     /// Whether it was said that there is no login.
     told_of_none: bool,
+}
+
+/// What a login opened: asked for once more, it tells whether the login is good still.
+#[derive(Clone, Debug)]
+pub enum Opened {
+    Token(Grant),
+    /// By the login itself.
+    Content(Url),
 }
 
 /// A login that a registry does not take.
@@ -89,6 +102,7 @@ impl Logins {
         let state = State {
             refused: None,
             proven: None,
+            doubts: 0,
             generation: 0,
             is_refused: Flag::new(&metrics.credential_refused),
             is_unavailable: Flag::new(&metrics.credential_unavailable),
@@ -170,13 +184,38 @@ impl Logins {
 
     /// Whether a login was accepted, so that trying it can do no harm.
     pub fn is_proven(&self, login: &Login) -> bool {
-        lock(&self.state).proven == Some(login.fingerprint(b""))
+        let who = login.fingerprint(b"");
+        lock(&self.state).proven.as_ref().is_some_and(|(proven, _)| *proven == who)
     }
 
-    pub fn accepted(&self, login: &Login) {
+    /// What the login opened last.
+    pub fn opened(&self, login: &Login) -> Option<Opened> {
+        let who = login.fingerprint(b"");
+        let state = lock(&self.state);
+        state.proven.as_ref().filter(|(proven, _)| *proven == who)?.1.clone()
+    }
+
+    /// Whether the login was refused and it is not yet time for another try.
+    pub fn is_laid_aside(&self, login: &Login) -> bool {
+        let who = login.fingerprint(b"");
+        lock(&self.state).refused.as_ref().is_some_and(|refused| refused.who == who && !refused.trying)
+    }
+
+    /// Takes note of a refusal that may not be the login's fault. Whether that is to be found out: one that
+    /// was refused before and is being tried is trusted no further.
+    pub fn doubt(&self, login: &Login) -> bool {
         let who = login.fingerprint(b"");
         let mut state = lock(&self.state);
-        state.proven = Some(who);
+        state.doubts = state.doubts.saturating_add(1);
+        state.doubts >= DOUBTED || state.refused.as_ref().is_some_and(|refused| refused.who == who)
+    }
+
+    /// The login is good: it opened this, where that is known.
+    pub fn accepted(&self, login: &Login, opened: Option<Opened>) {
+        let who = login.fingerprint(b"");
+        let mut state = lock(&self.state);
+        let before = state.proven.take().filter(|(proven, _)| *proven == who).and_then(|(_, opened)| opened);
+        (state.proven, state.doubts) = (Some((who, opened.or(before))), 0);
         if state.refused.as_ref().is_some_and(|refused| refused.who == who) {
             state.refused = None;
             state.is_refused.set(false);
@@ -184,11 +223,13 @@ impl Logins {
         }
     }
 
-    /// The login is no good: it is laid aside, unless its helper knows another one by now.
-    pub async fn refused(&self, login: &Login, why: &str) {
-        if !self.has_another(login).await {
+    /// The login is no good: it is laid aside, unless its helper knows another one by now, which is told.
+    pub async fn refused(&self, login: &Login, why: &str) -> bool {
+        let another = self.has_another(login).await;
+        if !another {
             self.lay_aside(login, why);
         }
+        another
     }
 
     /// From now on the login is not used, but for a try now and then.
@@ -196,9 +237,8 @@ impl Logins {
         let who = login.fingerprint(b"");
         let mut state = lock(&self.state);
         let state = &mut *state;
-        if state.proven == Some(who) {
-            state.proven = None;
-        }
+        state.doubts = 0;
+        state.proven.take_if(|(proven, _)| *proven == who);
         let last = state.refused.take().filter(|refused| refused.who == who);
         // Somebody else was faster.
         if let Some(refused) = last.as_ref().filter(|refused| !refused.trying) {

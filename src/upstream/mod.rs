@@ -20,6 +20,7 @@ mod gate;
 mod guard;
 mod helper;
 mod hops;
+mod judge;
 mod leak;
 mod login;
 mod manifest;

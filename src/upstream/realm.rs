@@ -16,7 +16,7 @@ use super::callers::Callers;
 use super::client::{Failure, Hop, Wire};
 use super::credential::{Login, LoginSecret};
 use super::guard::{self, Reach};
-use super::login::Logins;
+use super::login::{Logins, Opened};
 use super::quota::retry_after;
 use super::retry::Tries;
 use super::{Cause, Credential, EndpointOptions, Identity, Options};
@@ -97,11 +97,13 @@ impl RealmOptions {
 
 /// The token servers of one endpoint, and the login for them.
 pub struct Realms {
-    wire: Arc<Wire>,
+    pub(super) wire: Arc<Wire>,
     /// Up to `/v2/`.
-    api: Url,
+    pub(super) api: Url,
     is_stranger: bool,
     pub logins: Logins,
+    /// Taken to judge a login that was refused.
+    pub(super) judging: tokio::sync::Mutex<()>,
     callers: Option<Arc<Callers>>,
     realm_hosts: Vec<String>,
     header_timeout: Duration,
@@ -113,7 +115,8 @@ impl Realms {
         let RealmOptions { url, api, is_stranger, credential, callers, realm_hosts, header_timeout } =
             options;
         let logins = Logins::new(&url, credential, &wire.metrics, clock.clone(), tasks);
-        Self { wire, api, is_stranger, logins, callers, realm_hosts, header_timeout, clock }
+        let judging = tokio::sync::Mutex::default();
+        Self { wire, api, is_stranger, logins, judging, callers, realm_hosts, header_timeout, clock }
     }
 
     /// The login of an identity, where it has one that may be used.
@@ -146,11 +149,17 @@ impl Realms {
                 StatusCode::OK => {
                     let token = self.read(grant, response).await?;
                     if configured {
-                        self.logins.accepted(&login);
+                        self.logins.accepted(&login, Some(Opened::Token(grant.clone())));
                     }
                     return Ok(token);
                 }
-                StatusCode::FORBIDDEN if configured => return self.forbidden(grant, &login, response).await,
+                StatusCode::FORBIDDEN if configured => {
+                    let refusal = self.refusal(grant, response).await;
+                    match self.forbidden(grant, &login, refusal).await {
+                        Some(outcome) => return outcome,
+                        None => continue,
+                    }
+                }
                 StatusCode::UNAUTHORIZED | StatusCode::BAD_REQUEST => self.wire.reading.start(response).await,
                 _ => return Err(self.refusal(grant, response).await),
             };
@@ -180,7 +189,7 @@ impl Realms {
         self.logins.refusal().filter(|_| identity == Identity::Configured)
     }
 
-    async fn anonymous(&self, grant: &Grant) -> Result<Token, Refusal> {
+    pub(super) async fn anonymous(&self, grant: &Grant) -> Result<Token, Refusal> {
         guard::check_realm(&self.api, &grant.realm, &self.realm_hosts, false)?;
         let response = self.ask(grant, None).await?;
         if response.status() != StatusCode::OK {
@@ -189,41 +198,8 @@ impl Realms {
         Ok(self.read(grant, response).await?)
     }
 
-    /// Some servers say 403 of a bad login, all of a repository that is not this login's. Who may have the
-    /// repository without a login was not refused for its sake.
-    async fn forbidden(&self, grant: &Grant, login: &Login, response: Response) -> Result<Token, Refusal> {
-        let refusal = self.refusal(grant, response).await;
-        let Ok(token) = self.anonymous(grant).await else { return Err(refusal) };
-        if !self.logins.is_proven(login) {
-            self.logins.refused(login, refusal.cause.to_string().as_str()).await;
-        }
-        Ok(token)
-    }
-
-    /// Whether the login is good though the registry refused one request with it: its `/v2/` is closed and
-    /// this opens it.
-    pub async fn is_good(&self, login: &Login) -> bool {
-        let Some(basic) = basic(login) else { return false };
-        let status = async |headers| {
-            let hop = Hop {
-                call: UpstreamCall::Token,
-                method: Method::GET,
-                url: &self.api,
-                headers,
-                form: None,
-                reach: Reach::Anywhere,
-            };
-            let response = self.wire.send(hop).await.ok()?;
-            let status = response.status();
-            self.wire.reading.start(response).await;
-            Some(status)
-        };
-        status(HeaderMap::from_iter([(AUTHORIZATION, basic)])).await.is_some_and(|status| status.is_success())
-            && status(HeaderMap::new()).await == Some(StatusCode::UNAUTHORIZED)
-    }
-
     /// By GET, which every server but some takes; identity tokens are for POST alone.
-    async fn ask(&self, grant: &Grant, login: Option<&Login>) -> Result<Response, Cause> {
+    pub(super) async fn ask(&self, grant: &Grant, login: Option<&Login>) -> Result<Response, Cause> {
         let login = match login {
             Some(Login { secret: LoginSecret::IdentityToken(token), .. }) => {
                 let form = [("grant_type", "refresh_token"), ("refresh_token", token.reveal())];

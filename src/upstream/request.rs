@@ -186,8 +186,8 @@ impl Requests {
             proof = Some(self.tokens.answer(ask.identity, &ask.name, &challenges, public, proof).await?);
             answer = self.follow(ask, proof.as_ref()).await?;
         }
-        if let Some(proof) = proof.as_ref().filter(|_| answer.status().is_success()) {
-            self.tokens.accepted(ask.identity, proof);
+        if let Some(proof) = &proof {
+            self.tokens.answered(ask, proof, answer.status());
         }
         // Signed URLs expire: a new one, once. (A HEAD tells enough by having been redirected.)
         let is_storage = answer.foreign && !answer.known_there;

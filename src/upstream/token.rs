@@ -4,15 +4,18 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
 use moka::sync::Cache;
 use tokio::sync::OwnedMutexGuard;
 use url::Url;
 
 use super::challenge::{Challenge, is_repository_scope};
 use super::credential::Login;
+use super::judge::Verdict;
+use super::login::Opened;
 use super::quota::PerIdentity;
 use super::realm::{self, Grant, REFUSED_FOR, Realms, Refusal};
+use super::request::Ask;
 use super::{Cause, Identity};
 use crate::clock::Clock;
 use crate::oci::Name;
@@ -143,34 +146,37 @@ impl Tokens {
         };
         let logins = &self.realms.logins;
         if let Identity::Caller(_) = identity {
-            let opens = self.realms.is_good(login).await;
-            let why = if opens {
-                ": this login does not open it"
-            } else {
-                ": it refuses the user name and password"
-            };
-            let denied = Cause::Denied(why.to_owned());
-            if !opens {
+            let verdict = self.realms.judge(login).await?;
+            if verdict == Verdict::Bad {
+                let denied = Cause::Denied(": it refuses the user name and password".to_owned());
                 self.hold(identity, REFUSED_FOR, denied.clone());
+                return Err(denied);
             }
-            return Err(denied);
+            return Err(Cause::Denied(": this login does not open it".to_owned()));
         }
         // Passwords that helpers give expire.
         if logins.has_another(login).await {
             return Ok(());
         }
-        if self.realms.is_good(login).await {
-            logins.accepted(login);
-            return Err(Cause::Denied(": the configured login does not open it".into()));
+        match self.realms.judge(login).await? {
+            Verdict::Good => logins.accepted(login, None),
+            Verdict::Untold if logins.is_proven(login) => {}
+            Verdict::Untold | Verdict::Bad => {
+                logins.lay_aside(login, "the registry answered 401 Unauthorized");
+                return Ok(());
+            }
         }
-        logins.lay_aside(login, "the registry answered 401 Unauthorized");
-        Ok(())
+        Err(Cause::Denied(": the configured login does not open it".into()))
     }
 
-    /// Takes note that a request was answered with what it asked for.
-    pub fn accepted(&self, identity: Identity, proof: &Proof) {
-        if let Some(login) = proof.login.as_ref().filter(|_| identity == Identity::Configured) {
-            self.realms.logins.accepted(login);
+    /// Takes note of an answer to a login.
+    pub fn answered(&self, ask: &Ask, proof: &Proof, status: StatusCode) {
+        let Some(login) = &proof.login else { return };
+        match ask.identity {
+            Identity::Configured if status.is_success() => {
+                self.realms.logins.accepted(login, Some(Opened::Content(ask.url.clone())));
+            }
+            _ => {}
         }
     }
 

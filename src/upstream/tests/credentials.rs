@@ -9,12 +9,12 @@ use base64::prelude::BASE64_STANDARD;
 use super::*;
 use crate::upstream::helper::tests::script;
 
-fn basic(user: &str, password: &str) -> String {
+pub fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")))
 }
 
 /// A registry at `/v2/` that takes `Bearer good` and `Bearer public`; `token` answers for its token server.
-async fn registry(token: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Server {
+pub async fn registry(token: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Server {
     Server::new(move |seen| match (seen.path(), seen.header("authorization")) {
         ("/token", _) => token(seen),
         (path, Some("Bearer public")) if path.starts_with("/v2/secret") => reply(404, ""),
@@ -27,16 +27,16 @@ async fn registry(token: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Ser
     .await
 }
 
-fn good() -> Reply {
+pub fn good() -> Reply {
     reply(200, r#"{"token":"good","expires_in":300}"#)
 }
 
-fn public() -> Reply {
+pub fn public() -> Reply {
     reply(200, r#"{"token":"public","expires_in":300}"#)
 }
 
 /// How many requests carried a login, of whatever kind.
-fn tries(server: &Server) -> usize {
+pub fn tries(server: &Server) -> usize {
     let carries = |seen: &&Seen| {
         seen.header("authorization").is_some_and(|value| value.starts_with("Basic"))
             || seen.body.contains("refresh_token")

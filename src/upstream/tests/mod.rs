@@ -9,6 +9,7 @@ mod mirrors;
 mod proxy;
 mod quirks;
 mod referrers;
+mod refused;
 mod weather;
 
 use std::convert::Infallible;
