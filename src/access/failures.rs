@@ -1,5 +1,5 @@
-//! Who tries passwords: so many wrong ones of a client are shown to a registry upstream, for guesses
-//! there are Forebay's, and lock accounts.
+//! Who tries passwords: so many of a client that a registry upstream does not take are shown to it, for
+//! guesses there are Forebay's, and lock accounts.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use moka::sync::Cache;
 use super::Client;
 use super::limits::network_of;
 
-/// Wrong logins of one client within the time below.
+/// Logins of one client that were not taken, within the time below.
 pub const FAILURES_MAX: u32 = 20;
 const WITHIN: Duration = Duration::from_secs(60);
 const CLIENTS_MAX: u64 = 100_000;
@@ -48,7 +48,7 @@ impl Failures {
 }
 
 impl Attempt {
-    /// The login was not wrong.
+    /// The login was taken, or nobody can say.
     pub fn forgive(self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

@@ -100,8 +100,8 @@ impl Service {
         ApiError::unauthorized(error.to_string(), challenge(caller, host, Some(repository), wrong))
     }
 
-    /// A pass for the repository that is asked for, once the upstream has taken the login; without a
-    /// login, one for nobody.
+    /// A pass for the repository that is asked for, unless the upstream says that the login is wrong;
+    /// without a login, one for nobody.
     pub(super) async fn pass(
         &self,
         host: &UpstreamHost,
@@ -160,9 +160,8 @@ impl Service {
             self.gate.judged_upstream(Judged::Busy);
             ApiError::too_many_failures(wait)
         })?;
-        let (known, asked) = mirror.log_in(repository, login).await;
-        let wrong = asked && matches!(known, Err(Error::Denied { .. }));
-        if !wrong {
+        let (known, is_guess) = mirror.log_in(repository, login).await;
+        if !is_guess {
             attempt.forgive();
         }
         self.gate.judged_upstream(match &known {

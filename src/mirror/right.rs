@@ -173,15 +173,15 @@ impl Mirror {
         Some(known.map_err(|error| self.not_logged_in(repository, error)))
     }
 
-    /// Who comes with this login, once upstream has taken it. `Denied`: it does not. Also tells whether
-    /// this call had upstream asked.
+    /// Who comes with this login, unless upstream says that it is wrong: `Denied`. Also tells whether it
+    /// may be a guess, which this call had upstream shown.
     pub async fn log_in(&self, repository: &Repository, login: Login) -> (Result<CallerId, Error>, bool) {
         let upstream = match (&repository.owner, self.upstream(repository)) {
             (Owner::Upstream(host), Ok(upstream)) if self.asks_callers(host) => upstream,
             _ => return (Err(Error::NotFound(repository.to_string())), false),
         };
-        let (known, asked) = upstream.log_in(&repository.name, login).await;
-        (known.map_err(|error| self.not_logged_in(repository, error)), asked)
+        let (known, is_guess) = upstream.log_in(&repository.name, login).await;
+        (known.map_err(|error| self.not_logged_in(repository, error)), is_guess)
     }
 
     fn not_logged_in(&self, repository: &Repository, error: upstream::Error) -> Error {

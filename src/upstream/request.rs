@@ -115,6 +115,10 @@ impl Requests {
         self.tokens.refuses_login(identity)
     }
 
+    pub fn took_login(&self, identity: Identity) -> bool {
+        self.tokens.took_login(identity)
+    }
+
     /// The answer, whatever its status: see [`Requests::refusal`] for those that are no success.
     pub async fn send(&self, ask: &Ask) -> Result<Answer, Cause> {
         let mut tries = Tries::new(&self.wire.metrics, self.options.header_timeout).at_most(self.retries);

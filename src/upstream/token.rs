@@ -76,6 +76,8 @@ pub struct Tokens {
     cached: Cache<Key, Entry>,
     /// Refusals that no other scope would change: a rate limit.
     held: Mutex<PerIdentity<Option<(Instant, Cause)>>>,
+    /// Callers whose login opened something.
+    took: Mutex<PerIdentity<bool>>,
     flights: Flights<Key, Result<HeaderValue, Cause>>,
     /// Taken to try a login that was never accepted: many repositories may be asked for at once, and a
     /// wrong one is to be tried for one of them only.
@@ -91,6 +93,7 @@ impl Tokens {
             usual: Mutex::default(),
             cached: Cache::new(CACHED),
             held: Mutex::default(),
+            took: Mutex::default(),
             flights: Flights::new(tasks, "token"),
             unproven: Arc::default(),
         }
@@ -152,6 +155,7 @@ impl Tokens {
                 self.hold(identity, REFUSED_FOR, denied.clone());
                 return Err(denied);
             }
+            *lock(&self.took).of(identity) |= verdict == Verdict::Good;
             return Err(Cause::Denied(": this login does not open it".to_owned()));
         }
         // Passwords that helpers give expire.
@@ -176,8 +180,19 @@ impl Tokens {
             Identity::Configured if status.is_success() => {
                 self.realms.logins.accepted(login, Some(Opened::Content(ask.url.clone())));
             }
+            // A caller shows its login where it was asked for one: that there is no such thing, nobody
+            // else is told.
+            Identity::Caller(_) if status.is_success() || status == StatusCode::NOT_FOUND => {
+                *lock(&self.took).of(ask.identity) = true;
+            }
             _ => {}
         }
+    }
+
+    /// Whether a caller's login opened something: a token was given for it, or it was shown and the answer
+    /// was no refusal.
+    pub fn took_login(&self, identity: Identity) -> bool {
+        *lock(&self.took).of(identity)
     }
 
     /// Whether the identity's login itself was refused a moment ago, whatever it was for.
@@ -324,6 +339,9 @@ impl Tokens {
         let now = self.clock.now();
         let entry = match self.realms.fetch(*identity, grant).await {
             Ok((token, life)) => {
+                if let Identity::Caller(_) = identity {
+                    *lock(&self.took).of(*identity) = true;
+                }
                 Entry { fresh: now + life.fresh, until: now + life.valid, outcome: Ok(token) }
             }
             Err(Refusal { cause, for_all: Some(wait) }) => {

@@ -2,6 +2,7 @@
 
 use futures_util::future::join_all;
 
+use super::support::faulty;
 use super::support::image::Content;
 use super::support::registry::{HTPASSWD, PASSWORD, USER};
 use super::*;
@@ -126,6 +127,39 @@ async fn a_wrong_password_is_shown_upstream_once_and_many_are_not_shown() {
     assert_eq!((tries, refused), (20, 21));
     let series = r#"forebay_logins_total{login="refused",method="upstream"}"#;
     assert!(rig.mirror.metric(series).await >= 20.0);
+}
+
+/// How many of 40 different passwords got a pass, and how many a 429.
+async fn guess(mirror: &Mirror, repository: &str) -> (usize, usize) {
+    let (mut passed, mut refused) = (0, 0);
+    for n in 0..40 {
+        match ask_pass(mirror, Some((ALICE.0, &format!("guess {n}"))), repository).await.status {
+            200 => passed += 1,
+            429 => refused += 1,
+            other => panic!("{other}"),
+        }
+    }
+    (passed, refused)
+}
+
+/// A pass may be for what is public, so it is given, but it is no leave to guess.
+#[tokio::test]
+async fn guesses_are_counted_where_nobody_says_that_they_are_wrong() {
+    let rig = Rig::start("\"per-caller\"").await;
+    rig.tokens.set_wrong(403);
+    let alice = rig.pass(ALICE, ALICES).await;
+    let wrong = rig.pass((ALICE.0, "wrong"), ALICES).await;
+    let before = rig.tokens.requests().len();
+    assert_eq!(guess(&rig.mirror, ALICES).await, (19, 21));
+    let requests = rig.tokens.requests().split_off(before);
+    assert_eq!(requests.iter().filter(|request| request.user.is_some()).count(), 19);
+    rig.assert_served(ALICES, Some(&alice)).await;
+    rig.assert_status(ALICES, Some(&wrong), 404).await;
+    rig.pass(ALICE, ALICES).await;
+
+    let (open, directory) = (faulty::Upstream::start().await, tempfile::tempdir().unwrap());
+    let mirror = mirror(directory.path(), &open.url(), "\"per-caller\"").await;
+    assert_eq!(guess(&mirror, PUBLIC).await, (20, 20));
 }
 
 #[tokio::test]

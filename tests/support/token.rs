@@ -34,6 +34,8 @@ struct Rules {
     anonymous: Vec<Grant>,
     accounts: HashMap<String, (String, Vec<Grant>)>,
     lifetime: Duration,
+    /// The status for a wrong login.
+    wrong: u16,
     trouble: Option<Trouble>,
 }
 
@@ -71,6 +73,7 @@ impl TokenServer {
             anonymous: Vec::new(),
             accounts: HashMap::new(),
             lifetime: Duration::from_secs(300),
+            wrong: 401,
             trouble: None,
         };
         let state = Arc::new(State {
@@ -115,6 +118,11 @@ impl TokenServer {
     /// What `expires_in` says of tokens from now on (300 s at first).
     pub fn set_lifetime(&self, lifetime: Duration) {
         self.state.rules.lock().unwrap().lifetime = lifetime;
+    }
+
+    /// The status for a wrong login (401 at first; ghcr.io has 403).
+    pub fn set_wrong(&self, status: u16) {
+        self.state.rules.lock().unwrap().wrong = status;
     }
 
     pub fn set_trouble(&self, trouble: Option<Trouble>) {
@@ -167,7 +175,7 @@ impl State {
             if let Some((user, password)) = &credentials {
                 match rules.accounts.get(user) {
                     Some((right, own)) if right == password => grants.extend(own.iter().cloned()),
-                    _ => return (401, json!({ "details": "incorrect username or password" })),
+                    _ => return (rules.wrong, json!({ "details": "incorrect username or password" })),
                 }
             }
             (grants, rules.lifetime)

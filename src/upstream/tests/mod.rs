@@ -1,6 +1,7 @@
 //! The upstream module against a scripted server on loopback.
 
 mod auth;
+mod callers;
 mod content;
 mod credentials;
 mod hops;
