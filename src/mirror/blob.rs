@@ -176,7 +176,7 @@ impl Mirror {
         digest: &Digest,
         access: &Access,
     ) -> Result<Option<FillReader>, Error> {
-        let Some(fill) = self.store.fill(&access.grant, digest) else { return Ok(None) };
+        let Some(fill) = self.store.fill(&access.grant, digest, access.hops.depth()) else { return Ok(None) };
         if !fill.serves(repository) {
             self.size(digest, access).await?;
             if !fill.link_later(&access.grant) {
@@ -211,10 +211,10 @@ impl Mirror {
     /// Whether upstream has the blob in this repository, and its size.
     async fn size(self: &Arc<Self>, digest: &Digest, access: &Access) -> Result<Option<u64>, Error> {
         let (repository, identity) = (&access.grant.repository, access.identity);
-        let key = (access.caller(), repository.clone(), *digest);
+        let key = ((access.caller(), access.hops.depth()), repository.clone(), *digest);
         let (mirror, hops) = (self.clone(), access.hops.clone());
         let size = self.sizes.join(key.clone(), || async move {
-            let (who, repository, digest) = key;
+            let ((who, _), repository, digest) = key;
             let upstream = mirror.upstream_for(&repository, &hops)?;
             let head = upstream.blob_head(identity, &repository.name, &digest).await;
             head.map_err(|error| mirror.refuse(who, &repository, &Subject::Blob(digest), error))

@@ -41,7 +41,8 @@ impl Mirror {
             return Ok(TagsAnswer { served, ..answer });
         }
         self.refused(who, repository, &Subject::Tags)?;
-        if !self.lists.has(&(who, repository.clone())) {
+        let key = ((who, asker.hops.depth()), repository.clone());
+        if !self.lists.has(&key) {
             let subject = Subject::Tags.of(repository);
             asker
                 .toll
@@ -50,7 +51,7 @@ impl Mirror {
                 .map_err(|retry_after| Error::ClientLimited { subject, retry_after })?;
         }
         let (mirror, hops) = (self.clone(), asker.hops.clone());
-        let listed = self.lists.join((who, repository.clone()), || {
+        let listed = self.lists.join(key, || {
             let repository = repository.clone();
             async move {
                 let held = if standing.is_open() { mirror.held_tags(&repository).await } else { Vec::new() };

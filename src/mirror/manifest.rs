@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::memory::{HeldManifest, Subject};
 use super::right::veiled;
 use super::standing::{Access, Standing};
-use super::{Asker, Mirror, Who, lost};
+use super::{Asker, Behalf, Mirror, Who, lost};
 use crate::answer::{BlobWant, Error, ManifestAnswer, Served};
 use crate::oci::{Digest, InvalidManifest, Manifest, ManifestKind, Reference, Repository};
 use crate::upstream::{FetchedManifest, Saving, Spender};
@@ -31,6 +31,10 @@ pub(super) struct Request<'a> {
 impl Request<'_> {
     pub fn who(&self) -> Who {
         self.standing.caller()
+    }
+
+    pub fn behalf(&self) -> Behalf {
+        (self.who(), self.asker.hops.depth())
     }
 }
 
@@ -151,7 +155,7 @@ impl Mirror {
         spender: Spender,
     ) -> Result<(Arc<HeldManifest>, Served), Error> {
         let Request { asker, standing, repository } = request;
-        let key = (request.who(), (*repository).clone(), reference.clone());
+        let key = (request.behalf(), (*repository).clone(), reference.clone());
         let subject = Subject::Manifest(reference.clone());
         let access = self.access(repository, standing, &subject, asker.hops).await?;
         let mut tries = HELD_BACK;

@@ -115,6 +115,11 @@ pub struct Asker<'a> {
 /// answer to another.
 type Who = Option<CallerId>;
 
+/// For whom work under way is shared, and how many servers the request passed. Two servers may be asked
+/// for the same at once, and each ask the other: those who wait for work of their own depth alone wait in
+/// no circle.
+type Behalf = (Who, usize);
+
 impl Asker<'_> {
     /// `is_held`: something is there to be served instead. Then priority is that of a miss: the reserve is
     /// for what is not held, and no client's share is taken.
@@ -142,12 +147,12 @@ pub struct Mirror {
     tasks: Tasks,
     /// When blobs of an upstream were last seen to flow.
     blobs_flow: moka::sync::Cache<UpstreamHost, Instant>,
-    fetches: Flights<(Who, Repository, Reference), Result<Arc<HeldManifest>, Error>>,
-    resolves: Flights<(Who, Repository, Tag), Result<Resolved, Error>>,
-    proofs: Flights<(Who, Repository, Subject), Result<(), Error>>,
-    sizes: Flights<(Who, Repository, Digest), Result<Option<u64>, Error>>,
-    lists: Flights<(Who, Repository), Result<TagsAnswer, Error>>,
-    referrers: Flights<(Who, Repository, Digest), Result<ReferrersAnswer, Error>>,
+    fetches: Flights<(Behalf, Repository, Reference), Result<Arc<HeldManifest>, Error>>,
+    resolves: Flights<(Behalf, Repository, Tag), Result<Resolved, Error>>,
+    proofs: Flights<(Behalf, Repository, Subject), Result<(), Error>>,
+    sizes: Flights<(Behalf, Repository, Digest), Result<Option<u64>, Error>>,
+    lists: Flights<(Behalf, Repository), Result<TagsAnswer, Error>>,
+    referrers: Flights<(Behalf, Repository, Digest), Result<ReferrersAnswer, Error>>,
     clock: Clock,
 }
 

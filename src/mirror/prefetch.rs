@@ -239,7 +239,7 @@ impl Mirror {
         }
         let access = self.access(repository, standing, &Subject::Blob(digest), hops).await;
         let Ok(access) = access else { return };
-        if self.store.fill(&access.grant, &digest).is_some() {
+        if self.store.fill(&access.grant, &digest, hops.depth()).is_some() {
             return;
         }
         let guess =
@@ -264,7 +264,7 @@ impl Mirror {
 
     /// Waits for the end of a fill.
     pub(super) async fn over(&self, access: &Access, digest: &Digest) {
-        while self.store.fill(&access.grant, digest).is_some() {
+        while self.store.fill(&access.grant, digest, access.hops.depth()).is_some() {
             tokio::time::sleep(TICK).await;
         }
     }
@@ -278,6 +278,7 @@ impl Mirror {
         let repository = &access.grant.repository;
         Ok(BlobSource {
             upstream: self.upstream_for(repository, &access.hops)?,
+            depth: access.hops.depth(),
             identity: access.identity,
             name: repository.name.clone(),
             digest: *digest,

@@ -89,7 +89,7 @@ impl Mirror {
             Err(error) if known.is_none() || matches!(error, Error::Denied { .. }) => return Err(error),
             _ => {}
         }
-        let flight_key = (who, key.0.clone(), key.1);
+        let flight_key = ((who, asker.hops.depth()), key.0.clone(), key.1);
         if known.is_none() && !self.referrers.has(&flight_key) {
             let subject = wanted.of(repository);
             asker

@@ -86,10 +86,11 @@ impl Mirror {
         hops: &Hops,
     ) -> Result<Arc<Standing>, Error> {
         let (mirror, hops) = (self.clone(), hops.clone());
-        let flight = self.proofs.join((Some(id), repository.clone(), subject.clone()), || {
-            let (repository, subject) = (repository.clone(), subject.clone());
-            async move { mirror.show_now(id, &repository, &subject, &hops).await }
-        });
+        let flight =
+            self.proofs.join(((Some(id), hops.depth()), repository.clone(), subject.clone()), || {
+                let (repository, subject) = (repository.clone(), subject.clone());
+                async move { mirror.show_now(id, &repository, &subject, &hops).await }
+            });
         let shown = flight.await.unwrap_or_else(|| Err(lost(subject.of(repository))));
         match shown {
             Ok(()) => {}

@@ -15,6 +15,8 @@ use crate::upstream::{Cause, Error, Giver, Identity, Upstream};
 pub struct BlobSource {
     pub upstream: Arc<Upstream>,
     pub identity: Identity,
+    /// How many servers the request passed.
+    pub depth: usize,
     pub name: Name,
     pub digest: Digest,
     /// Whether it was this one that upstream was asked by, not that of an earlier fill.
@@ -61,6 +63,10 @@ impl Source for BlobSource {
             Ok(SourceStream { start: body.start, total: body.total, bounded: body.bounded, stream })
         }
         .boxed()
+    }
+
+    fn depth(&self) -> usize {
+        self.depth
     }
 
     fn was_wrong(&self) {

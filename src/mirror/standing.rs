@@ -193,7 +193,7 @@ impl Mirror {
         subject: &Subject,
         hops: &Hops,
     ) -> Result<(), Error> {
-        let key = (None, repository.clone(), subject.clone());
+        let key = ((None, hops.depth()), repository.clone(), subject.clone());
         let standing = standing.clone();
         let (mirror, hops) = (self.clone(), hops.clone());
         let proof = self.proofs.join(key, || {

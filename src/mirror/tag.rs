@@ -242,7 +242,7 @@ impl Mirror {
         }
         let (mirror, standing, before) = (self.clone(), request.standing.clone(), known.clone());
         let hops = request.asker.hops.clone();
-        let flight = self.resolves.join((request.who(), repository.clone(), tag.clone()), || {
+        let flight = self.resolves.join((request.behalf(), repository.clone(), tag.clone()), || {
             let (repository, tag) = (repository.clone(), tag.clone());
             async move { mirror.ask(&standing, &repository, &tag, before, purpose, &hops).await }
         });

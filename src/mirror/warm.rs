@@ -308,7 +308,7 @@ impl Mirror {
         let committed = async {
             for blob in &parts.blobs {
                 // A fill is committed before it is taken off the list.
-                while self.store.fill(&grant, &blob.digest).is_some() {
+                while self.store.fill(&grant, &blob.digest, 0).is_some() {
                     tokio::time::sleep(COMMIT_TICK).await;
                 }
             }

@@ -137,7 +137,7 @@ pub struct Store {
     options: Options,
     home: Home,
     buffers: Arc<Buffers>,
-    fills: Mutex<HashMap<FillKey, Arc<Fill>>>,
+    fills: Mutex<HashMap<FillKey, Vec<Arc<Fill>>>>,
     /// Bytes of the blobs on their way that were admitted to the disk.
     reserved: AtomicU64,
     leases: Leases,
@@ -254,9 +254,11 @@ impl Store {
         BlobReader::file(held, range, self.buffers.clone())
     }
 
-    /// The fill under way for a blob, in a trust domain.
-    pub fn fill(&self, grant: &Grant, digest: &Digest) -> Option<Arc<Fill>> {
-        lock(&self.fills).get(&(grant.domain.clone(), *digest)).cloned()
+    /// The fill under way for a blob, in a trust domain, that may be waited for from this `depth`.
+    pub fn fill(&self, grant: &Grant, digest: &Digest, depth: usize) -> Option<Arc<Fill>> {
+        let fills = lock(&self.fills);
+        let listed = fills.get(&(grant.domain.clone(), *digest))?;
+        listed.iter().find(|fill| fill.may_be_awaited(depth)).cloned()
     }
 
     /// A first reader of a new fill, unless somebody's fill or commit came first: looking for one
@@ -270,10 +272,12 @@ impl Store {
         demand: Demand,
         unless_held: bool,
     ) -> Start {
+        let depth = source.depth();
         let staged = self.stage();
         let key = (grant.domain.clone(), *digest);
         let mut fills = lock(&self.fills);
-        if let Some(fill) = fills.get(&key) {
+        let listed = fills.get(&key).into_iter().flatten().find(|fill| fill.may_be_awaited(depth));
+        if let Some(fill) = listed {
             if !fill.serves(&grant.repository) {
                 return Start::Unproven;
             }
@@ -287,7 +291,7 @@ impl Store {
         if unless_held && self.is_proven(grant, digest).unwrap_or(false) {
             return Start::Unproven;
         }
-        let partial = fills.values().filter(|fill| fill.is_partial()).count();
+        let partial = fills.values().flatten().filter(|fill| fill.is_partial()).count();
         let demand = match demand {
             Demand::Part { .. } if partial >= MOST_PARTIAL => Demand::Ranges,
             demand => demand,
@@ -306,7 +310,7 @@ impl Store {
             tasks: self.tasks.clone(),
         };
         Start::Reading(fill::start(grant.clone(), *digest, source, file, demand, loan, |fill| {
-            fills.insert(key, fill.clone());
+            fills.entry(key).or_default().push(fill.clone());
             Keeper { store: self.clone(), staged, reserved: AtomicU64::new(0) }
         }))
     }
@@ -388,7 +392,9 @@ impl fill::Keeper for Keeper {
     fn delist(&self, fill: &Arc<Fill>) {
         let key = (fill.domain.clone(), fill.digest);
         let mut fills = lock(&self.store.fills);
-        if fills.get(&key).is_some_and(|listed| Arc::ptr_eq(listed, fill)) {
+        let Some(listed) = fills.get_mut(&key) else { return };
+        listed.retain(|one| !Arc::ptr_eq(one, fill));
+        if listed.is_empty() {
             fills.remove(&key);
         }
     }

@@ -32,6 +32,11 @@ impl Hops {
         self.0.is_empty()
     }
 
+    /// How many they are.
+    pub fn depth(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn is_too_long(&self) -> bool {
         self.0.len() > MAX_HOPS
     }

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::support::faulty::Upstream;
 use super::support::image::Image;
 use super::support::mirror::{Mirror, MirrorOptions};
@@ -24,9 +26,13 @@ async fn start(directory: &Path, name: &str, upstream: &str, rest: &str) -> Mirr
 }
 
 async fn told(mirror: &Mirror, path: &str) -> (u16, String) {
-    let answer = tokio::time::timeout(PATIENCE, get(&(mirror.url() + path))).await;
-    let (status, body) = answer.unwrap_or_else(|_| panic!("{path} is waited for: {}", mirror.log()));
+    let (status, body) = told_bytes(mirror, path).await;
     (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+async fn told_bytes(mirror: &Mirror, path: &str) -> (u16, Bytes) {
+    let answer = tokio::time::timeout(PATIENCE, get(&(mirror.url() + path))).await;
+    answer.unwrap_or_else(|_| panic!("{path} is waited for: {}", mirror.log()))
 }
 
 const BLOB: &str =
@@ -103,4 +109,33 @@ async fn peers_ask_each_other_first_and_the_registry_once() {
     let mut upstream = upstream;
     upstream.stop().await;
     assert_eq!(told(&second, "/v2/library/third/manifests/latest").await.0, 200);
+}
+
+#[tokio::test]
+async fn peers_that_are_asked_at_the_same_time_wait_in_no_circle() {
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start().await;
+    let image = Image::random(2, 1, 50_000);
+    upstream.put_image("library/app", "latest", &image);
+    let port = free_port();
+    let peer = |port: u16| format!("[[upstream.\"docker.io\".mirror]]\nurl = \"http://127.0.0.1:{port}\"");
+    let first = start(directory.path(), "first", &upstream.url(), &peer(port)).await;
+    let options = MirrorOptions {
+        upstream: upstream.url(),
+        config: config(&peer(first.port)),
+        arguments: vec!["--listen".into(), format!("127.0.0.1:{port}")],
+        ..MirrorOptions::default()
+    };
+    let second = Mirror::with(&directory.path().join("second"), options).await;
+    let digests = image.manifests.iter().map(|one| format!("manifests/{}", one.digest));
+    let blobs = image.blobs.iter().map(|one| format!("blobs/{}", one.digest));
+    for path in
+        ["manifests/latest".to_owned(), "tags/list".to_owned()].into_iter().chain(digests).chain(blobs)
+    {
+        let path = format!("/v2/library/app/{path}");
+        let asked = (0..8).map(|i| told_bytes(if i % 2 == 0 { &first } else { &second }, &path));
+        for (status, body) in futures_util::future::join_all(asked).await {
+            assert_eq!(status, 200, "{path} {body:?}");
+        }
+    }
 }

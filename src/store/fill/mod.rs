@@ -55,6 +55,13 @@ pub trait Source: Send + Sync + 'static {
         end: Option<u64>,
     ) -> BoxFuture<'_, Result<SourceStream, SourceError>>;
 
+    /// How many servers the request passed before this one. The same blob may be asked for at several of
+    /// them at once, and each of the other: who waits only for those that were asked later, or give
+    /// bytes already, waits for nobody who waits for it.
+    fn depth(&self) -> usize {
+        0
+    }
+
     /// All has come, and is something else.
     fn was_wrong(&self) {}
 }
@@ -126,6 +133,12 @@ struct Links {
 }
 
 impl Fill {
+    /// Whether somebody may wait for it whose request passed `depth` servers.
+    pub fn may_be_awaited(&self, depth: usize) -> bool {
+        let state = self.state.borrow();
+        depth <= self.source.depth() || !matches!(state.phase, Phase::Opening) && state.partial.is_none()
+    }
+
     /// Whether it came to its end, which may have been none.
     pub fn is_over(&self) -> bool {
         self.state.borrow().phase.is_over()

@@ -317,7 +317,7 @@ async fn what_was_committed_meanwhile_is_not_fetched_again() {
     let (reader, source) = rig.start(&content, []);
     let digest = Digest::sha256(&content);
     assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
-    while rig.store.fill(&rig.grant, &digest).is_some() {
+    while rig.store.fill(&rig.grant, &digest, 0).is_some() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     assert!(matches!(
@@ -559,7 +559,7 @@ async fn a_full_disk_relays_from_the_start_and_in_mid_fill() {
         let second = tokio::spawn(read(BlobKind::Fill(second)));
         assert_eq!(read(BlobKind::Fill(first)).await.unwrap(), content);
         assert_eq!(second.await.unwrap().unwrap(), content);
-        assert!(rig.store.fill(&rig.grant, &Digest::sha256(&content)).is_none(), "nobody joins late");
+        assert!(rig.store.fill(&rig.grant, &Digest::sha256(&content), 0).is_none(), "nobody joins late");
         assert!(!rig.is_kept(&content).await);
         assert_eq!(rig.ended(FillEnd::Relayed), 1);
         assert_eq!(source.sent.load(Ordering::SeqCst), content.len() as u64);

@@ -411,7 +411,7 @@ async fn what_is_too_large_to_keep_is_never_fetched_as_a_whole_for_ranges() {
         assert!(follow(&fill, &content, span(i * 3 * MIB, MIB)).await);
     }
     let digest = Digest::sha256(&content);
-    while rig.store.fill(&rig.grant, &digest).is_some() {
+    while rig.store.fill(&rig.grant, &digest, 0).is_some() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(follow(&fill, &content, span(35 * MIB, MIB)).await, "who reads may go on");
@@ -438,7 +438,7 @@ async fn a_source_that_refuses_ends_what_is_read_in_parts() {
     let fill = reader.fill().clone();
     assert!(follow(&fill, &content, span(0, 100)).await);
     assert!(!follow(&fill, &content, span(MIB, 100)).await);
-    assert!(fill.is_over() && rig.store.fill(&rig.grant, &Digest::sha256(&content)).is_none());
+    assert!(fill.is_over() && rig.store.fill(&rig.grant, &Digest::sha256(&content), 0).is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -466,13 +466,13 @@ async fn pieces_are_forgotten_when_nobody_reads_for_long() {
     let digest = Digest::sha256(&content);
     assert!(follow(reader.fill(), &content, span(5, 100)).await);
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(rig.store.fill(&rig.grant, &digest).is_some(), "somebody reads");
+    assert!(rig.store.fill(&rig.grant, &digest, 0).is_some(), "somebody reads");
     let fill = reader.fill().clone();
     drop(reader);
     while fill.opened().await.is_ok() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert!(rig.store.fill(&rig.grant, &digest).is_none());
+    assert!(rig.store.fill(&rig.grant, &digest, 0).is_none());
     assert!(fill.reader().is_none(), "who still holds it is not served an error");
     assert!(!rig.is_kept(&content).await);
 }
