@@ -6,18 +6,15 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use governor::middleware::NoOpMiddleware;
-use governor::state::{InMemoryState, NotKeyed};
-use governor::{Quota, RateLimiter};
 use ipnet::IpNet;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use tokio::sync::{Mutex, Semaphore};
 
 use super::{Caller, Client, Identity, Options, Priority, Rate, Rates, Wild};
-use crate::clock::Clock;
+use crate::clock::{Clock, Pacer};
 use crate::metrics::{Limit, Limited, Metrics};
 use crate::mirror::{Purpose, Toll};
 
@@ -259,11 +256,9 @@ fn full_again(rate: Rate) -> Duration {
     interval(rate).saturating_mul(rate.burst.get())
 }
 
-type Governor = RateLimiter<NotKeyed, InMemoryState, Clock, NoOpMiddleware<Instant>>;
-
 /// What one client has left, and who of it waits, in order of arrival.
 struct Bucket {
-    governor: Governor,
+    governor: Pacer,
     clock: Clock,
     interval: Duration,
     waiting: AtomicU32,
@@ -272,9 +267,8 @@ struct Bucket {
 
 impl Bucket {
     fn new(rate: Rate, clock: Clock) -> Self {
-        let quota = Quota::per_minute(rate.per_minute).allow_burst(rate.burst);
         Self {
-            governor: RateLimiter::direct_with_clock(quota, clock.clone()),
+            governor: clock.pacer(rate.per_minute, rate.burst),
             clock,
             interval: interval(rate),
             waiting: AtomicU32::new(0),

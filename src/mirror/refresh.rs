@@ -7,9 +7,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
-use governor::middleware::NoOpMiddleware;
-use governor::state::{InMemoryState, NotKeyed};
-use governor::{Quota, RateLimiter};
 use moka::sync::Cache;
 
 use super::manifest::Request;
@@ -18,7 +15,7 @@ use super::tag::{PATIENCE, Resolved};
 use super::warm::Background;
 use super::{Mirror, lost};
 use crate::answer::Error;
-use crate::clock::Clock;
+use crate::clock::Pacer;
 use crate::metrics::Refreshed;
 use crate::oci::{Digest, Owner, Reference, Repository, Tag, UpstreamHost};
 use crate::upstream::Purpose;
@@ -59,18 +56,10 @@ impl Hot {
     }
 }
 
-type Pace = RateLimiter<NotKeyed, InMemoryState, Clock, NoOpMiddleware<Instant>>;
-
-/// So many in a minute, evenly spread but for a tenth that may come at once.
-fn pace(per_minute: NonZeroU32, clock: Clock) -> Pace {
-    let burst = NonZeroU32::new(per_minute.get() / 10).unwrap_or(NonZeroU32::MIN);
-    RateLimiter::direct_with_clock(Quota::per_minute(per_minute).allow_burst(burst), clock)
-}
-
 /// Refreshes tags as long as there is the mirror.
 pub fn start(mirror: &Arc<Mirror>) {
     let Some(per_minute) = NonZeroU32::new(mirror.options.ahead.refreshes_per_minute) else { return };
-    let mut refresher = Refresher { pace: pace(per_minute, mirror.clock.clone()), resting: Vec::new() };
+    let mut refresher = Refresher { pace: mirror.clock.pace(per_minute), resting: Vec::new() };
     let (stopping, weak) = (mirror.tasks.stopping(), Arc::downgrade(mirror));
     mirror.tasks.spawn("refresh tags", async move {
         let refresh = async {
@@ -85,7 +74,7 @@ pub fn start(mirror: &Arc<Mirror>) {
 }
 
 struct Refresher {
-    pace: Pace,
+    pace: Pacer,
     /// Upstreams that did not answer, and until when they are left alone.
     resting: Vec<(UpstreamHost, Instant)>,
 }
@@ -204,22 +193,6 @@ impl Mirror {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_pace_is_kept_whatever_is_due() {
-        let clock = Clock::default();
-        let taken = |pace: &Pace, after: u64| {
-            clock.advance(Duration::from_secs(after));
-            (0..1000).filter(|_| pace.check().is_ok()).count()
-        };
-        let pace = |per_minute| super::pace(NonZeroU32::new(per_minute).unwrap(), clock.clone());
-        let quick = pace(60);
-        assert_eq!(taken(&quick, 0), 6);
-        assert_eq!(taken(&quick, 1), 1);
-        assert_eq!(taken(&quick, 600), 6);
-        let slow = pace(1);
-        assert_eq!((taken(&slow, 0), taken(&slow, 30), taken(&slow, 31)), (1, 0, 1));
-    }
 
     #[test]
     fn what_is_not_refreshed_is_not_counted() {

@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use governor::clock::{Clock as _, DefaultClock};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::Cause;
+use crate::clock::{Clock, Pacer};
 
 /// A number of places, and a bounded queue for them.
 pub struct Gate {
@@ -66,17 +65,14 @@ impl Gate {
 
 /// A ceiling on requests a minute, evenly spread but for a tenth that may come at once.
 pub struct Pace {
-    limiter: Option<DefaultDirectRateLimiter>,
+    limiter: Option<Pacer>,
     longest: Duration,
+    clock: Clock,
 }
 
 impl Pace {
-    pub fn new(per_minute: Option<std::num::NonZeroU32>, longest: Duration) -> Self {
-        let limiter = per_minute.map(|n| {
-            let burst = std::num::NonZeroU32::new(n.get() / 10).unwrap_or(std::num::NonZeroU32::MIN);
-            RateLimiter::direct(Quota::per_minute(n).allow_burst(burst))
-        });
-        Self { limiter, longest }
+    pub fn new(per_minute: Option<std::num::NonZeroU32>, longest: Duration, clock: Clock) -> Self {
+        Self { limiter: per_minute.map(|per_minute| clock.pace(per_minute)), longest, clock }
     }
 
     /// Waits for this request's turn. `Busy` where that would take too long.
@@ -84,7 +80,7 @@ impl Pace {
         let Some(limiter) = &self.limiter else { return Ok(()) };
         let started = Instant::now();
         while let Err(not_yet) = limiter.check() {
-            let wait = not_yet.wait_time_from(DefaultClock::default().now());
+            let wait = not_yet.wait_time_from(self.clock.now());
             if started.elapsed() + wait > self.longest {
                 return Err(Cause::Busy);
             }
@@ -142,9 +138,13 @@ mod tests {
 
     #[tokio::test]
     async fn the_pace_lets_a_tenth_through_at_once() {
-        let pace = Pace::new(std::num::NonZeroU32::new(20), Duration::ZERO);
+        let clock = Clock::default();
+        let pace = Pace::new(std::num::NonZeroU32::new(20), Duration::ZERO, clock.clone());
         assert!(pace.turn().await.is_ok() && pace.turn().await.is_ok());
         assert!(matches!(pace.turn().await, Err(Cause::Busy)));
-        assert!(Pace::new(None, Duration::ZERO).turn().await.is_ok());
+        clock.advance(Duration::from_secs(3));
+        assert!(pace.turn().await.is_ok());
+        assert!(matches!(pace.turn().await, Err(Cause::Busy)));
+        assert!(Pace::new(None, Duration::ZERO, clock).turn().await.is_ok());
     }
 }

@@ -101,7 +101,7 @@ impl Requests {
             wire,
             tokens,
             elsewhere: Cache::new(ELSEWHERE),
-            pace: Pace::new(per_minute, options.queue_timeout),
+            pace: Pace::new(per_minute, options.queue_timeout, clock.clone()),
             retries: if is_mirror { MIRROR_RETRIES } else { u32::MAX },
             options: options.clone(),
             api,
