@@ -37,6 +37,9 @@ pub fn answer(
         Route::Healthz => text(StatusCode::OK, TEXT, "ok\n".to_owned()),
         Route::Readyz => readiness(service),
         Route::Metrics if !elsewhere => {
+            // What was told of a quota is forgotten in silence.
+            let upstreams = service.content.iter().flat_map(|content| content.mirror.upstreams().values());
+            upstreams.for_each(|upstream| upstream.show_quota());
             let rendered = service.reports.metrics.render();
             let mut response = text(StatusCode::OK, METRICS, String::new());
             *response.body_mut() = Payload::Full(rendered.into());

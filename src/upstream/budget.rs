@@ -278,7 +278,7 @@ impl Budget {
 
     /// Until the window ends, at most [`RETRY`].
     fn wait(&self, now: Instant) -> Duration {
-        let end = self.window(now).zip(self.told(now)).map(|(window, told)| window.ends(told.length()));
+        let end = self.window(now).zip(self.told(now)).and_then(|(window, told)| window.ends(told.length()));
         let left = end.map_or(RETRY, |end| end.saturating_duration_since(now));
         left.clamp(WORD, RETRY)
     }

@@ -383,6 +383,11 @@ impl Upstream {
         self.quota.saved(saving);
     }
 
+    /// Has the metrics tell of the quota as it is now.
+    pub fn show_quota(&self) {
+        self.quota.show_now();
+    }
+
     /// Why no pull is to be spent on this now: the budget, or a pause of all pulls.
     pub fn holds_back(&self, identity: Identity, purpose: Purpose) -> Option<HeldBack> {
         let identity = effective(&self.options, identity);

@@ -167,7 +167,14 @@ impl Quota {
         }
     }
 
-    /// Has the metrics tell what is known.
+    /// Has the metrics tell what is known now: what was told is forgotten in silence.
+    pub fn show_now(&self) {
+        let now = self.clock.now();
+        let state = lock(&self.state);
+        self.show(&state.budget, now);
+        self.show_paused(&state);
+    }
+
     fn show(&self, budget: &Budget, now: Instant) {
         let gauge = |value: Option<u64>| value.map_or(-1, |v| i64::try_from(v).unwrap_or(i64::MAX));
         let time = |at: Option<Instant>| {
@@ -206,7 +213,7 @@ impl Quota {
         if pause.as_ref().and_then(|pause| pause.left(now)).is_none() {
             let until = now + wait.unwrap_or(PROBE_FIRST);
             *pause = Some(Pause { since: now, until, probing: wait.is_none() });
-            self.metrics.paused.set(1);
+            self.show_paused(&state);
         }
         is_new
     }
@@ -243,6 +250,7 @@ impl Quota {
         self.show_paused(&state);
     }
 
+    /// A caller's quota is no state of the upstream.
     fn show_paused(&self, state: &State) {
         let paused = state.gets.anonymous.is_some() || state.gets.configured.is_some();
         self.metrics.paused.set(paused.into());
@@ -314,7 +322,7 @@ impl Quota {
 fn outlook(budget: &Budget, now: Instant) -> (Option<Instant>, Option<Instant>) {
     let Some((window, told)) = budget.window(now).zip(budget.told(now)) else { return (None, None) };
     let ends = window.ends(told.length());
-    (Some(ends), window.exhausted().filter(|at| *at < ends))
+    (ends, window.exhausted().filter(|at| ends.is_none_or(|ends| *at < ends)))
 }
 
 impl Pause {
@@ -335,6 +343,8 @@ fn left(until: Instant, now: Instant) -> Option<Duration> {
 mod tests {
     use super::*;
     use crate::metrics::Metrics;
+    use crate::upstream::told::LONGEST_WINDOW;
+    use http::{HeaderMap, HeaderName};
 
     const ME: Identity = Identity::Configured;
     const MINUTE: Duration = Duration::from_secs(60);
@@ -363,6 +373,26 @@ mod tests {
         assert_eq!(state.exhausted, None);
         clock.advance(LONGEST_PAUSE);
         assert_eq!(quota.snapshot(), QuotaState::default());
+        quota.show_now();
+        assert_eq!((metrics.quota_limit.get(), metrics.quota_remaining.get()), (-1, -1));
+        assert_eq!((metrics.quota_window_seconds.get(), metrics.budget.window_end.get()), (0, 0));
+    }
+
+    #[test]
+    fn whatever_is_told_is_borne() {
+        let (quota, clock, metrics) = quota();
+        let max = u64::MAX;
+        for left in [max, max / 2, 1, 0] {
+            let told = [("ratelimit-limit", max), ("ratelimit-remaining", left)].map(|(name, count)| {
+                (HeaderName::from_static(name), format!("{count};w={max}").parse().unwrap())
+            });
+            quota.note(ME, Told::read(&HeaderMap::from_iter(told)), None, clock.now(), None);
+            quota.show_now();
+            let ends = quota.snapshot().window_ends.unwrap().duration_since(clock.wall()).unwrap();
+            assert!(ends <= LONGEST_WINDOW, "{ends:?}");
+            assert_eq!(metrics.quota_limit.get(), i64::MAX);
+            clock.advance(MINUTE * 31);
+        }
     }
 
     #[test]
@@ -373,6 +403,7 @@ mod tests {
         let told = Told { remaining: Some(0), ..Told::default() };
         quota.note(caller(1), told, Some("alice"), clock.now(), None);
         assert!(quota.gets_paused(caller(1)).is_some());
+        assert_eq!(metrics.paused.get(), 0, "the upstream's own is not spent");
         assert_eq!((quota.gets_paused(caller(2)), quota.gets_paused(ME)), (None, None));
         assert_eq!((quota.snapshot(), metrics.quota_remaining.get()), (QuotaState::default(), -1));
         let mut each = PerIdentity::<u8>::default();

@@ -7,6 +7,8 @@ use http::header::RETRY_AFTER;
 
 /// Longest pause that is believed.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(6 * 3600);
+/// Longest window that is believed: so long is a word of an upstream that falls silent remembered.
+pub const LONGEST_WINDOW: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The limit headers of one answer (Docker Hub, "pull usage and limits"). All missing: not limited,
 /// or not counted.
@@ -31,14 +33,15 @@ impl Told {
     }
 }
 
-/// `<count>[;w=<seconds>]`; other parameters are skipped, and what follows a comma.
+/// `<count>[;w=<seconds>]`; other parameters are skipped, and what follows a comma. The window is
+/// [`LONGEST_WINDOW`] at most.
 pub fn parse_count(text: &str) -> Option<(u64, Option<Duration>)> {
     let mut parts = text.split(',').next()?.split(';').map(str::trim);
     let count = digits(parts.next()?)?;
     let window = parts.find_map(|part| {
         let (key, value) = part.split_once('=')?;
         let seconds = digits(value.trim())?;
-        key.trim().eq_ignore_ascii_case("w").then(|| Duration::from_secs(seconds))
+        key.trim().eq_ignore_ascii_case("w").then(|| Duration::from_secs(seconds).min(LONGEST_WINDOW))
     });
     Some((count, window))
 }
@@ -87,6 +90,12 @@ mod tests {
             assert_eq!(parse_count(bad), None, "{bad}");
         }
         assert_eq!(parse_count("1;w=x"), Some((1, None)));
+        for long in ["604800", "604801", "18446744073709551615"] {
+            assert_eq!(
+                parse_count(&format!("{};w={long}", u64::MAX)),
+                Some((u64::MAX, Some(LONGEST_WINDOW)))
+            );
+        }
     }
 
     #[test]
@@ -107,7 +116,8 @@ mod tests {
         fn no_count_panics_and_good_ones_round_trip(text in ".{0,40}", count: u64, window in prop::option::of(any::<u64>())) {
             let _ = parse_count(&text);
             let good = window.map_or(count.to_string(), |w| format!("{count};w={w}"));
-            prop_assert_eq!(parse_count(&good), Some((count, window.map(Duration::from_secs))));
+            let window = window.map(|w| Duration::from_secs(w).min(LONGEST_WINDOW));
+            prop_assert_eq!(parse_count(&good), Some((count, window)));
         }
 
         #[test]

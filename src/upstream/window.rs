@@ -36,8 +36,9 @@ impl Window {
         self.last = sample;
     }
 
-    pub fn ends(&self, length: Duration) -> Instant {
-        self.began + length
+    /// None: later than any clock tells.
+    pub fn ends(&self, length: Duration) -> Option<Instant> {
+        self.began.checked_add(length)
     }
 
     /// When nothing is left, if it is spent on as of late.
@@ -73,7 +74,8 @@ mod tests {
     fn exhaustion_follows_the_rate_of_late() {
         let (even, start) = window(&[(0, 100), (5, 90), (10, 80)]);
         assert_eq!(even.exhausted(), Some(start + MINUTE * 50));
-        assert_eq!(even.ends(MINUTE * 360), start + MINUTE * 360);
+        assert_eq!(even.ends(MINUTE * 360), Some(start + MINUTE * 360));
+        assert_eq!(even.ends(Duration::MAX), None);
         // An hour of spending, then rest: what was spent long ago is no rate.
         let (resting, _) = window(&[(0, 100), (30, 50), (60, 50), (90, 50)]);
         assert_eq!(resting.exhausted(), None);

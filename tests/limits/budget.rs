@@ -5,6 +5,7 @@ use reqwest::Response;
 
 use super::support::faulty::Quota;
 use super::support::http;
+use super::support::process::Wait;
 use super::{Rig, Tiny};
 
 const LIMIT: u64 = 20;
@@ -182,6 +183,19 @@ async fn who_goes_past_the_mirror_is_told_of_once() {
     let page = rig.get("/").await.text().await.unwrap();
     assert!(page.contains("7 pulls were spent past this mirror") && page.contains("(192.0.2.1)"), "{page}");
     assert_eq!(left(&rig), LIMIT - 5 - 7);
+}
+
+#[tokio::test]
+async fn metrics_forget_a_quota_with_its_window() {
+    let rig = rig(1, "").await;
+    rig.upstream.set_quota(Some(Quota { limit: LIMIT, remaining: LIMIT, window: 1 }));
+    assert_eq!(rig.status(&path(0)).await, 200);
+    let forgotten = Wait::for_("the quota to be forgotten");
+    while rig.mirror.metric(&of_hub("quota_remaining")).await >= 0.0 {
+        forgotten.a_little().await;
+    }
+    assert_eq!(rig.mirror.metric(&of_hub("quota_limit")).await, -1.0);
+    assert_eq!(rig.mirror.metric(&of_hub("quota_window_end_timestamp_seconds")).await, 0.0);
 }
 
 #[tokio::test]
