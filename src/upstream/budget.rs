@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::leak::{Found, Leak};
-use super::share::Clients;
+use super::share::{Clients, Taken};
 use super::told::Told;
 use super::window::{Sample, Window};
 use super::{Purpose, Spender};
@@ -140,22 +140,29 @@ impl Budget {
         self.clients.saw(client, purpose != Purpose::Priority, now);
     }
 
-    /// A pull begins, in whose name it may.
-    pub fn begin(&mut self, spender: &Spender, now: Instant) {
+    /// A pull begins, in whose name it may. Gives what it takes of its client's share.
+    pub fn begin(&mut self, spender: &Spender, now: Instant) -> Option<Taken> {
         self.in_flight += 1;
         self.leak.sent(1);
-        if let Some(client) = &spender.client
-            && spender.purpose != Purpose::Priority
-            && self.is_scarce(now)
-        {
-            self.clients.take(client);
-        }
+        let client = spender.client.as_ref().filter(|_| spender.purpose != Purpose::Priority)?;
+        self.is_scarce(now).then(|| self.clients.take(client))
     }
 
     /// A pull was answered, or came to nothing. (One whose answer was lost may have been charged; the
     /// next word says so.)
     pub fn end(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    /// What a pull took that was not charged.
+    pub fn give_back(&mut self, taken: Taken) {
+        self.clients.give_back(taken);
+    }
+
+    /// Whether fewer are left by this word than by the last one.
+    pub fn has_fallen(&self, told: Told, now: Instant) -> bool {
+        let before = self.told(now).and_then(|told| told.remaining);
+        before.zip(told.remaining).is_some_and(|(before, left)| left < before)
     }
 
     /// What was asked once may have been charged again.

@@ -213,12 +213,15 @@ impl Upstream {
         &self,
         turn: &Turn<'_>,
         ask: &Ask,
-        spending: Option<Spending<'_>>,
+        mut spending: Option<Spending<'_>>,
     ) -> Result<(Answer, Told), Cause> {
         let sent = self.clock.now();
         let answer = turn.endpoint.requests.send(ask).await?;
         let headers = answer.response.headers();
         let told = Told::read(headers);
+        if answer.status() == StatusCode::OK {
+            spending.iter_mut().for_each(Spending::is_given);
+        }
         if !turn.endpoint.is_mirror() {
             self.quota.note(turn.identity, told, source(headers), sent, spending);
         }

@@ -1,7 +1,6 @@
 //! What an upstream tells of its rate limits, and the pauses that follow.
 
 use std::collections::HashMap;
-use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -137,9 +136,9 @@ impl Quota {
         let now = self.clock.now();
         let mut state = lock(&self.state);
         // Ended and told of at once, so that nobody counts it as neither under way nor spent.
-        if let Some(spending) = spending.map(ManuallyDrop::new) {
-            state.budget.end();
-            spending.0.ended.notify_waiters();
+        if let Some(spending) = spending {
+            let is_charged = state.budget.has_fallen(told, now);
+            spending.end(&mut state.budget, is_charged);
         }
         let retries = self.metrics.retries.get();
         let again = retries.saturating_sub(std::mem::replace(&mut state.retries, retries));

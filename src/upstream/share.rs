@@ -22,6 +22,15 @@ pub struct Clients {
     known: HashMap<String, Visits>,
     /// By all of them, forgotten ones too, since the quota became scarce.
     taken: u64,
+    /// How often it was shared out before.
+    pot: u64,
+}
+
+/// A pull that a client has taken.
+#[derive(Debug)]
+pub struct Taken {
+    client: String,
+    pot: u64,
 }
 
 struct Visits {
@@ -76,17 +85,29 @@ impl Clients {
         if taken < share { Ok(()) } else { Err(UsedUp { share, clients }) }
     }
 
-    pub fn take(&mut self, client: &str) {
+    pub fn take(&mut self, client: &str) -> Taken {
         self.taken = self.taken.saturating_add(1);
         if let Some(visits) = self.known.get_mut(client) {
             visits.taken = visits.taken.saturating_add(1);
+        }
+        Taken { client: client.to_owned(), pot: self.pot }
+    }
+
+    /// Nothing came of it.
+    pub fn give_back(&mut self, Taken { client, pot }: Taken) {
+        if pot != self.pot {
+            return;
+        }
+        self.taken = self.taken.saturating_sub(1);
+        if let Some(visits) = self.known.get_mut(&client) {
+            visits.taken = visits.taken.saturating_sub(1);
         }
     }
 
     /// There is enough again.
     pub fn start_over(&mut self) {
         if self.taken > 0 {
-            self.taken = 0;
+            (self.taken, self.pot) = (0, self.pot.wrapping_add(1));
             self.known.values_mut().for_each(|visits| visits.taken = 0);
         }
     }

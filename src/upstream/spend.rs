@@ -2,19 +2,53 @@
 
 use std::sync::atomic::Ordering;
 
-use super::budget::{self, HeldBack, Verdict};
+use super::budget::{self, Budget, HeldBack, Verdict};
 use super::quota::Quota;
+use super::share::Taken;
 use super::{Cause, Identity, Purpose, Spender};
 use crate::metrics::{Held, Saving};
 use crate::tasks::lock;
 
-/// A pull under way, until dropped.
-pub struct Spending<'a>(pub &'a Quota);
+/// A pull under way. Dropped, it has come to nothing.
+pub struct Spending<'a> {
+    quota: &'a Quota,
+    /// Of its client's share, until that is spent.
+    taken: Option<Taken>,
+    has_ended: bool,
+}
+
+impl<'a> Spending<'a> {
+    fn begin(quota: &'a Quota, budget: &mut Budget, spender: &Spender) -> Self {
+        Self { quota, taken: budget.begin(spender, quota.clock.now()), has_ended: false }
+    }
+
+    /// What was asked for is on its way: that is charged.
+    pub fn is_given(&mut self) {
+        self.taken = None;
+    }
+
+    /// The pull was answered.
+    pub fn end(mut self, budget: &mut Budget, is_charged: bool) {
+        if is_charged {
+            self.taken = None;
+        }
+        self.close(budget);
+    }
+
+    fn close(&mut self, budget: &mut Budget) {
+        self.has_ended = true;
+        budget.end();
+        self.taken.take().into_iter().for_each(|taken| budget.give_back(taken));
+        self.quota.ended.notify_waiters();
+    }
+}
 
 impl Drop for Spending<'_> {
     fn drop(&mut self) {
-        lock(&self.0.state).budget.end();
-        self.0.ended.notify_waiters();
+        if !self.has_ended {
+            let quota = self.quota;
+            self.close(&mut lock(&quota.state).budget);
+        }
     }
 }
 
@@ -97,8 +131,7 @@ impl Quota {
                 let mut state = lock(&self.state);
                 match state.budget.verdict(spender, now) {
                     Verdict::Pass => {
-                        state.budget.begin(spender, now);
-                        return Ok(Some(Spending(self)));
+                        return Ok(Some(Spending::begin(self, &mut state.budget, spender)));
                     }
                     Verdict::HeldBack(held) => {
                         self.metrics.budget.held_back.cell(held.what).inc();
@@ -114,9 +147,6 @@ impl Quota {
 
     /// The same pull once more, because its answer broke off.
     pub fn spend_again(&self, identity: Identity, spender: &Spender) -> Option<Spending<'_>> {
-        (identity == self.pulls_as).then(|| {
-            lock(&self.state).budget.begin(spender, self.clock.now());
-            Spending(self)
-        })
+        (identity == self.pulls_as).then(|| Spending::begin(self, &mut lock(&self.state).budget, spender))
     }
 }

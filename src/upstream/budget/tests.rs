@@ -109,7 +109,7 @@ fn pulls_under_way_are_waited_for_and_never_taken_for_free() {
 #[test]
 fn background_work_waits_in_nobody_s_place() {
     let (mut budget, now) = budget(Options::default(), 20, 10);
-    (0..2).for_each(|_| budget.begin(&of(Purpose::Miss), now));
+    (0..2).for_each(|_| drop(budget.begin(&of(Purpose::Miss), now)));
     assert!(matches!(budget.verdict(&of(Purpose::Background), now), Verdict::HeldBack(_)));
     (0..2).for_each(|_| budget.end());
     assert_eq!(budget.verdict(&of(Purpose::Background), now), Verdict::Pass);
@@ -165,6 +165,63 @@ fn a_greedy_client_is_stopped_while_the_quota_is_scarce_only() {
     ["greedy", "a"].iter().for_each(|client| unfair.saw(client, Purpose::Miss, now));
     unfair.begin(&by("greedy"), now);
     assert_eq!(unfair.verdict(&by("greedy"), now), Verdict::Pass);
+}
+
+#[test]
+fn what_was_not_charged_is_given_back() {
+    let (mut budget, now) = budget(Options::default(), 20, 4);
+    ["one", "other"].iter().for_each(|client| budget.saw(client, Purpose::Miss, now));
+    let pull = |budget: &mut Budget, answer: Told, is_given: bool| {
+        assert_eq!(budget.verdict(&by("one"), now), Verdict::Pass);
+        let taken = budget.begin(&by("one"), now).expect("scarce");
+        budget.end();
+        if !is_given && !budget.has_fallen(answer, now) {
+            budget.give_back(taken);
+        }
+        budget.note(now, now, answer, None);
+    };
+    for _ in 0..9 {
+        pull(&mut budget, Told::default(), false);
+        pull(&mut budget, told(20, 4), false);
+    }
+    pull(&mut budget, told(20, 3), true);
+    pull(&mut budget, told(20, 2), false);
+    let Verdict::HeldBack(held) = budget.verdict(&by("one"), now) else { panic!("an error was charged") };
+    assert_eq!(held.what, Held::Share);
+    // What was taken of another pot is not given back to this one.
+    let old = budget.begin(&by("other"), now).expect("scarce");
+    budget.note(now, now, told(20, 20), None);
+    budget.note(now, now, told(20, 1), None);
+    assert!(budget.begin(&by("other"), now).is_some());
+    budget.give_back(old);
+    (0..2).for_each(|_| budget.end());
+    assert!(matches!(budget.verdict(&by("other"), now), Verdict::HeldBack(_)));
+}
+
+#[test]
+fn no_word_is_too_large_to_be_reckoned_with() {
+    let (now, longest) = (Instant::now(), Duration::from_secs(u64::MAX));
+    for (limit, left, window) in [
+        (u64::MAX, u64::MAX, longest),
+        (u64::MAX, 1, Duration::MAX),
+        (1, u64::MAX, longest),
+        (u64::MAX, u64::MAX / 2, Duration::ZERO),
+    ] {
+        let mut budget = Budget::new(reserved());
+        let told = Told { limit: Some(limit), remaining: Some(left), window: Some(window) };
+        budget.saw("one", Purpose::Miss, now);
+        budget.note(now, now, told, None);
+        for purpose in [Purpose::Background, Purpose::Revalidation, Purpose::Miss, Purpose::Priority] {
+            for later in [now, now + WINDOW * 1000] {
+                if let Verdict::HeldBack(held) = budget.verdict(&of(purpose), later) {
+                    assert_eq!(held.wait, RETRY);
+                }
+                budget.verdict(&by("one"), later);
+                budget.needs_word(&of(purpose), later);
+            }
+        }
+        budget.note(now + MINUTE, now + MINUTE, Told { remaining: Some(left - 1), ..told }, None);
+    }
 }
 
 #[test]
