@@ -21,7 +21,7 @@ use forebay::mirror::{Ahead, Asker, Freshness, Mirror, Options, Reserved, Stale,
 use forebay::oci::{Owner, Reference, Repository, UpstreamHost};
 use forebay::store::{self, Store};
 use forebay::tasks::Tasks;
-use forebay::upstream::{self, Credential, Hops, Password, PrivatePolicy, Proxy, Upstream};
+use forebay::upstream::{self, Credential, EndpointOptions, Hops, Password, PrivatePolicy, Proxy, Upstream};
 use support::faulty::{self, Fault, Quota};
 use support::image::Image;
 
@@ -63,12 +63,13 @@ struct Setting {
     offline: bool,
     budget: upstream::BudgetOptions,
     reserved: Reserved,
+    mirrors: Vec<EndpointOptions>,
 }
 
 impl Default for Setting {
     fn default() -> Self {
         let (budget, reserved) = (upstream::BudgetOptions::default(), Reserved::default());
-        Self { stale: STALE, offline: false, budget, reserved }
+        Self { stale: STALE, offline: false, budget, reserved, mirrors: vec![] }
     }
 }
 
@@ -128,7 +129,7 @@ impl Rig {
         hosts: &[&str],
         setting: Setting,
     ) -> Self {
-        let Setting { stale, offline, budget, reserved } = setting;
+        let Setting { stale, offline, budget, reserved, mirrors } = setting;
         let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::default());
         let options = store::Options {
             data: dir.path().to_owned(),
@@ -150,7 +151,7 @@ impl Rig {
         for host in hosts {
             let host: UpstreamHost = host.parse().unwrap();
             let mut options = upstream_options(&host, &format!("{}/", upstream.url()));
-            options.budget = budget.clone();
+            (options.budget, options.mirrors) = (budget.clone(), mirrors.clone());
             if host.as_str() == "paid.example" {
                 let password_file = dir.path().join("password");
                 options.credential = Some(Credential::Password {
@@ -274,6 +275,42 @@ async fn a_head_fetches_no_body_and_spends_nothing() {
         assert_eq!((head.digest.to_string().as_str(), head.bytes), (image.digest(), None));
         assert_eq!(head.size, image.index.bytes.len() as u64);
     }
+    assert_eq!(rig.manifests("GET"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_without_head_is_asked_by_get() {
+    for status in [405, 501] {
+        let rig = Rig::new().await;
+        rig.upstream.on("HEAD", "/manifests/").then(Fault::status(status));
+        for number in 0..10 {
+            let (tag, image) = (format!("x{number}"), Image::random(number, 1, 1000));
+            rig.upstream.put_image("library/app", &tag, &image);
+            assert_eq!(rig.head(&tag).await.unwrap().digest.to_string(), image.digest(), "{status}");
+            assert_eq!(rig.get(&tag).await.unwrap().served, Served::Hit);
+            assert_eq!(rig.get(image.manifests[0].digest.as_str()).await.unwrap().served, Served::Miss);
+        }
+        let moved = Image::random(77, 1, 1000);
+        rig.upstream.put_image("library/app", "x0", &moved);
+        rig.clock.advance(6 * MINUTE);
+        assert_eq!(rig.get("x0").await.unwrap().digest.to_string(), moved.digest());
+        assert!(matches!(rig.get("missing").await, Err(Error::NotFound(_))));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_there_is_no_head_nobody_has_shown_a_right() {
+    let upstream = faulty::Upstream::start().await;
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let rig = Rig::over(upstream, dir, Clock::default(), &["paid.example"]).await;
+    rig.upstream.put_image("library/app", "x", &Image::random(1, 1, 1000));
+    rig.upstream.on("HEAD", "/manifests/").then(Fault::status(405));
+    let app = repository("paid.example", "library/app");
+    let error = rig.mirror.manifest(rig.asker(), &app, &reference("x"), true).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Unavailable { why, .. } if why.contains("no HEAD of manifests")),
+        "{error}"
+    );
     assert_eq!(rig.manifests("GET"), 0);
 }
 

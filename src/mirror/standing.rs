@@ -175,11 +175,11 @@ impl Mirror {
         let upstream = self.upstream_for(repository, hops)?;
         let name = &repository.name;
         Ok(match subject {
-            Subject::Manifest(reference) => upstream.manifest_head(identity, name, reference).await.map(drop),
+            Subject::Manifest(reference) => upstream.manifest_shown(identity, name, reference).await,
             Subject::Blob(digest) => upstream.blob_head(identity, name, digest).await.map(drop),
             // A list that is empty would prove nothing: not even that there is such a repository.
             Subject::Referrers(digest) => {
-                upstream.manifest_head(identity, name, &Reference::Digest(*digest)).await.map(drop)
+                upstream.manifest_shown(identity, name, &Reference::Digest(*digest)).await
             }
             Subject::Tags => upstream.tags(identity, name).await.map(drop),
         })

@@ -162,7 +162,7 @@ impl Upstream {
         };
         let id = self.callers.enter(login);
         let identity = Identity::Caller(id);
-        let answer = self.manifest_head(identity, name, &Reference::Tag(tag)).await;
+        let answer = self.manifest_shown(identity, name, &Reference::Tag(tag)).await;
         match answer.map_err(|error| error.cause) {
             Ok(_) | Err(Cause::NotFound) => {}
             Err(Cause::Denied(_)) if !self.refuses(id) => {}

@@ -156,7 +156,11 @@ impl Wire {
         };
         self.metrics.requests.cell(hop.call, status).inc();
         match &outcome {
-            Ok(response) if response.status().is_server_error() => {
+            // What it does not know how to do, it says in good health.
+            Ok(response)
+                if response.status().is_server_error()
+                    && response.status() != StatusCode::NOT_IMPLEMENTED =>
+            {
                 pass.failed(&format!("{} answered {}", guard::place(hop.url), response.status()));
             }
             Ok(response) => {

@@ -34,6 +34,31 @@ impl Upstream {
         name: &Name,
         reference: &Reference,
     ) -> Result<ManifestHead, Error> {
+        Ok(self.any_head(identity, name, reference).await?.unwrap_or_default())
+    }
+
+    /// That there is such a manifest, and that this identity may pull it.
+    pub async fn manifest_shown(
+        &self,
+        identity: Identity,
+        name: &Name,
+        reference: &Reference,
+    ) -> Result<(), Error> {
+        if self.any_head(identity, name, reference).await?.is_some() {
+            return Ok(());
+        }
+        let why = "the upstream answers no HEAD of manifests, by which it is seen who may pull them; if all may \
+                   who may pull from here, say `private = \"shared\"`";
+        Err(self.error("HEAD manifest", name, &suffix(reference), Cause::Trouble(why.to_owned())))
+    }
+
+    /// None: the server has no HEAD.
+    async fn any_head(
+        &self,
+        identity: Identity,
+        name: &Name,
+        reference: &Reference,
+    ) -> Result<Option<ManifestHead>, Error> {
         let head = async {
             self.unless_all_paused(identity, Quota::heads_paused)?;
             let _place = self.request_gate.enter().await?;
@@ -103,7 +128,7 @@ impl Upstream {
         turn: &Turn<'_>,
         name: &Name,
         reference: &Reference,
-    ) -> Result<(ManifestHead, Told), Cause> {
+    ) -> Result<(Option<ManifestHead>, Told), Cause> {
         self.unless_paused(turn, Quota::heads_paused)?;
         let ask = self.ask_manifest(turn, UpstreamCall::ManifestHead, Method::HEAD, name, reference)?;
         let (answer, told) = self.send_manifest(turn, &ask, None).await?;
@@ -115,8 +140,14 @@ impl Upstream {
             }
             self.quota.heads_answered(turn.identity);
         }
-        if answer.status() != StatusCode::OK {
-            return Err(turn.endpoint.requests.refusal(answer).await);
+        match answer.status() {
+            StatusCode::OK => {}
+            // What it cannot tell of, the next endpoint can.
+            StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED if turn.endpoint.is_mirror() => {
+                return Err(Cause::NotFound);
+            }
+            StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => return Ok((None, told)),
+            _ => return Err(turn.endpoint.requests.refusal(answer).await),
         }
         let digest = told_digest(headers);
         if let (Some(told), Reference::Digest(asked)) = (digest, reference)
@@ -126,7 +157,7 @@ impl Upstream {
             return Err(Cause::Corrupt(format!("the upstream answers with {told}")));
         }
         let size = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-        Ok((ManifestHead { digest, media_type: media_type(headers), size }, told))
+        Ok((Some(ManifestHead { digest, media_type: media_type(headers), size }), told))
     }
 
     async fn get(

@@ -175,7 +175,7 @@ pub struct Spender {
 }
 
 /// What a HEAD of a manifest told. Everything may be missing: servers differ.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ManifestHead {
     pub digest: Option<Digest>,
     pub media_type: Option<MediaType>,
