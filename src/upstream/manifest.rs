@@ -27,7 +27,8 @@ struct Whole {
 }
 
 impl Upstream {
-    /// Spends no quota (Docker Hub's does not count HEADs).
+    /// Spends no quota (Docker Hub's does not count HEADs). Of a server that has no HEAD, nothing: then a
+    /// GET is to tell whether there is such a manifest, and for whom.
     pub async fn manifest_head(
         &self,
         identity: Identity,
@@ -106,7 +107,7 @@ impl Upstream {
         paused: impl Fn(&Quota, Identity) -> Option<Duration>,
     ) -> Result<(), Cause> {
         match paused(&self.quota, effective(&self.options, identity)) {
-            Some(wait) if self.endpoints.len() == 1 => Err(Cause::Limited(wait)),
+            Some(wait) if !self.has_mirror_for(identity) => Err(Cause::Limited(wait)),
             _ => Ok(()),
         }
     }

@@ -388,15 +388,22 @@ impl Upstream {
         self.quota.show_now();
     }
 
-    /// Why no pull is to be spent on this now: the budget, or a pause of all pulls.
+    /// Why no pull is to be spent on this now: the budget, or a pause of all pulls. Where there are mirrors,
+    /// which have no quota, that is decided when it is the upstream's own turn.
     pub fn holds_back(&self, identity: Identity, purpose: Purpose) -> Option<HeldBack> {
+        if self.has_mirror_for(identity) {
+            return None;
+        }
         let identity = effective(&self.options, identity);
         self.quota.paused(identity).or_else(|| self.quota.holds_back(identity, purpose))
     }
 
     /// Why no HEAD is to be spent on confirming what is held. Asked before each: now and then one passes,
-    /// to learn what is left.
+    /// to learn what is left. Where there are mirrors, all do.
     pub fn holds_back_head(&self, identity: Identity, purpose: Purpose) -> Option<HeldBack> {
+        if self.has_mirror_for(identity) {
+            return None;
+        }
         self.quota.holds_back_head(effective(&self.options, identity), purpose)
     }
 

@@ -42,22 +42,31 @@ impl Shared {
     /// The endpoints to be asked for what has this digest, if it has one. All of them together may
     /// take as long as the upstream's deadline.
     pub fn round(&self, identity: Identity, digest: Option<Digest>, first: First) -> Round<'_> {
-        // Where a credential is configured, an anonymous question is about what anybody may have: that
-        // is for the upstream itself to say, for mirrors have credentials of their own.
-        let mirrors = match identity {
-            Identity::Configured => true,
-            Identity::Anonymous => {
-                let asks_callers = matches!(self.options.private, PrivatePolicy::PerCaller(_));
-                !self.options.has_credential() && !asks_callers
-            }
-            Identity::Caller(_) => false,
-        };
+        let mirrors = self.asks_mirrors(identity);
         let mut all: Vec<_> = self.endpoints.iter().filter(|e| mirrors || !e.is_mirror()).collect();
         if first == First::Itself {
             all.rotate_right(1);
         }
         let ends = Instant::now() + self.options.deadline;
         Round { upstream: self, identity, digest, left: all.into_iter(), ends, told: None }
+    }
+
+    /// Where a credential is configured, an anonymous question is about what anybody may have: that is for
+    /// the upstream itself to say, for mirrors have credentials of their own.
+    fn asks_mirrors(&self, identity: Identity) -> bool {
+        match identity {
+            Identity::Configured => true,
+            Identity::Anonymous => {
+                let asks_callers = matches!(self.options.private, PrivatePolicy::PerCaller(_));
+                !self.options.has_credential() && !asks_callers
+            }
+            Identity::Caller(_) => false,
+        }
+    }
+
+    /// Whether anybody but the upstream itself is asked.
+    pub fn has_mirror_for(&self, identity: Identity) -> bool {
+        self.endpoints.len() > 1 && self.asks_mirrors(identity)
     }
 }
 

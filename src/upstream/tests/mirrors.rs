@@ -246,6 +246,39 @@ async fn a_paused_quota_does_not_hold_up_mirrors() {
     assert!(matches!(bench.get("a").await.unwrap_err().cause, Cause::Limited(_)));
     assert_eq!(own.seen().len(), 1);
     bench.get("held").await.unwrap();
+    for purpose in [Purpose::Background, Purpose::Revalidation, Purpose::Miss] {
+        assert_eq!(bench.upstream.holds_back(Identity::Configured, purpose), None);
+        assert_eq!(bench.upstream.holds_back_head(Identity::Configured, purpose), None);
+    }
+    // Who is not sent to mirrors is held up: a caller's login is for the upstream itself.
+    let caller = Identity::Caller(CallerId::from_number(1));
+    bench.upstream.quota.pause_gets(caller, None);
+    assert!(bench.upstream.holds_back(caller, Purpose::Miss).is_some());
+}
+
+#[tokio::test]
+async fn a_mirror_without_head_is_in_good_health_and_the_upstream_tells() {
+    for status in [405, 501] {
+        let script = move |seen: &Seen| match seen.method {
+            Method::HEAD => reply(status, ""),
+            _ => reply(200, "{}"),
+        };
+        let mirror = Server::new(script).await;
+        let digest = Digest::sha256(b"{}");
+        let own = Server::new(move |_| reply(200, "").with("docker-content-digest", digest)).await;
+        let bench = bench(mirrored(&own, &[&mirror]));
+        for _ in 0..10 {
+            assert_eq!(bench.head("a").await.unwrap().digest, Some(digest));
+            bench.get("a").await.unwrap();
+        }
+        assert_eq!((mirror.seen().len(), own.seen().len()), (20, 10));
+        assert_eq!(bench.metrics.breakers_open.get(), 0);
+        // Of the upstream itself, that it has none is no word on who may pull.
+        let alone = super::bench(options(mirror.url("/")));
+        assert_eq!(alone.head("a").await.unwrap(), ManifestHead::default());
+        let shown = alone.upstream.manifest_shown(Identity::Anonymous, &name("a"), &tag("latest")).await;
+        assert!(matches!(shown.unwrap_err().cause, Cause::Trouble(_)));
+    }
 }
 
 #[tokio::test]
