@@ -82,7 +82,7 @@ impl Mirror {
     /// On what and on whose account this request spends. `is_held`: something is there to be served
     /// instead.
     pub(super) fn spender(&self, request: &Request<'_>, reference: &Reference, is_held: bool) -> Spender {
-        let is_pinned = self.options.reserved.has(request.repository, reference);
+        let is_pinned = self.options.reserved.names(request.repository, reference);
         request.asker.spender(is_pinned, is_held)
     }
 
@@ -114,7 +114,7 @@ impl Mirror {
                 });
             }
         }
-        let spender = self.spender(request, &reference, false);
+        let spender = request.asker.spender(self.is_pinned(request, digest).await, false);
         let (held, served) = self.fetch(request, &reference, spender).await?;
         Ok(ManifestAnswer::held(&held, served))
     }

@@ -141,7 +141,7 @@ impl Mirror {
         }
         let reference = Reference::Digest(known.digest);
         self.refused(request.who(), request.repository, &Subject::Manifest(reference.clone()))?;
-        let is_pinned = self.options.reserved.has(request.repository, &Reference::Tag(tag.clone()));
+        let is_pinned = self.options.reserved.names(request.repository, &Reference::Tag(tag.clone()));
         let spender = request.asker.spender(is_pinned, known.held().is_some());
         let (held, served) = self.fetch(request, &reference, spender).await?;
         self.keep_tag(request, tag, known);

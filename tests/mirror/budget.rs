@@ -27,13 +27,20 @@ const BACKGROUND: Payer = Payer(Purpose::Background, "");
 const ANYBODY: Payer = Payer(Purpose::Miss, "192.0.2.7");
 const FIRST: Payer = Payer(Purpose::Priority, "ci");
 
+fn setting(reserved: Reserved, mirrors: Vec<EndpointOptions>) -> Setting {
+    let budget = BudgetOptions { reserve: Reserve::Percent(10), has_priority: true, fair_share: true };
+    Setting { budget, reserved, mirrors, ..Setting::default() }
+}
+
 /// A mirror that keeps 2 of 20 pulls, over images `library/app:<number>` of one manifest each.
 async fn rig(reserved: Reserved) -> Rig {
+    rig_with(reserved, vec![]).await
+}
+
+async fn rig_with(reserved: Reserved, mirrors: Vec<EndpointOptions>) -> Rig {
     let upstream = faulty::Upstream::start().await;
     let dir = Arc::new(tempfile::tempdir().unwrap());
-    let budget = BudgetOptions { reserve: Reserve::Percent(10), has_priority: true, fair_share: true };
-    let setting = Setting { budget, reserved, ..Setting::default() };
-    let rig = Rig::with(upstream, dir, Clock::default(), &["docker.io"], setting).await;
+    let rig = Rig::with(upstream, dir, Clock::default(), &["docker.io"], setting(reserved, mirrors)).await;
     for number in 0..40 {
         put(&rig, &number.to_string(), number);
     }
@@ -41,12 +48,18 @@ async fn rig(reserved: Reserved) -> Rig {
 }
 
 fn put(rig: &Rig, tag: &str, seed: u64) {
+    put_at(&rig.upstream, tag, seed);
+}
+
+/// Gives the manifest's digest.
+fn put_at(upstream: &faulty::Upstream, tag: &str, seed: u64) -> String {
     let image = Image::random(seed, 1, 100);
     for blob in &image.blobs {
-        rig.upstream.put_blob("library/app", blob.bytes.clone());
+        upstream.put_blob("library/app", blob.bytes.clone());
     }
     let manifest = &image.manifests[0];
-    rig.upstream.put_manifest("library/app", tag, manifest.media_type, manifest.bytes.clone());
+    upstream.put_manifest("library/app", tag, manifest.media_type, manifest.bytes.clone());
+    manifest.digest.clone()
 }
 
 fn set(rig: &Rig, remaining: u64) {
@@ -142,6 +155,93 @@ async fn what_is_pinned_may_use_the_reserve() {
     held_back(get(&rig, &ANYBODY, "1").await);
     assert_eq!(get(&rig, &ANYBODY, "7").await.unwrap().served, Served::Miss);
     assert_eq!(left(&rig), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_pinned_image_s_repository_only_its_own_manifests_may_use_the_reserve() {
+    let mut reserved = Reserved::default();
+    reserved.add(repository("docker.io", "library/app"), &reference("pinned"));
+    let rig = rig(reserved.clone()).await;
+    let [pinned, other] = [50, 51].map(|seed| Image::random(seed, 3, 100));
+    rig.upstream.put_image("library/app", "pinned", &pinned);
+    rig.upstream.put_image("library/app", "latest", &other);
+    set(&rig, 2);
+    // A client resolves a tag by HEAD, which costs nothing, and goes on by digest.
+    let head = |what: &'static str| {
+        let asker = Asker { toll: &ANYBODY, ..rig.asker() };
+        let (mirror, app) = (&rig.mirror, repository("docker.io", "library/app"));
+        async move { mirror.manifest(asker, &app, &reference(what), false).await.unwrap() }
+    };
+    assert_eq!(head("latest").await.digest.to_string(), other.digest());
+    held_back(get(&rig, &ANYBODY, "latest").await);
+    for digest in [other.digest(), &other.manifests[0].digest, &pinned.manifests[0].digest] {
+        held_back(get(&rig, &ANYBODY, digest).await);
+    }
+    assert_eq!(head("pinned").await.digest.to_string(), pinned.digest());
+    assert_eq!(left(&rig), 2);
+    assert_eq!(get(&rig, &ANYBODY, pinned.digest()).await.unwrap().served, Served::Miss);
+    assert_eq!(get(&rig, &ANYBODY, &pinned.manifests[1].digest).await.unwrap().served, Served::Miss);
+    assert_eq!(left(&rig), 0);
+    // What the tag leads to is on disk, once it was asked for.
+    assert_eq!(get(&rig, &ANYBODY, "pinned").await.unwrap().served, Served::Hit);
+    let Rig { upstream, clock, tasks, mirror, dir, .. } = rig;
+    assert!(tasks.drain(MINUTE).await);
+    drop(mirror);
+    let rig = Rig::with(upstream, dir, clock, &["docker.io"], setting(reserved, vec![])).await;
+    set(&rig, 2);
+    held_back(get(&rig, &ANYBODY, &other.manifests[1].digest).await);
+    assert_eq!(get(&rig, &ANYBODY, &pinned.manifests[0].digest).await.unwrap().served, Served::Miss);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_mirror_has_is_renewed_whatever_is_left_of_the_quota() {
+    let near = faulty::Upstream::start().await;
+    let url = near.url().parse().unwrap();
+    let endpoint = EndpointOptions { url, credential: None, ca_file: None, proxy: Proxy::None };
+    let rig = rig_with(Reserved::default(), vec![endpoint]).await;
+    set(&rig, 6);
+    for tag in ["1", "2", "3"] {
+        assert_eq!(get(&rig, &ANYBODY, tag).await.unwrap().served, Served::Miss);
+    }
+    // 3 of 20: what is held is not renewed from these.
+    let moved = ["1", "2"].map(|tag| put_at(&near, tag, 70));
+    rig.clock.advance(6 * MINUTE);
+    for (tag, digest) in ["1", "2"].iter().zip(moved) {
+        assert_eq!(get(&rig, &ANYBODY, tag).await.unwrap().digest.to_string(), digest);
+    }
+    assert_eq!(left(&rig), 3);
+    // What only the upstream itself has stays as it is held.
+    put(&rig, "3", 71);
+    let Served::Stale(why) = get(&rig, &ANYBODY, "3").await.unwrap().served else { panic!("not stale") };
+    assert!(why.contains("not renewed from the last 4 of the upstream's 20 pulls"), "{why}");
+    assert_eq!(left(&rig), 3);
+    // A pause of the upstream's own pulls is none of the mirror's.
+    set(&rig, 0);
+    assert!(get(&rig, &FIRST, "4").await.is_err());
+    assert!(rig.mirror.upstreams().values().next().unwrap().quota().paused_for.is_some());
+    let moved = put_at(&near, "3", 72);
+    rig.clock.advance(6 * MINUTE);
+    assert_eq!(get(&rig, &ANYBODY, "3").await.unwrap().digest.to_string(), moved);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_that_came_to_nothing_are_no_part_of_a_share() {
+    let rig = rig(Reserved::default()).await;
+    set(&rig, 12);
+    // Who asks is counted once there is a quota.
+    for image in ["0", "3"] {
+        get(&rig, &Payer(Purpose::Miss, "192.0.2.8"), image).await.unwrap();
+    }
+    get(&rig, &ANYBODY, "1").await.unwrap();
+    rig.upstream.on("GET", "/manifests/sha256:").then(Fault::status(404));
+    for number in 0..15 {
+        let digest = &Image::random(100 + number, 1, 100).manifests[0].digest;
+        let answer = get(&rig, &ANYBODY, digest).await;
+        assert!(matches!(answer, Err(Error::NotFound(_))), "{number}: {answer:?}");
+    }
+    rig.upstream.clear_rules();
+    set(&rig, 9);
+    assert_eq!(get(&rig, &ANYBODY, "2").await.unwrap().served, Served::Miss);
 }
 
 #[tokio::test(flavor = "multi_thread")]
