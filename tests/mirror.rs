@@ -360,6 +360,36 @@ async fn a_tag_that_upstream_dropped_is_kept_a_day_and_its_digest_for_good() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn restarts_do_not_lengthen_the_day_of_a_tag_that_upstream_dropped() {
+    let rig = Rig::new().await;
+    rig.upstream.put_image("library/app", "x", &Image::random(1, 1, 1000));
+    rig.get("x").await.unwrap();
+    rig.upstream.on("HEAD", "/manifests/x").then(Fault::status(404));
+    rig.clock.advance(6 * MINUTE);
+    assert!(is_stale(&rig.get("x").await.unwrap()));
+    rig.clock.advance(20 * HOUR);
+    let rig = rig.restarted().await;
+    assert!(is_stale(&rig.get("x").await.unwrap()));
+    // It is there again for a while: then another day begins.
+    rig.upstream.clear_rules();
+    rig.clock.advance(6 * MINUTE);
+    assert_eq!(rig.get("x").await.unwrap().served, Served::Revalidated);
+    rig.upstream.on("HEAD", "/manifests/x").then(Fault::status(404));
+    let mut rig = rig;
+    for hours in [1, 12, 11] {
+        rig.clock.advance(hours * HOUR);
+        rig = rig.restarted().await;
+        assert!(is_stale(&rig.get("x").await.unwrap()));
+    }
+    rig.clock.advance(2 * HOUR);
+    let rig = rig.restarted().await;
+    assert!(matches!(rig.get("x").await, Err(Error::NotFound(_))));
+    let rig = rig.restarted().await;
+    rig.clock.advance(MINUTE);
+    assert!(matches!(rig.get("x").await, Err(Error::NotFound(_))), "gone from disk too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_tag_that_was_dropped_is_kept_where_a_credential_is_configured_too() {
     let upstream = faulty::Upstream::start().await;
     let dir = Arc::new(tempfile::tempdir().unwrap());

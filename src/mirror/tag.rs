@@ -208,15 +208,29 @@ impl Mirror {
             return None;
         }
         let (of, name) = (repository.clone(), tag.clone());
-        let held = self.store.run(move |store| store.tag(&of, &name)).await;
+        let held = self.store.run(move |store| {
+            let Some(held) = store.tag(&of, &name)? else { return Ok(None) };
+            // The tag is as good without that note.
+            let gone_since = store.gone_since(&of, &name, &held).unwrap_or_else(|error| {
+                tracing::warn!(%error, "since when a tag is gone upstream cannot be read");
+                None
+            });
+            Ok(Some((held, gone_since)))
+        });
+        let held = held.await;
         let held =
             held.inspect_err(|error| tracing::error!(%repository, %tag, %error, "a held tag cannot be read"));
-        let held = held.ok()??;
+        let (held, gone_since) = held.ok()??;
         // A time in the future is a clock that jumped: the tag is then unconfirmed.
         let age = self.clock.wall().duration_since(held.seen).unwrap_or(Duration::MAX);
         let left = self.options.freshness.of(repository, tag).saturating_sub(age);
         let mut known = KnownTag::new(held.digest, held.seen, self.clock.now() + left);
         known.kept = AtomicBool::new(true);
+        known.gone_since = gone_since.map(|since| {
+            let gone_for = self.clock.wall().duration_since(since).unwrap_or_default();
+            let now = self.clock.now();
+            now.checked_sub(gone_for).unwrap_or(now)
+        });
         Some(known)
     }
 
@@ -352,8 +366,9 @@ impl Mirror {
         let mut fresh = KnownTag::new(digest, self.clock.wall(), fresh_until);
         fresh.head = head.media_type.zip(head.size);
         fresh.before = known.and_then(KnownTag::held);
-        if same.is_some_and(|known| known.kept.load(Ordering::Relaxed)) {
-            fresh.kept = AtomicBool::new(true);
+        let is_kept = same.is_some_and(|known| known.kept.load(Ordering::Relaxed));
+        fresh.kept = AtomicBool::new(is_kept);
+        if is_kept || known.is_some_and(|known| known.gone_since.is_some()) {
             let (of, tag, seen) = (repository.clone(), tag.clone(), fresh.seen);
             self.writes
                 .add(repository, "the time of a tag", move |store| store.touch_tag(&of, &tag, &digest, seen));
@@ -376,7 +391,10 @@ impl Mirror {
         let now = self.clock.now();
         let hold = match &error {
             Error::NotFound(_) => {
-                let since = known.gone_since.unwrap_or(now);
+                let since = known.gone_since.unwrap_or_else(|| {
+                    self.mark_gone(repository, tag, known);
+                    now
+                });
                 let gone_for = now.saturating_duration_since(since);
                 if self.options.stale.not_found.is_some_and(|longest| gone_for >= longest) {
                     self.forget(repository, tag);
@@ -460,6 +478,16 @@ impl Mirror {
         let known = Arc::new(KnownTag { fresh_until, stale: Some(why.to_owned()), ..known.copy() });
         self.memory.tags.insert((repository.clone(), tag.clone()), known.clone());
         Resolved::Known(known, Served::Stale(why.to_owned()))
+    }
+
+    /// Has a restart remember since when upstream has no such tag.
+    fn mark_gone(&self, repository: &Repository, tag: &Tag, known: &KnownTag) {
+        if known.held().is_none() {
+            return;
+        }
+        let (of, tag, since) = (repository.clone(), tag.clone(), self.clock.wall());
+        self.writes
+            .add(repository, "the time of a tag's end", move |store| store.mark_gone(&of, &tag, since));
     }
 
     fn forget(self: &Arc<Self>, repository: &Repository, tag: &Tag) {

@@ -126,6 +126,11 @@ pub fn origin(stored_name: &str) -> String {
     format!("{ORIGINS_DIR}/{stored_name}/_origin")
 }
 
+/// Since when upstream says that it has no such tag. `_tags` is no component of a name, so it hides none.
+pub fn tag_gone(repository: &Repository, tag: &Tag) -> String {
+    format!("forebay/gone/{}/_tags/{tag}", repository.stored_name())
+}
+
 /// What upstream told of a manifest's referrers. `_sha256` is no component of a name, so it hides none.
 pub fn referrers(repository: &Repository, subject: &Digest) -> String {
     format!("forebay/referrers/{}/_{}", repository.stored_name(), path(subject))

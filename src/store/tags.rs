@@ -2,8 +2,13 @@
 
 use std::time::SystemTime;
 
+use humantime::{format_rfc3339, parse_rfc3339};
+
 use super::{Error, Grant, Store, layout};
 use crate::oci::{Digest, Repository, Tag};
+
+/// A time, in RFC 3339.
+const TIME_MAX: usize = 64;
 
 /// What a tag was last seen to point to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +31,8 @@ impl Store {
         // It may come before the manifest, whose bytes are on their way to the disk.
         self.ensure_claimed(grant)?;
         self.point(&grant.repository, tag, digest)?;
-        self.home.touch(&layout::tag_current(&grant.repository, tag), seen)
+        self.home.touch(&layout::tag_current(&grant.repository, tag), seen)?;
+        self.unmark_gone(&grant.repository, tag)
     }
 
     /// Points a tag to a manifest, durably.
@@ -36,7 +42,7 @@ impl Store {
         self.home.put(&layout::tag_current(repository, tag), text.as_bytes())
     }
 
-    /// Notes that upstream confirmed the tag at this time, where this is the digest on disk: the
+    /// Notes that upstream confirmed the tag, and at this time where this is the digest on disk: the
     /// disk may not have taken the last move of the tag.
     pub fn touch_tag(
         &self,
@@ -46,14 +52,45 @@ impl Store {
         seen: SystemTime,
     ) -> Result<(), Error> {
         let current = layout::tag_current(repository, tag);
-        if self.link(&current)? == Some(*digest) { self.home.touch(&current, seen) } else { Ok(()) }
+        if self.link(&current)? == Some(*digest) {
+            self.home.touch(&current, seen)?;
+        }
+        self.unmark_gone(repository, tag)
+    }
+
+    /// Notes since when upstream says that it has no such tag, until the tag is seen or dropped.
+    pub fn mark_gone(&self, repository: &Repository, tag: &Tag, since: SystemTime) -> Result<(), Error> {
+        self.home.put(&layout::tag_gone(repository, tag), format_rfc3339(since).to_string().as_bytes())
+    }
+
+    /// Since when upstream says that it has no such tag. A note that is older than what was last seen of
+    /// the tag counts no more, and one that cannot be read counts as none.
+    pub fn gone_since(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        held: &HeldTag,
+    ) -> Result<Option<SystemTime>, Error> {
+        let key = layout::tag_gone(repository, tag);
+        if self.home.stat(&key)?.is_none_or(|stat| !stat.is_file || stat.len > TIME_MAX as u64) {
+            return Ok(None);
+        }
+        let note = self.home.read(&key, TIME_MAX)?;
+        let since = note.and_then(|note| parse_rfc3339(std::str::from_utf8(&note).ok()?.trim()).ok());
+        Ok(since.filter(|since| *since >= held.seen))
+    }
+
+    fn unmark_gone(&self, repository: &Repository, tag: &Tag) -> Result<(), Error> {
+        let key = layout::tag_gone(repository, tag);
+        if self.home.stat(&key)?.is_some() { self.home.delete(&key) } else { Ok(()) }
     }
 
     /// Forgets a tag; the manifest stays. Of a hosted repository, only with its lock held.
     pub fn drop_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), Error> {
         // The link that counts goes first: half a removal is a removal.
         self.home.delete(&layout::tag_current(repository, tag))?;
-        self.home.delete_tree(&layout::tag(repository, tag))
+        self.home.delete_tree(&layout::tag(repository, tag))?;
+        self.unmark_gone(repository, tag)
     }
 
     /// Removes a tag of a hosted repository; the manifest stays. False: there was none.

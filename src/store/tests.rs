@@ -74,6 +74,37 @@ fn tags_and_manifests_are_kept_found_and_forgotten() {
     assert_eq!(counted, 1, "what was there at the start is counted once");
 }
 
+#[test]
+fn since_when_a_tag_is_gone_is_noted_until_it_is_seen_or_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, grant) = (open(options(dir.path())).unwrap(), hub("library/a"));
+    let (repository, tag) = (&grant.repository, "1".parse::<Tag>().unwrap());
+    let digest = Digest::sha256(b"a manifest");
+    let at = |minutes: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + minutes * 60);
+    let gone = || store.gone_since(repository, &tag, &store.tag(repository, &tag).unwrap().unwrap()).unwrap();
+    store.put_tag(&grant, &tag, &digest, at(0)).unwrap();
+    assert_eq!(gone(), None);
+    store.mark_gone(repository, &tag, at(1)).unwrap();
+    assert_eq!(gone(), Some(at(1)));
+    store.touch_tag(repository, &tag, &digest, at(0)).unwrap();
+    assert_eq!(gone(), None, "seen again, whatever the clock says");
+    store.mark_gone(repository, &tag, at(2)).unwrap();
+    store.put_tag(&grant, &tag, &digest, at(0)).unwrap();
+    assert_eq!(gone(), None);
+    // One that knows of no such notes has seen the tag; and what others have written there.
+    store.mark_gone(repository, &tag, at(3)).unwrap();
+    store.home.touch(&layout::tag_current(repository, &tag), at(4)).unwrap();
+    assert_eq!(gone(), None);
+    for text in [String::new(), "never".to_owned(), "\u{ff}".to_owned(), "9".repeat(1000)] {
+        std::fs::write(dir.path().join(layout::tag_gone(repository, &tag)), text).unwrap();
+        assert_eq!(gone(), None);
+    }
+    store.mark_gone(repository, &tag, at(5)).unwrap();
+    store.drop_tag(repository, &tag).unwrap();
+    store.put_tag(&grant, &tag, &digest, at(0)).unwrap();
+    assert_eq!(gone(), None);
+}
+
 fn open_second_count(store: &Store) -> i64 {
     store.metrics.store_entries.set(0);
     store.count_held(SystemTime::now() + Duration::from_secs(1)).unwrap();
