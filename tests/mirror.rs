@@ -48,6 +48,7 @@ struct Rig {
     dir: Arc<tempfile::TempDir>,
     stale: Stale,
     offline: bool,
+    metrics: Arc<Metrics>,
 }
 
 /// The defaults, but for the bound on trouble, which a rig sets.
@@ -64,12 +65,24 @@ struct Setting {
     budget: upstream::BudgetOptions,
     reserved: Reserved,
     mirrors: Vec<EndpointOptions>,
+    prefetch: bool,
+    max_fills: usize,
+    queue_timeout: Duration,
 }
 
 impl Default for Setting {
     fn default() -> Self {
         let (budget, reserved) = (upstream::BudgetOptions::default(), Reserved::default());
-        Self { stale: STALE, offline: false, budget, reserved, mirrors: vec![] }
+        Self {
+            stale: STALE,
+            offline: false,
+            budget,
+            reserved,
+            mirrors: vec![],
+            prefetch: false,
+            max_fills: 32,
+            queue_timeout: Duration::from_secs(1),
+        }
     }
 }
 
@@ -106,6 +119,10 @@ fn upstream_options(host: &UpstreamHost, url: &str) -> upstream::Options {
     }
 }
 
+fn mirror_at(url: &str) -> EndpointOptions {
+    EndpointOptions { url: url.parse().unwrap(), credential: None, ca_file: None, proxy: Proxy::None }
+}
+
 impl Rig {
     async fn new() -> Self {
         let upstream = faulty::Upstream::start().await;
@@ -129,7 +146,8 @@ impl Rig {
         hosts: &[&str],
         setting: Setting,
     ) -> Self {
-        let Setting { stale, offline, budget, reserved, mirrors } = setting;
+        let Setting { stale, offline, budget, reserved, mirrors, prefetch, max_fills, queue_timeout } =
+            setting;
         let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::default());
         let options = store::Options {
             data: dir.path().to_owned(),
@@ -152,6 +170,7 @@ impl Rig {
             let host: UpstreamHost = host.parse().unwrap();
             let mut options = upstream_options(&host, &format!("{}/", upstream.url()));
             (options.budget, options.mirrors) = (budget.clone(), mirrors.clone());
+            (options.max_fills, options.queue_timeout) = (max_fills, queue_timeout);
             if host.as_str() == "paid.example" {
                 let password_file = dir.path().join("password");
                 options.credential = Some(Credential::Password {
@@ -171,11 +190,11 @@ impl Rig {
             offline,
             metadata_memory: 1 << 20,
             blob_memory: 1 << 20,
-            ahead: Ahead::default(),
+            ahead: Ahead { prefetch_layers: prefetch, ..Ahead::default() },
         };
         let mirror = Mirror::new(options, upstreams, store, clock.clone(), tasks.clone());
         let (purse, hops) = (Purse(AtomicUsize::new(1000)), Hops::default());
-        Self { upstream, clock, tasks, mirror, purse, hops, dir, stale, offline }
+        Self { upstream, clock, tasks, mirror, purse, hops, dir, stale, offline, metrics }
     }
 
     /// The same data and upstream, everything else anew.

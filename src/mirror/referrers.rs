@@ -1,6 +1,7 @@
 //! Referrers: signatures, attestations and the like, as upstream lists them. Fresh for a time, then
 //! asked for anew, and stale rather than missing.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,7 +12,7 @@ use super::tag::{LONGEST_HOLD, PATIENCE, TROUBLE_HOLD};
 use super::{Asker, Mirror, lost};
 use crate::answer::{Error, Referrer, ReferrersAnswer, Served};
 use crate::oci::{Digest, Repository};
-use crate::upstream::{Hops, Spender, ToldReferrers};
+use crate::upstream::{self, Hops, MAX_REFERRERS, Spender, ToldReferrers};
 
 /// A list as last told.
 pub struct KnownReferrers {
@@ -29,6 +30,19 @@ pub struct KnownReferrers {
 impl KnownReferrers {
     fn new(list: Arc<Vec<Referrer>>, index: Option<Digest>, fresh_until: Instant) -> Self {
         Self { list, index, fresh_until, gone_since: None, stale: None }
+    }
+
+    /// What is known, and what a mirror lists besides.
+    fn with(known: Option<&Self>, mirrored: Vec<Referrer>, now: Instant) -> Self {
+        let list = known.map(|known| known.list.clone()).unwrap_or_default();
+        let digests: HashSet<&str> = list.iter().map(|referrer| referrer.digest.as_str()).collect();
+        let more = mirrored.into_iter().filter(|referrer| !digests.contains(referrer.digest.as_str()));
+        let more: Vec<Referrer> = more.take(MAX_REFERRERS.saturating_sub(list.len())).collect();
+        let (index, gone_since) = known.map_or((None, None), |known| (known.index, known.gone_since));
+        // An index stands for its own list only.
+        let index = index.filter(|_| more.is_empty());
+        let list = Arc::new(list.iter().cloned().chain(more).collect());
+        Self { gone_since, ..Self::new(list, index, now) }
     }
 
     fn answer(&self, served: Served) -> ReferrersAnswer {
@@ -189,11 +203,7 @@ impl Mirror {
                 })
             }
             (Err((why, (error, _))), Some(known)) => {
-                let hold = match &error {
-                    Error::UpstreamLimited { retry_after, .. } => (*retry_after).min(LONGEST_HOLD),
-                    _ => TROUBLE_HOLD,
-                };
-                Ok(self.stale_referrers(key, &known, &why, hold))
+                Ok(self.stale_referrers(key, &known, &why, trouble_hold(&error)))
             }
         }
     }
@@ -218,6 +228,9 @@ impl Mirror {
             (ToldReferrers::List { referrers, index }, _) => (Arc::new(referrers), index),
             (ToldReferrers::Missing, _) => (Arc::default(), None),
             (ToldReferrers::Unchanged, Some(known)) => (known.list.clone(), known.index),
+            (ToldReferrers::Mirrored { referrers, error }, _) => {
+                return Ok(self.mirrored_referrers(standing, key, referrers, error, known.as_deref()));
+            }
             // An index can be unchanged only for who knows it.
             (ToldReferrers::Unchanged, None) => return Err(lost(Subject::Referrers(key.1).of(&key.0))),
         };
@@ -230,6 +243,23 @@ impl Mirror {
         self.memory.referrers.insert(key.clone(), known.clone());
         self.keep_referrers(standing, &key, known.clone(), self.clock.wall());
         Ok(known.answer(served))
+    }
+
+    /// The upstream is in trouble, and a mirror has a list. That is not kept: a mirror may list no more
+    /// than it holds.
+    fn mirrored_referrers(
+        &self,
+        standing: &Standing,
+        key: Key,
+        referrers: Vec<Referrer>,
+        error: upstream::Error,
+        known: Option<&KnownReferrers>,
+    ) -> ReferrersAnswer {
+        let why = error.to_string();
+        let subject = Subject::Referrers(key.1);
+        let (error, _) = self.translate(standing.caller(), &key.0, &subject, error);
+        let known = KnownReferrers::with(known, referrers, self.clock.now());
+        self.stale_referrers(key, &known, &why, trouble_hold(&error))
     }
 
     fn keep_referrers(
@@ -260,5 +290,13 @@ impl Mirror {
         let known = Arc::new(KnownReferrers { list, stale, fresh_until, ..*known });
         self.memory.referrers.insert(key, known.clone());
         known.answer(Served::Hit)
+    }
+}
+
+/// For how long what is held is served without asking again.
+fn trouble_hold(error: &Error) -> Duration {
+    match error {
+        Error::UpstreamLimited { retry_after, .. } => (*retry_after).min(LONGEST_HOLD),
+        _ => TROUBLE_HOLD,
     }
 }

@@ -70,7 +70,7 @@ pub use self::endpoint::{EndpointOptions, Proxy, check_url};
 pub use self::guard::public_only;
 pub use self::helper::{find as find_helper, is_program};
 pub use self::hops::{Hops, PROXY_STATUS, loop_status};
-pub use self::referrers::ToldReferrers;
+pub use self::referrers::{MAX_REFERRERS, ToldReferrers};
 pub use self::source::has_docker_login;
 pub use crate::metrics::Saving;
 
@@ -96,7 +96,7 @@ pub struct Options {
     /// Longest wait for the next bytes of a body.
     pub idle_timeout: Duration,
     /// Longest time for one request with its tokens, redirects and tries at all endpoints, up to the head
-    /// of the answer; of a manifest, up to its end.
+    /// of the answer; of a manifest, up to its end. Four times that for a list with all its pages.
     pub deadline: Duration,
     /// Requests in flight at once (heads and manifests; a fill holds a fill's place only).
     pub max_requests: usize,
@@ -208,7 +208,7 @@ pub struct BlobStream {
 pub struct Giver(Arc<Endpoint>);
 
 /// Why an upstream could not be had, for one request.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{operation} {subject}: {cause}")]
 pub struct Error {
     /// `HEAD manifest`, `GET blob`, `GET tags`…
@@ -220,7 +220,7 @@ pub struct Error {
 }
 
 /// What kind of failure, and so what to do about it.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Cause {
     /// The upstream says that it has no such thing (404).
     #[error("not found upstream")]

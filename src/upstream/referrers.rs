@@ -19,7 +19,8 @@ use crate::oci::{self, Digest, MANIFEST_MAX, MediaType, Name, Reference, Referre
 use crate::tasks::lock;
 
 const MAX_PAGES: usize = 50;
-const MAX_REFERRERS: usize = 10_000;
+/// Of one list.
+pub const MAX_REFERRERS: usize = 10_000;
 /// Of one page: what the largest index may have.
 const MAX_PAGE_BYTES: usize = MANIFEST_MAX;
 /// Of all pages together.
@@ -32,6 +33,8 @@ const KNOWN: Duration = Duration::from_secs(600);
 pub enum ToldReferrers {
     /// Unfiltered. `index`: the digest of the fallback tag's index, where the list is from there.
     List { referrers: Vec<Referrer>, index: Option<Digest> },
+    /// The upstream itself failed, as `error` says. This is a mirror's list: perhaps only of what it holds.
+    Mirrored { referrers: Vec<Referrer>, error: Error },
     /// The fallback tag's index is still the one that the caller knows.
     Unchanged,
     /// There is no list: no API, or not for this repository, and no fallback tag.
@@ -56,7 +59,7 @@ impl ReferrersApi {
 impl Upstream {
     /// The referrers of `subject`, each once, in the upstream's order. Beyond the limits (50 pages, 10,000 entries, 8 MiB)
     /// the list is cut. `known`: the digest of the fallback index that the caller has read already, so
-    /// that a GET, which spends quota, is spared.
+    /// that a GET, which spends quota, is spared. The list of the API takes four deadlines at most.
     pub async fn referrers(
         &self,
         identity: Identity,
@@ -66,24 +69,33 @@ impl Upstream {
         known: Option<Digest>,
     ) -> Result<ToldReferrers, Error> {
         let listed = async {
+            let _place = self.request_gate.enter().await?;
             let mut round = self.round(identity, None, First::Itself);
             while let Some(turn) = round.next() {
                 if turn.endpoint.referrers_api.known(self.clock.now()) == Some(false) {
-                    return Ok(None);
+                    return Ok((None, round.failure()));
                 }
-                let listed = self.by_api(&turn, name, subject).await;
+                let listed = turn.within(self.by_api(&turn, name, subject)).await;
                 if let Some(listed) = round.judge(turn, listed) {
-                    return listed;
+                    return listed.map(|listed| (listed, round.failure()));
                 }
             }
             Err(round.end())
         };
-        let listed =
-            listed.await.map_err(|cause| self.error("GET referrers", name, &format!("@{subject}"), cause))?;
-        if let Some(referrers) = listed {
-            return Ok(ToldReferrers::List { referrers, index: None });
+        let error = |cause| self.error("GET referrers", name, &format!("@{subject}"), cause);
+        let (listed, failure) = listed.await.map_err(error)?;
+        let told = match listed {
+            Some(referrers) => ToldReferrers::List { referrers, index: None },
+            None => self.by_fallback_tag(identity, spender, name, subject, known).await?,
+        };
+        match (told, failure.map(error)) {
+            (ToldReferrers::List { referrers, .. }, Some(error)) => {
+                Ok(ToldReferrers::Mirrored { referrers, error })
+            }
+            // The list may be in the API that the upstream has and the mirror has not.
+            (ToldReferrers::Missing, Some(error)) => Err(error),
+            (told, _) => Ok(told),
         }
-        self.by_fallback_tag(identity, spender, name, subject, known).await
     }
 
     /// `None` where the fallback tag is to be read.
@@ -98,13 +110,12 @@ impl Upstream {
         let (mut list, mut bytes) = (Vec::new(), 0);
         let (mut digests, mut asked, mut next) = (HashSet::new(), HashSet::new(), None::<String>);
         loop {
-            let _place = self.request_gate.enter().await?;
             let accept = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(MediaType::OCI_INDEX))]);
             let mut ask = self.ask(turn, UpstreamCall::Referrers, Method::GET, name, &path, accept)?;
             ask.url.set_query(next.as_deref());
             let is_first = next.is_none();
             asked.extend(next.take());
-            let answer = match turn.within(endpoint.requests.send(&ask)).await {
+            let answer = match endpoint.requests.send(&ask).await {
                 // The API's answer is no web page: a server that sends one does not know the path.
                 Err(Cause::Corrupt(why)) if is_first => return self.no_api(endpoint, why).map(|()| None),
                 answer => answer?,

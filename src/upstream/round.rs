@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -10,6 +9,9 @@ use super::breaker::Pass;
 use super::endpoint::Endpoint;
 use super::{Cause, Identity, PrivatePolicy, Shared};
 use crate::oci::Digest;
+
+/// All pages of a list, at all endpoints, may take as many deadlines: it is several requests.
+const LIST_DEADLINES: u32 = 4;
 
 /// Which endpoint is asked first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,19 +37,21 @@ pub struct Turn<'a> {
     pub endpoint: &'a Arc<Endpoint>,
     pub identity: Identity,
     pass: Option<Pass<'a>>,
-    time: Duration,
+    ends: Instant,
 }
 
 impl Shared {
     /// The endpoints to be asked for what has this digest, if it has one. All of them together may
-    /// take as long as the upstream's deadline.
+    /// take as long as the upstream's deadline; for a list, four times that.
     pub fn round(&self, identity: Identity, digest: Option<Digest>, first: First) -> Round<'_> {
         let mirrors = self.asks_mirrors(identity);
         let mut all: Vec<_> = self.endpoints.iter().filter(|e| mirrors || !e.is_mirror()).collect();
+        let mut time = self.options.deadline;
         if first == First::Itself {
             all.rotate_right(1);
+            time = time.saturating_mul(LIST_DEADLINES);
         }
-        let ends = Instant::now() + self.options.deadline;
+        let ends = Instant::now() + time;
         Round { upstream: self, identity, digest, left: all.into_iter(), ends, told: None }
     }
 
@@ -75,11 +79,14 @@ impl<'a> Round<'a> {
     pub fn next(&mut self) -> Option<Turn<'a>> {
         loop {
             let endpoint = self.left.next()?;
+            // Who is given no time is not to blame for having taken none.
+            let now = Instant::now();
+            let left = self.ends.checked_duration_since(now).filter(|left| !left.is_zero())?;
             let Some(pass) = endpoint.enter(self.digest.as_ref()) else { continue };
             // A part for each that is left: one that hangs does not take the others' time.
             let turns = u32::try_from(self.left.len()).unwrap_or(u32::MAX).saturating_add(1);
-            let time = self.ends.saturating_duration_since(Instant::now()) / turns;
-            return Some(Turn { endpoint, identity: endpoint.identity(self.identity), pass, time });
+            let (identity, ends) = (endpoint.identity(self.identity), now + left / turns);
+            return Some(Turn { endpoint, identity, pass, ends });
         }
     }
 
@@ -118,6 +125,11 @@ impl<'a> Round<'a> {
         None
     }
 
+    /// Why a mirror was asked in the place of the upstream itself, where that came first.
+    pub fn failure(&self) -> Option<Cause> {
+        self.told.clone()
+    }
+
     /// The outcome where nobody is left to be asked.
     pub fn end(self) -> Cause {
         self.told.unwrap_or_else(|| Cause::Trouble("no endpoint can be asked now".to_owned()))
@@ -125,12 +137,12 @@ impl<'a> Round<'a> {
 }
 
 impl Turn<'_> {
-    /// Ends `call` when the turn's time is over.
+    /// Ends `call` when the turn's time is over, which all of its calls share.
     pub async fn within<T>(&self, call: impl Future<Output = Result<T, Cause>>) -> Result<T, Cause> {
         let late = |_| {
             let place = &self.endpoint.place;
             Err(Cause::Trouble(format!("{place} gave no answer within its part of `deadline`")))
         };
-        tokio::time::timeout(self.time, call).await.unwrap_or_else(late)
+        tokio::time::timeout_at(self.ends, call).await.unwrap_or_else(late)
     }
 }

@@ -26,12 +26,13 @@ struct Page {
 impl Upstream {
     /// All tags as the upstream orders them, following `Link` pages; what is no tag is left out. A list
     /// beyond the limits (50 pages, 100,000 tags) is cut there. A mirror is asked where the upstream
-    /// itself fails: it may list no more than it holds.
+    /// itself fails: it may list no more than it holds. All of it takes four deadlines at most.
     pub async fn tags(&self, identity: Identity, name: &Name) -> Result<Vec<Tag>, Error> {
         let tags = async {
+            let _place = self.request_gate.enter().await?;
             let mut round = self.round(identity, None, First::Itself);
             while let Some(turn) = round.next() {
-                let pages = self.pages(&turn, name).await;
+                let pages = turn.within(self.pages(&turn, name)).await;
                 if let Some(pages) = round.judge(turn, pages) {
                     return pages;
                 }
@@ -47,11 +48,10 @@ impl Upstream {
         let mut asked = HashSet::new();
         let mut next = Some(PAGE.to_owned());
         while let Some(query) = next.take() {
-            let _place = self.request_gate.enter().await?;
             let mut ask =
                 self.ask(turn, UpstreamCall::Tags, Method::GET, name, "tags/list", HeaderMap::new())?;
             ask.url.set_query(Some(&query));
-            let answer = turn.within(requests.send(&ask)).await?;
+            let answer = requests.send(&ask).await?;
             if answer.status() != StatusCode::OK {
                 return Err(requests.refusal(answer).await);
             }

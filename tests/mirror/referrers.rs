@@ -203,6 +203,49 @@ async fn a_list_that_is_held_outlives_every_trouble() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_s_list_takes_nothing_away_while_the_registry_is_down() {
+    for (fault, why) in [(Fault::status(503), "503"), (Fault::status(429), "rate limit")] {
+        let (upstream, other) = (faulty::Upstream::start().await, faulty::Upstream::start().await);
+        let setting = Setting { mirrors: vec![mirror_at(&other.url())], ..Setting::default() };
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let rig = Rig::with(upstream, dir, Clock::default(), &["docker.io"], setting).await;
+        let [one, two] = ["one", "two"].map(Artifact::new);
+        let mirrored = |artifacts: &[&Artifact]| {
+            let entries: Vec<Value> = artifacts.iter().map(|artifact| artifact.entry()).collect();
+            other.put_referrers(APP, &subject().to_string(), &entries);
+        };
+        rig.lists(&[&one]);
+        assert_eq!(rig.listed().await, (digests(&[&one]), Served::Miss));
+        rig.upstream.on("GET", "/referrers/").then(fault);
+        let lists = async |rig: &Rig, wanted: &[&Artifact]| {
+            let (listed, served) = rig.listed().await;
+            assert_eq!(listed, digests(wanted), "{why}");
+            assert!(matches!(&served, Served::Stale(told) if told.contains(why)), "{served:?}");
+        };
+        mirrored(&[]);
+        rig.clock.advance(6 * MINUTE);
+        lists(&rig, &[&one]).await;
+        // What the mirror has besides is of use meanwhile.
+        mirrored(&[&two, &one]);
+        rig.clock.advance(2 * MINUTE);
+        lists(&rig, &[&one, &two]).await;
+        mirrored(&[&two]);
+        let nothing_held = rig.referrers_of("docker.io", "library/other").await;
+        assert!(
+            !matches!(nothing_held, Ok(answer) if answer.served == Served::Miss),
+            "no word of upstream's"
+        );
+        // On disk is what upstream said.
+        let rig = rig.restarted().await;
+        rig.clock.advance(6 * MINUTE);
+        lists(&rig, &[&one]).await;
+        rig.upstream.clear_rules();
+        rig.clock.advance(2 * MINUTE);
+        assert_eq!(rig.listed().await, (digests(&[&one]), Served::Revalidated));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_list_that_upstream_has_dropped_goes_after_its_time_and_an_empty_one_counts_at_once() {
     let rig = Rig::new().await;
     let one = Artifact::new("one");

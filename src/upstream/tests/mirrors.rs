@@ -233,6 +233,95 @@ async fn lists_are_the_upstream_s_own_while_it_answers() {
     assert_eq!(tags("broken").await.unwrap(), 1);
 }
 
+async fn referrers(bench: &Bench) -> Result<ToldReferrers, Error> {
+    let subject = Digest::sha256(b"subject");
+    bench.upstream.referrers(Identity::Configured, &anybody(), &name("a"), &subject, None).await
+}
+
+#[tokio::test]
+async fn a_list_that_stalls_is_no_fault_of_a_mirror() {
+    let own = Server::new(|seen| match seen.path() {
+        path if path.contains("/tags/") => Reply { stalls: true, ..reply(200, r#"{"tags":["#) },
+        _ => Reply { stalls: true, ..reply(200, r#"{"manifests":["#) },
+    })
+    .await;
+    let mirror = Server::new(|seen| match seen.path() {
+        path if path.contains("/tags/") => reply(200, r#"{"tags":["held"]}"#),
+        path if path.contains("/referrers/") => reply(200, r#"{"manifests":[]}"#),
+        _ => reply(200, "{}"),
+    })
+    .await;
+    // As by default, a body may be silent for as long as one request may take.
+    let second = Duration::from_secs(1);
+    let options = Options { idle_timeout: second, deadline: second, ..mirrored(&own, &[&mirror]) };
+    let bench = bench(options);
+    assert_eq!(bench.upstream.tags(Identity::Configured, &name("a")).await.unwrap().len(), 1);
+    let told = referrers(&bench).await.unwrap();
+    assert!(matches!(told, ToldReferrers::Mirrored { referrers, .. } if referrers.is_empty()));
+    assert_eq!(bench.metrics.breakers_open.get(), 0);
+    bench.get("a").await.unwrap();
+    assert_eq!(own.count("/v2/a/manifests"), 0, "the mirror is asked first still");
+}
+
+#[tokio::test]
+async fn all_pages_of_a_list_share_its_time() {
+    let endless = Server::new(|seen| {
+        let page: usize = seen.query("page").first().map_or(0, |page| page.parse().unwrap());
+        let body = if seen.path().contains("/tags/") { r#"{"tags":[]}"# } else { r#"{"manifests":[]}"# };
+        let reply = reply(200, body).with("link", format!("<?page={}>; rel=next", page + 1));
+        Reply { delay: Duration::from_millis(100), ..reply }
+    })
+    .await;
+    let bench = bench(Options { deadline: Duration::from_millis(200), ..options(endless.url("/")) });
+    let tags = bench.upstream.tags(Identity::Configured, &name("a")).await.unwrap_err();
+    let referrers = referrers(&bench).await.unwrap_err();
+    for error in [tags, referrers] {
+        assert!(matches!(&error.cause, Cause::Trouble(why) if why.contains("`deadline`")), "{error:?}");
+    }
+    let (tags, referrers) = (endless.count("/v2/a/tags"), endless.count("/v2/a/referrers"));
+    assert!(tags < 50 && referrers < 50, "{tags} and {referrers} pages");
+}
+
+#[tokio::test]
+async fn who_is_left_no_time_is_not_asked() {
+    let server = Server::new(|_| reply(200, "{}")).await;
+    let bench = bench(Options { deadline: Duration::ZERO, ..mirrored(&server, &[&server]) });
+    let error = bench.get("a").await.unwrap_err();
+    assert!(matches!(error.cause, Cause::Trouble(_)), "{error:?}");
+    assert_eq!((server.seen().len(), bench.metrics.breakers_open.get()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_mirror_s_referrers_are_told_as_such() {
+    let own = Server::new(|seen| match seen.path() {
+        path if path.contains("/referrers/") => reply(429, "").with("retry-after", 77),
+        _ => reply(404, ""),
+    })
+    .await;
+    let entry = format!(r#"{{"mediaType":"a/b","digest":"{}","size":1}}"#, Digest::sha256(b"entry"));
+    let index = format!(r#"{{"schemaVersion":2,"manifests":[{entry}]}}"#);
+    let body = index.clone();
+    let with_api = Server::new(move |_| reply(200, body.clone())).await;
+    let told = referrers(&bench(mirrored(&own, &[&with_api]))).await.unwrap();
+    let ToldReferrers::Mirrored { referrers: listed, error } = told else { panic!("{told:?}") };
+    assert_eq!(listed.len(), 1);
+    assert!(matches!(error.cause, Cause::Limited(wait) if wait == Duration::from_secs(77)), "{error:?}");
+
+    // It has a fallback tag, of which it is not known whether the upstream reads it.
+    let with_tag = Server::new(move |seen| match seen.path() {
+        path if path.contains("/referrers/") => reply(404, ""),
+        _ => reply(200, index.clone()),
+    })
+    .await;
+    let told = referrers(&bench(mirrored(&own, &[&with_tag]))).await.unwrap();
+    assert!(matches!(&told, ToldReferrers::Mirrored { referrers, .. } if referrers.len() == 1), "{told:?}");
+
+    // It has neither: that says nothing of the API that the upstream may have.
+    let without = Server::new(|_| reply(404, "")).await;
+    let error = referrers(&bench(mirrored(&own, &[&without]))).await.unwrap_err();
+    assert!(matches!(error.cause, Cause::Limited(_)), "{error:?}");
+}
+
 #[tokio::test]
 async fn a_paused_quota_does_not_hold_up_mirrors() {
     let mirror = Server::new(|seen| match seen.path() {
