@@ -53,6 +53,14 @@ impl Bench {
         Self { mirror, upstream, _directory: directory }
     }
 
+    /// The same data, mirrored from `url` from now on.
+    pub async fn moved_to(self, url: &str) -> Self {
+        let Self { mut mirror, upstream, _directory } = self;
+        mirror.kill();
+        drop(mirror);
+        Self::at(upstream, url.to_owned(), SHORT, _directory).await
+    }
+
     /// `path` follows `/v2/`.
     pub async fn get(&self, path: &str) -> Reply {
         self.ask("GET", path, &[]).await

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::bench::{Bench, SHORT, Small};
 use crate::support::faulty::Fault;
+use crate::support::faulty::tls::TlsFront;
 use crate::support::http;
 use crate::support::process::Wait;
 
@@ -90,6 +91,34 @@ async fn every_trouble_of_upstream_leaves_held_tags_stale() {
         assert_eq!(bench.held().await.len(), 3);
     });
     futures_util::future::join_all(served).await;
+}
+
+#[tokio::test]
+async fn an_upstream_with_a_certificate_of_nobody_s_is_not_missed() {
+    let mut bench = Bench::start().await;
+    let image = bench.put_image("library/x", "1", 1);
+    bench.pull(&image).await;
+    let front = TlsFront::start(bench.upstream.address()).await;
+    let asked = bench.asked("HEAD", "/manifests/");
+    let mut bench = bench.moved_to(&front.url()).await;
+    is_served(&bench, &image, "certificate").await;
+    let cold = bench.put_image("library/y", "1", 2);
+    bench.get(&cold.by_tag()).await.refuses(503, "UNAVAILABLE", &["docker.io/library/y:1", "certificate"]);
+    assert_eq!(bench.asked("HEAD", "/manifests/"), asked, "nothing is said to who cannot be trusted");
+    assert_eq!(bench.held().await.len(), 3);
+}
+
+#[tokio::test]
+async fn an_upstream_whose_name_does_not_resolve_is_not_missed() {
+    let mut bench = Bench::start().await;
+    let image = bench.put_image("library/x", "1", 1);
+    bench.pull(&image).await;
+    let mut bench = bench.moved_to("http://registry.invalid").await;
+    is_served(&bench, &image, "").await;
+    let cold = bench.put_image("library/y", "1", 2);
+    let says = ["docker.io/library/y:1", "registry.invalid"];
+    bench.get(&cold.by_tag()).await.refuses(503, "UNAVAILABLE", &says);
+    assert_eq!(bench.held().await.len(), 3);
 }
 
 #[tokio::test]
