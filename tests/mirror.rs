@@ -2,6 +2,8 @@
 
 #[path = "mirror/budget.rs"]
 mod budget;
+#[path = "mirror/prefetch.rs"]
+mod prefetch;
 #[path = "mirror/referrers.rs"]
 mod referrers;
 mod support;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::memory::{SMALL_BLOB, Subject};
 use super::right::veiled;
-use super::source::{BlobSource, upstream_error};
+use super::source::{BlobSource, upstream_error, was_a_guess};
 use super::standing::{Access, Standing};
 use super::{Asker, Mirror, lost};
 use crate::answer::{BlobAnswer, BlobWant, Error, Served};
@@ -77,14 +77,14 @@ impl Mirror {
     ) -> Result<BlobAnswer, Error> {
         let repository = &access.grant.repository;
         let source = Arc::new(self.source(digest, access, None)?);
-        if !self.flows.ask(digest) {
-            self.over(access, digest).await;
-        }
+        self.flows.ask(digest).await;
         // A fill may begin, or end, for another repository while this one's right is being shown.
         for _ in 0..RACES {
             // What ended a fill may be this one's answer too.
             self.refused(access.caller(), repository, &Subject::Blob(*digest))?;
-            if let Some(reader) = self.join_fill(repository, digest, access).await? {
+            if let Some(reader) = self.join_fill(repository, digest, access).await?
+                && self.flows.ask(digest).await
+            {
                 match self.follow(access, reader, want, Served::Joined, &source).await? {
                     Some(answer) => return Ok(answer),
                     None => continue,
@@ -101,7 +101,9 @@ impl Mirror {
             let demand = self.demand(digest, want, access).await?;
             match self.store.start_fill(&access.grant, digest, source.clone(), demand, unlinked) {
                 Start::Reading(reader) => {
-                    if let Some(answer) = self.follow(access, reader, want, Served::Miss, &source).await? {
+                    if self.flows.ask(digest).await
+                        && let Some(answer) = self.follow(access, reader, want, Served::Miss, &source).await?
+                    {
                         return Ok(answer);
                     }
                 }
@@ -247,7 +249,7 @@ impl Mirror {
     }
 
     /// Waits for upstream's head, and answers with the body as it comes. None: it was refused to another
-    /// caller, which is no answer for this one.
+    /// caller, or was a guess that had ended, which is no answer for this one.
     async fn follow(
         &self,
         access: &Access,
@@ -272,7 +274,7 @@ impl Mirror {
         }
         let size = match reader.fill().clone().opened().await {
             Ok(size) => size,
-            Err(_) if is_anothers() => return Ok(None),
+            Err(error) if was_a_guess(&error) || is_anothers() => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
         if let Ok(upstream) = self.upstream(repository) {

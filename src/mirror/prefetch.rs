@@ -2,9 +2,11 @@
 //!
 //! They are a guess, so they stand behind everything that is known to be wanted: while any blob flows for
 //! a client that is not of the same image, they do not; before a client has asked for a layer of the image,
-//! they bring their first bytes only; and where nobody comes, they end.
+//! they bring their first bytes only; they take a place upstream only where others stay free, and give it up
+//! for whoever waits for one; and where nobody comes, they end.
 
 use std::collections::{HashMap, HashSet};
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,9 +22,9 @@ use super::source::BlobSource;
 use super::standing::{Access, Standing};
 use crate::answer::ManifestAnswer;
 use crate::oci::{Digest, ManifestKind, Repository};
-use crate::store::{Demand, SourceError, Start};
+use crate::store::{Demand, Fill, SourceError, Start};
 use crate::tasks::lock;
-use crate::upstream::Hops;
+use crate::upstream::{Hops, Upstream};
 
 /// Guesses under way at once, all images together: upstream's other places are for clients.
 const BLOBS_AT_ONCE: usize = 6;
@@ -97,13 +99,20 @@ struct Listed<'a>(&'a Flows, Digest);
 impl Drop for Listed<'_> {
     fn drop(&mut self) {
         lock(&self.0.state).guesses.remove(&self.1);
+        self.0.changed.send_replace(());
     }
 }
 
 /// The end of a guess.
 #[derive(Debug, thiserror::Error)]
 #[error("no client came for it")]
-struct NobodyCame;
+pub struct NobodyCame;
+
+impl NobodyCame {
+    pub fn into_failure(self) -> SourceError {
+        SourceError { retry: false, error: Arc::new(self) }
+    }
+}
 
 impl Flows {
     pub fn new() -> Arc<Self> {
@@ -122,10 +131,22 @@ impl Flows {
         Wanted { flows: self.clone(), digest: *digest }
     }
 
-    /// A client asks for the blob. False where its guess is just ending: it is not to be joined.
-    pub fn ask(&self, digest: &Digest) -> bool {
+    /// A client asks for the blob, or has joined its fill. False where a guess was just ending, which is
+    /// not to be joined, and has ended now.
+    pub async fn ask(&self, digest: &Digest) -> bool {
+        match self.want(digest) {
+            None => true,
+            Some(over) => {
+                self.ended(&over, digest).await;
+                false
+            }
+        }
+    }
+
+    /// Says of a guess that it is wanted. Some: it is over.
+    fn want(&self, digest: &Digest) -> Option<Arc<Guess>> {
         let state = lock(&self.state);
-        let Some(guess) = state.guesses.get(digest) else { return true };
+        let guess = state.guesses.get(digest)?.clone();
         guess.is_wanted.store(true, Ordering::Relaxed);
         if guess.image.config != *digest {
             guess.image.is_pulled.store(true, Ordering::Relaxed);
@@ -133,7 +154,17 @@ impl Flows {
         let is_over = guess.is_over.load(Ordering::Relaxed);
         drop(state);
         self.changed.send_replace(());
-        !is_over
+        is_over.then_some(guess)
+    }
+
+    /// Waits until this guess is off the list.
+    async fn ended(&self, guess: &Arc<Guess>, digest: &Digest) {
+        let is_listed = || lock(&self.state).guesses.get(digest).is_some_and(|one| Arc::ptr_eq(one, guess));
+        let mut changed = self.changed.subscribe();
+        while is_listed() {
+            // The sender lives as long as `self`.
+            let _ = changed.changed().await;
+        }
     }
 
     /// Whether so many bytes of a guess may have come by now.
@@ -154,15 +185,36 @@ impl Flows {
                 let _ = changed.changed().await;
             }
         };
-        if tokio::time::timeout(WAIT, turn).await.is_ok() {
-            return Ok(());
-        }
+        if tokio::time::timeout(WAIT, turn).await.is_ok() { Ok(()) } else { self.give_up(guess) }
+    }
+
+    /// Ends a guess, unless a client has come.
+    pub fn give_up(&self, guess: &Guess) -> Result<(), NobodyCame> {
+        // Under the lock, for who comes later is told that it is over.
         let _state = lock(&self.state);
         if guess.is_wanted() {
             return Ok(());
         }
         guess.is_over.store(true, Ordering::Relaxed);
         Err(NobodyCame)
+    }
+
+    /// What `work` comes to, unless somebody waits for a place upstream before a client has come.
+    pub async fn unless_crowded<T>(
+        &self,
+        guess: &Guess,
+        upstream: &Upstream,
+        work: impl Future<Output = T>,
+    ) -> Result<T, NobodyCame> {
+        let crowded = async {
+            upstream.fills_crowded().await;
+            self.give_up(guess)
+        };
+        tokio::select! {
+            biased;
+            Err(over) = crowded, if !guess.is_wanted() => Err(over),
+            done = work => Ok(done),
+        }
     }
 }
 
@@ -179,20 +231,29 @@ pub fn flowing(flows: &Arc<Flows>, digest: &Digest, pieces: Pieces) -> Pieces {
 }
 
 /// A transfer that is guessed to be wanted: not read while it has to wait, so that its connection yields.
-pub fn yielding(flows: Arc<Flows>, guess: Arc<Guess>, digest: Digest, pieces: Pieces) -> Pieces {
-    let ended = |NobodyCame| SourceError { retry: false, error: Arc::new(NobodyCame) };
-    let begin = (pieces, flows, guess, None, 0);
+pub fn yielding(
+    flows: Arc<Flows>,
+    guess: Arc<Guess>,
+    upstream: Arc<Upstream>,
+    digest: Digest,
+    pieces: Pieces,
+) -> Pieces {
+    let begin = (pieces, flows, guess, upstream, None, 0);
     let pieces = stream::unfold(Some(begin), move |state| async move {
-        let (mut pieces, flows, guess, mut wanted, taken) = state?;
-        if let Err(over) = flows.turn(&guess, taken).await {
-            return Some((Err(ended(over)), None));
-        }
-        if wanted.is_none() && guess.is_wanted() {
-            wanted = Some(flows.wanted(&digest));
-        }
-        let piece = pieces.next().await?;
+        let (mut pieces, flows, guess, upstream, mut wanted, taken) = state?;
+        let next = async {
+            flows.turn(&guess, taken).await?;
+            if wanted.is_none() && guess.is_wanted() {
+                wanted = Some(flows.wanted(&digest));
+            }
+            Ok(pieces.next().await)
+        };
+        let piece = match flows.unless_crowded(&guess, &upstream, next).await.flatten() {
+            Ok(piece) => piece?,
+            Err(over) => return Some((Err(over.into_failure()), None)),
+        };
         let taken = taken + piece.as_ref().map_or(0, |bytes| bytes.len() as u64);
-        Some((piece, Some((pieces, flows, guess, wanted, taken))))
+        Some((piece, Some((pieces, flows, guess, upstream, wanted, taken))))
     });
     pieces.boxed()
 }
@@ -257,14 +318,16 @@ impl Mirror {
         if let Start::Reading(reader) =
             self.store.start_fill(&access.grant, &digest, Arc::new(source), Demand::Whole, true)
         {
+            let fill = reader.fill().clone();
             drop(reader);
-            self.over(&access, &digest).await;
+            self.ended(&access, &fill).await;
         }
     }
 
-    /// Waits for the end of a fill.
-    pub(super) async fn over(&self, access: &Access, digest: &Digest) {
-        while self.store.fill(&access.grant, digest, access.hops.depth()).is_some() {
+    /// Waits for the end of this fill: another one may have taken its place by then.
+    async fn ended(&self, access: &Access, fill: &Arc<Fill>) {
+        let listed = || self.store.fill(&access.grant, &fill.digest, access.hops.depth());
+        while listed().is_some_and(|listed| Arc::ptr_eq(&listed, fill)) {
             tokio::time::sleep(TICK).await;
         }
     }

@@ -49,6 +49,11 @@ impl Upstream {
         self.fill_gate.spare()
     }
 
+    /// Waits until somebody waits for a fill's place.
+    pub async fn fills_crowded(&self) {
+        self.fill_gate.crowded().await;
+    }
+
     async fn size_at(&self, turn: &Turn<'_>, name: &Name, digest: &Digest) -> Result<Option<u64>, Cause> {
         let (path, requests) = (format!("blobs/{digest}"), &turn.endpoint.requests);
         let ask = self.ask(turn, UpstreamCall::BlobHead, Method::HEAD, name, &path, HeaderMap::new())?;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use prometheus::IntGauge;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::Cause;
@@ -18,6 +18,8 @@ pub struct Gate {
     queued: AtomicUsize,
     queue_length: usize,
     queue_timeout: Duration,
+    /// Somebody has joined the queue.
+    joined: Notify,
     waiting: IntGauge,
 }
 
@@ -35,13 +37,25 @@ impl Gate {
     pub fn new(places: usize, queue_length: usize, queue_timeout: Duration, waiting: IntGauge) -> Self {
         let size = places.clamp(1, Semaphore::MAX_PERMITS);
         let places = Arc::new(Semaphore::new(size));
-        Self { places, size, queued: AtomicUsize::new(0), queue_length, queue_timeout, waiting }
+        let (queued, joined) = (AtomicUsize::new(0), Notify::new());
+        Self { places, size, queued, queue_length, queue_timeout, joined, waiting }
     }
 
     /// A place, where a quarter of them stays free beside it.
     pub fn spare(&self) -> Option<OwnedSemaphorePermit> {
         let free = u32::try_from(self.size.div_ceil(4)).ok()?.checked_add(1)?;
         self.places.clone().try_acquire_many_owned(free).ok()?.split(1)
+    }
+
+    /// Waits until somebody waits for a place.
+    pub async fn crowded(&self) {
+        loop {
+            let joined = self.joined.notified();
+            if self.queued.load(Ordering::Relaxed) > 0 {
+                return;
+            }
+            joined.await;
+        }
     }
 
     /// A place, held until the permit is dropped. `Busy` where the queue is full or too slow.
@@ -55,6 +69,7 @@ impl Gate {
         if before >= self.queue_length {
             return Err(Cause::Busy);
         }
+        self.joined.notify_waiters();
         match tokio::time::timeout(self.queue_timeout, self.places.clone().acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
             // The semaphore is never closed, so this is the timeout.
@@ -127,6 +142,19 @@ mod tests {
             }
             assert_eq!(held.len(), spare, "of {places}");
         }
+    }
+
+    #[tokio::test]
+    async fn who_holds_a_place_for_speed_alone_learns_of_the_queue() {
+        let gate = gate(2, 5, Duration::from_secs(30));
+        let spare = gate.spare().unwrap();
+        let _held = gate.enter().await.unwrap();
+        let gives_way = async {
+            gate.crowded().await;
+            drop(spare);
+        };
+        let (got, ()) = tokio::join!(gate.enter(), gives_way);
+        assert!(got.is_ok());
     }
 
     #[tokio::test]
