@@ -69,7 +69,7 @@ impl Rig {
 async fn guesses_give_their_places_to_who_waits_for_one() {
     let rig = Rig::guessing(Duration::from_secs(1)).await;
     rig.guesses().await;
-    assert_eq!(rig.crowd(Fault::Stall { after: 1000 }).await.len(), MAX_FILLS);
+    assert_eq!(rig.crowd(Fault::Rate(10_000)).await.len(), MAX_FILLS);
 }
 
 #[tokio::test(flavor = "multi_thread")]
