@@ -32,7 +32,8 @@ impl Answer {
 
     #[track_caller]
     pub fn expect(self, status: u16) -> Self {
-        assert_eq!(self.status, status, "{:?}", self.body);
+        let said: String = self.text().chars().take(500).collect();
+        assert_eq!(self.status, status, "{said}");
         self
     }
 }
