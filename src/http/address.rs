@@ -130,15 +130,18 @@ impl Address {
     /// `override_path`, put a mirror's path behind `/v2/`. Another registry's host is a mirror's path
     /// that the client was given for the wrong registry.
     ///
-    /// An alias may as well be a namespace of that registry (`quay/quay` of quay.io), so it is a mirror's
-    /// path only before two components. What that gets wrong, a name of one behind an alias and a name of
-    /// three in such a namespace, is right with the host itself in front.
+    /// An alias without a dot may as well be a namespace of that registry (`quay/quay` of quay.io), so it
+    /// is a mirror's path only before two components. What that gets wrong, a name of one behind such an
+    /// alias and a name of three in such a namespace, is right with the host itself in front.
     fn within<'a>(&self, owners: &Owners, name: &'a str) -> Result<&'a str, UnknownName> {
         let Some(one) = self.upstream.as_ref().filter(|_| self.by_namespace) else { return Ok(name) };
         let Some((first, rest)) = name.split_once('/') else { return Ok(name) };
+        let looks_like_host = first.contains(['.', ':']);
         match owners.upstream(first) {
-            Ok(host) if host == one && (rest.contains('/') || is_spelled(one, first)) => Ok(rest),
-            Ok(host) if host != one && first.contains(['.', ':']) => {
+            Ok(host) if host == one && (rest.contains('/') || looks_like_host || is_spelled(one, first)) => {
+                Ok(rest)
+            }
+            Ok(host) if host != one && looks_like_host => {
                 Err(disagree(By::Path(first), By::Namespace(one.as_str())))
             }
             _ => Ok(name),

@@ -110,7 +110,7 @@ pub struct NobodyCame;
 
 impl NobodyCame {
     pub fn into_failure(self) -> SourceError {
-        SourceError { retry: false, error: Arc::new(self) }
+        SourceError { retry: false, refused: false, error: Arc::new(self) }
     }
 }
 
@@ -320,14 +320,13 @@ impl Mirror {
         {
             let fill = reader.fill().clone();
             drop(reader);
-            self.ended(&access, &fill).await;
+            self.ended(&fill).await;
         }
     }
 
     /// Waits for the end of this fill: another one may have taken its place by then.
-    async fn ended(&self, access: &Access, fill: &Arc<Fill>) {
-        let listed = || self.store.fill(&access.grant, &fill.digest, access.hops.depth());
-        while listed().is_some_and(|listed| Arc::ptr_eq(&listed, fill)) {
+    async fn ended(&self, fill: &Arc<Fill>) {
+        while self.store.lists(fill) {
             tokio::time::sleep(TICK).await;
         }
     }

@@ -21,6 +21,8 @@ pub struct KnownReferrers {
     index: Option<Digest>,
     /// Until then it is answered without asking.
     fresh_until: Instant,
+    /// What a mirror lists besides, while upstream is in trouble.
+    mirrored: Arc<Vec<Referrer>>,
     /// Since when upstream has no list any more.
     gone_since: Option<Instant>,
     /// Why it is stale, where upstream could not confirm it.
@@ -29,25 +31,25 @@ pub struct KnownReferrers {
 
 impl KnownReferrers {
     fn new(list: Arc<Vec<Referrer>>, index: Option<Digest>, fresh_until: Instant) -> Self {
-        Self { list, index, fresh_until, gone_since: None, stale: None }
+        Self { list, index, fresh_until, mirrored: Arc::default(), gone_since: None, stale: None }
     }
 
-    /// What is known, and what a mirror lists besides.
-    fn with(known: Option<&Self>, mirrored: Vec<Referrer>, now: Instant) -> Self {
-        let list = known.map(|known| known.list.clone()).unwrap_or_default();
-        let digests: HashSet<&str> = list.iter().map(|referrer| referrer.digest.as_str()).collect();
-        let more = mirrored.into_iter().filter(|referrer| !digests.contains(referrer.digest.as_str()));
-        let more: Vec<Referrer> = more.take(MAX_REFERRERS.saturating_sub(list.len())).collect();
-        let (index, gone_since) = known.map_or((None, None), |known| (known.index, known.gone_since));
-        // An index stands for its own list only.
-        let index = index.filter(|_| more.is_empty());
-        let list = Arc::new(list.iter().cloned().chain(more).collect());
-        Self { gone_since, ..Self::new(list, index, now) }
+    /// The same, and what a mirror lists besides.
+    fn with(&self, mut mirrored: Vec<Referrer>) -> Self {
+        let digests: HashSet<&str> = self.list.iter().map(|referrer| referrer.digest.as_str()).collect();
+        mirrored.retain(|referrer| !digests.contains(referrer.digest.as_str()));
+        mirrored.truncate(MAX_REFERRERS.saturating_sub(self.list.len()));
+        let (list, stale) = (self.list.clone(), self.stale.clone());
+        Self { list, mirrored: Arc::new(mirrored), stale, ..*self }
     }
 
     fn answer(&self, served: Served) -> ReferrersAnswer {
         let served = self.stale.clone().map_or(served, Served::Stale);
-        ReferrersAnswer { referrers: self.list.clone(), served }
+        let referrers = match self.mirrored.is_empty() {
+            true => self.list.clone(),
+            false => Arc::new(self.list.iter().chain(&*self.mirrored).cloned().collect()),
+        };
+        ReferrersAnswer { referrers, served }
     }
 }
 
@@ -258,7 +260,8 @@ impl Mirror {
         let why = error.to_string();
         let subject = Subject::Referrers(key.1);
         let (error, _) = self.translate(standing.caller(), &key.0, &subject, error);
-        let known = KnownReferrers::with(known, referrers, self.clock.now());
+        let nothing = KnownReferrers::new(Arc::default(), None, self.clock.now());
+        let known = known.unwrap_or(&nothing).with(referrers);
         self.stale_referrers(key, &known, &why, trouble_hold(&error))
     }
 
@@ -286,8 +289,8 @@ impl Mirror {
     ) -> ReferrersAnswer {
         tracing::info!(repository = %key.0, subject = %key.1, why, "referrers are served stale");
         let fresh_until = self.clock.now() + hold;
-        let (list, stale) = (known.list.clone(), Some(why.to_owned()));
-        let known = Arc::new(KnownReferrers { list, stale, fresh_until, ..*known });
+        let (list, mirrored, stale) = (known.list.clone(), known.mirrored.clone(), Some(why.to_owned()));
+        let known = Arc::new(KnownReferrers { list, mirrored, stale, fresh_until, ..*known });
         self.memory.referrers.insert(key, known.clone());
         known.answer(Served::Hit)
     }

@@ -6,7 +6,7 @@ use super::Mirror;
 use super::manifest::Request;
 use crate::oci::{Digest, ManifestKind, MediaType, Reference, Repository, UpstreamHost};
 
-/// Indexes of one repository that are looked into for a manifest.
+/// Indexes of one repository that are looked into for a manifest, beside those that are pinned.
 const INDEXES_MAX: usize = 100;
 
 /// Names of images for which the reserve is. None by default.
@@ -34,6 +34,8 @@ impl Mirror {
     pub(super) async fn is_pinned(&self, request: &Request<'_>, digest: &Digest) -> bool {
         let Some(names) = self.options.reserved.0.get(request.repository) else { return false };
         let (mut next, mut seen) = (Vec::new(), HashSet::new());
+        // However many are pinned, each is looked into.
+        let most = INDEXES_MAX.saturating_add(names.len().saturating_mul(2));
         for name in names {
             match name {
                 Reference::Digest(digest) => next.push(*digest),
@@ -47,7 +49,7 @@ impl Mirror {
             if root == *digest {
                 return true;
             }
-            if seen.len() >= INDEXES_MAX || !seen.insert(root) {
+            if seen.len() >= most || !seen.insert(root) {
                 continue;
             }
             let Some(held) = self.held_manifest(&request.standing, request.repository, &root).await else {

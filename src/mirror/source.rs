@@ -98,7 +98,8 @@ impl Source for BlobSource {
 
 fn failure(error: Error) -> SourceError {
     let retry = matches!(error.cause, Cause::Trouble(_) | Cause::Busy);
-    SourceError { retry, error: Arc::new(error) }
+    let refused = matches!(error.cause, Cause::NotFound | Cause::Denied(_));
+    SourceError { retry, refused, error: Arc::new(error) }
 }
 
 /// Whether it was a guess, and ended as one.

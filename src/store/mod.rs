@@ -261,6 +261,13 @@ impl Store {
         listed.iter().find(|fill| fill.may_be_awaited(depth)).cloned()
     }
 
+    /// Whether a fill may be joined still, by whoever may wait for it.
+    pub fn lists(&self, fill: &Arc<Fill>) -> bool {
+        let fills = lock(&self.fills);
+        let listed = fills.get(&(fill.domain.clone(), fill.digest)).into_iter().flatten();
+        listed.into_iter().any(|one| Arc::ptr_eq(one, fill))
+    }
+
     /// A first reader of a new fill, unless somebody's fill or commit came first: looking for one
     /// and listing the new one are one step, so nothing is fetched twice. With `unless_held`, a blob
     /// that is on disk by now is not fetched; without, what is on disk is known to be no good.

@@ -10,6 +10,8 @@ use http::{HeaderMap, HeaderValue};
 /// process would be the same in every copy of a machine.
 const PREFIX: &str = "forebay-";
 const DIGITS: usize = 16;
+/// Depths that are told apart: so many peers may be asked for the same at once.
+const DEPTHS: usize = 3;
 /// A chain that is longer is a loop that closes elsewhere.
 const MAX_HOPS: usize = 16;
 
@@ -32,9 +34,9 @@ impl Hops {
         self.0.is_empty()
     }
 
-    /// How many they are.
+    /// How many they are. Beyond a few it is all the same: they are what the client says.
     pub fn depth(&self) -> usize {
-        self.0.len()
+        self.0.len().min(DEPTHS)
     }
 
     pub fn is_too_long(&self) -> bool {

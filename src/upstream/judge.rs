@@ -8,7 +8,7 @@ use url::Url;
 
 use super::Cause;
 use super::client::Hop;
-use super::credential::Login;
+use super::credential::{Login, LoginSecret};
 use super::guard::{self, Reach};
 use super::login::Opened;
 use super::realm::{Grant, Realms, Refusal, Token, basic};
@@ -113,15 +113,26 @@ impl Realms {
         opened: Option<Grant>,
     ) -> Result<Verdict, Cause> {
         let nothing = Grant { scope: String::new(), ..grant.clone() };
+        let mut verdict = Verdict::Untold;
         for other in opened.into_iter().chain([nothing]) {
             let response = self.ask(&other, Some(login)).await?;
-            if self.told(response, &other.realm).await? == StatusCode::OK {
-                self.logins.accepted(login, None);
-                return Ok(Verdict::Good);
+            match self.told(response, &other.realm).await? {
+                StatusCode::OK => {
+                    self.logins.accepted(login, None);
+                    return Ok(Verdict::Good);
+                }
+                status if is_refusal(status) || is_bad_token(status, login) => verdict = Verdict::Bad,
+                // Some servers have no answer to an empty scope.
+                _ => {}
             }
         }
-        Ok(Verdict::Bad)
+        Ok(verdict)
     }
+}
+
+/// OAuth 2.0 (RFC 6749, section 5.2) has no 401 for this.
+fn is_bad_token(status: StatusCode, login: &Login) -> bool {
+    status == StatusCode::BAD_REQUEST && matches!(login.secret, LoginSecret::IdentityToken(_))
 }
 
 fn is_refusal(status: StatusCode) -> bool {

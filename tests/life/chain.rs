@@ -6,7 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::support::faulty::Upstream;
-use super::support::image::Image;
+use super::support::http;
+use super::support::image::{Image, random_bytes};
 use super::support::mirror::{Mirror, MirrorOptions};
 use super::support::process::free_port;
 use super::{get, pull, put_empty};
@@ -127,6 +128,15 @@ async fn peers_that_are_asked_at_the_same_time_wait_in_no_circle() {
         ..MirrorOptions::default()
     };
     let second = Mirror::with(&directory.path().join("second"), options).await;
+    // So long that it is fetched in parts, each of them asked for anew.
+    let long = Bytes::from(random_bytes(3, 40 << 20));
+    let digest = upstream.put_blob("library/app", long.clone());
+    let by_range = async |mirror: &Mirror| {
+        let get = http().get(format!("{}/v2/library/app/blobs/{digest}", mirror.url()));
+        let answer = get.header("Range", "bytes=0-").timeout(PATIENCE).send().await.unwrap();
+        assert!(answer.bytes().await.unwrap() == long, "{}", mirror.log());
+    };
+    tokio::join!(by_range(&first), by_range(&second), by_range(&first), by_range(&second));
     let digests = image.manifests.iter().map(|one| format!("manifests/{}", one.digest));
     let blobs = image.blobs.iter().map(|one| format!("blobs/{}", one.digest));
     for path in

@@ -124,7 +124,7 @@ fn every_client_finds_the_repository_by_its_own_way_of_asking() {
             "/v2/quay/quay/manifests/3?ns=k8s.corp".into(),
             "k8s.corp: quay/quay",
         ),
-        ("the same, with a dot", "/v2/old.corp/app/manifests/3?ns=k8s.corp".into(), "k8s.corp: old.corp/app"),
+        ("BuildKit: an alias with a dot", "/v2/old.corp/app/manifests/3?ns=k8s.corp".into(), "k8s.corp: app"),
         (
             "BuildKit: the alias before that namespace",
             "/v2/quay/quay/quay/manifests/3?ns=k8s.corp".into(),

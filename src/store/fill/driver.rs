@@ -127,8 +127,10 @@ impl<K: Keeper> Driver<K> {
             }
             let left = self.take(head, bound).await;
             self.flush().await?;
-            let ended =
-                self.fill.state.borrow().total.is_none_or(|total| self.fill.state.borrow().head >= total);
+            let ended = {
+                let state = self.fill.state.borrow();
+                state.total.is_none_or(|total| state.head >= total)
+            };
             match left {
                 Ok(Left::Bound) => {}
                 Ok(Left::End) if ended => break,

@@ -46,7 +46,9 @@ pub fn ask(fill: &Arc<Fill>, at: u64, end: Option<u64>, reach: u64) {
         planned = plan(state, at, end, reach);
         if let Some((range, _)) = &planned {
             state.plan(range.clone());
-            state.written.forget_short(MOST_RUNS, u64::MAX);
+            if state.partial.is_some() {
+                state.written.forget_short(MOST_RUNS, u64::MAX);
+            }
         }
         state.is_much()
     });
@@ -109,7 +111,7 @@ impl Run {
         state.asked = state.asked.saturating_sub(end - start - came);
         match result {
             // The driver ends it, and with it its readers.
-            Err(Fault::Source(error)) if state.partial.is_some() && !error.retry => {
+            Err(Fault::Source(error)) if state.partial.is_some() && error.refused => {
                 state.refused = Some(error.clone());
             }
             // Its readers are told: there is no head that comes to them.

@@ -56,8 +56,8 @@ pub trait Source: Send + Sync + 'static {
     ) -> BoxFuture<'_, Result<SourceStream, SourceError>>;
 
     /// How many servers the request passed before this one. The same blob may be asked for at several of
-    /// them at once, and each of the other: who waits only for those that were asked later, or give
-    /// bytes already, waits for nobody who waits for it.
+    /// them at once, and each of the other: who waits only for those that were asked later, or ask for
+    /// nothing more, waits for nobody who waits for it.
     fn depth(&self) -> usize {
         0
     }
@@ -84,6 +84,8 @@ pub struct SourceStream {
 pub struct SourceError {
     /// Whether another try may succeed.
     pub retry: bool,
+    /// Whether the source has no such thing, or not for who asks.
+    pub refused: bool,
     pub error: Arc<dyn std::error::Error + Send + Sync>,
 }
 
@@ -135,8 +137,7 @@ struct Links {
 impl Fill {
     /// Whether somebody may wait for it whose request passed `depth` servers.
     pub fn may_be_awaited(&self, depth: usize) -> bool {
-        let state = self.state.borrow();
-        depth <= self.source.depth() || !matches!(state.phase, Phase::Opening) && state.partial.is_none()
+        depth <= self.source.depth() || self.state.borrow().is_all_on_its_way()
     }
 
     /// Whether it came to its end, which may have been none.

@@ -146,5 +146,5 @@ pub fn cut_short() -> SourceError {
         std::io::ErrorKind::UnexpectedEof,
         "the upstream broke off the blob again and again",
     );
-    SourceError { retry: true, error: Arc::new(error) }
+    SourceError { retry: true, refused: false, error: Arc::new(error) }
 }

@@ -258,6 +258,12 @@ impl State {
         self.written.end_of(self.head).map_or(AtHead::Free, AtHead::Written)
     }
 
+    /// Whether the source sends all that is left, and is asked for nothing more if it does not break off.
+    pub fn is_all_on_its_way(&self) -> bool {
+        let is_sent = matches!(self.phase, Phase::Streaming) && !self.segmented && self.partial.is_none();
+        is_sent || matches!(self.phase, Phase::Verified)
+    }
+
     /// Whether what comes ahead of the head is of use.
     pub fn takes_extents(&self) -> bool {
         matches!(self.phase, Phase::Streaming) && self.kept

@@ -33,6 +33,8 @@ enum Act {
     Refuse,
     /// As Refuse, and for good.
     Deny,
+    /// As Refuse, and not to be tried again now.
+    Throttle,
     CutAfter(usize),
     Flip(usize),
     NoLength,
@@ -72,7 +74,7 @@ impl Scripted {
 }
 
 fn failure() -> SourceError {
-    SourceError { retry: true, error: Arc::new(io::Error::other("scripted")) }
+    SourceError { retry: true, refused: false, error: Arc::new(io::Error::other("scripted")) }
 }
 
 impl Source for Scripted {
@@ -107,7 +109,8 @@ impl Source for Scripted {
             let mut last = None;
             match act {
                 Some(Act::Refuse) => return Err(failure()),
-                Some(Act::Deny) => return Err(SourceError { retry: false, ..failure() }),
+                Some(Act::Throttle) => return Err(SourceError { retry: false, ..failure() }),
+                Some(Act::Deny) => return Err(SourceError { retry: false, refused: true, ..failure() }),
                 Some(Act::CutAfter(n)) => {
                     body.truncate(n);
                     last = Some(failure());

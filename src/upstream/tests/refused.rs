@@ -132,6 +132,46 @@ async fn a_try_after_the_pause_ends_with_its_first_403() {
 }
 
 #[tokio::test]
+async fn a_token_server_that_wants_a_scope_says_nothing_of_the_login() {
+    let server = registry(|seen| match (seen.header("authorization"), seen.query("scope").concat()) {
+        (Some(_), scope) if scope.is_empty() => reply(400, r#"{"errors":[{"code":"UNSUPPORTED"}]}"#),
+        (Some(_), scope) if scope.contains("mine") => good(),
+        (Some(_), _) => forbidden(),
+        (None, _) => reply(401, ""),
+    })
+    .await;
+    let (options, _directory) = with_credential(options(server.url("/")), "right");
+    let bench = bench(options);
+    for i in 0..6 {
+        bench.get(&format!("r{i}")).await.unwrap_err();
+    }
+    assert_eq!(refused(&bench), 0);
+    bench.get("mine").await.unwrap();
+}
+
+#[tokio::test]
+async fn many_who_are_refused_at_once_show_a_login_once_more() {
+    let is_dead = Arc::<AtomicBool>::default();
+    let dies = is_dead.clone();
+    let server = Server::new(move |seen| match seen.header("authorization") {
+        Some(_) if !dies.load(Ordering::SeqCst) => reply(200, "{}"),
+        _ => reply(401, "").with("www-authenticate", "Basic realm=\"r\""),
+    })
+    .await;
+    let (options, _directory) = with_credential(options(server.url("/")), "right");
+    let bench = bench(options);
+    bench.get("a").await.unwrap();
+    is_dead.store(true, Ordering::SeqCst);
+    let names: Vec<String> = (0..16).map(|i| format!("r{i}")).collect();
+    futures_util::future::join_all(names.iter().map(|name| bench.get(name))).await;
+    let shown = server
+        .seen()
+        .into_iter()
+        .filter(|seen| seen.path() == "/v2/" && seen.header("authorization").is_some());
+    assert_eq!((shown.count(), refused(&bench)), (1, 1));
+}
+
+#[tokio::test]
 async fn a_good_login_is_kept_whatever_it_may_not_have() {
     // As a token server says it that gives tokens for repositories only.
     let scoped = registry(|seen| match (seen.header("authorization"), seen.query("scope").concat()) {

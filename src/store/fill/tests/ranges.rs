@@ -442,6 +442,19 @@ async fn a_source_that_refuses_ends_what_is_read_in_parts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_tired_ends_one_range_alone() {
+    let (rig, content) = (Rig::new(), random(HUGE));
+    let (reader, source) = rig.part(&content, [Act::Slow, Act::Throttle]);
+    let fill = reader.fill().clone();
+    assert!(follow(&fill, &content, span(0, 100_000)).await);
+    assert!(!follow(&fill, &content, span(MIB, 100)).await);
+    assert!(!fill.is_over());
+    assert!(follow(&fill, &content, span(0, 100_000)).await);
+    assert!(follow(&fill, &content, span(2 * MIB, 100)).await);
+    assert_eq!(source.sent(), 100_100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_fill_that_has_begun_keeps_its_place_to_the_end() {
     let (rig, content) = (Rig::new(), random(30 * MIB));
     let places = Arc::new(Semaphore::new(1));
