@@ -129,3 +129,16 @@ pub enum Error {
     #[error("the range lies outside the blob, which has {size} bytes")]
     Range { size: u64 },
 }
+
+impl Error {
+    /// Why upstream did not confirm what is served all the same.
+    pub fn why_stale(&self) -> String {
+        match self {
+            Self::Unavailable { why, .. } => why.clone(),
+            Self::HeldBack { why, .. } => why.clone(),
+            Self::UpstreamLimited { .. } => "the upstream's rate limit is exhausted".to_owned(),
+            Self::Offline(_) => "this mirror is offline, as configured (`offline`)".to_owned(),
+            other => other.to_string(),
+        }
+    }
+}

@@ -20,7 +20,7 @@ const LINE_MAX: usize = 64 * 1024;
 pub enum ClientError {
     #[error(
         "no Forebay runs on {}: start it with `forebay serve --data {}`, or name the running one's directory with \
-         --data",
+         --data, or its configuration with --config",
         .0.display(), .0.display()
     )]
     NotRunning(PathBuf),

@@ -73,7 +73,7 @@ impl Mirror {
                     {
                         return Err(error);
                     }
-                    Err(error) => (Vec::new(), Served::Stale(error.to_string())),
+                    Err(error) => (Vec::new(), Served::Stale(error.why_stale())),
                 };
                 tags.extend(held);
                 tags.sort();

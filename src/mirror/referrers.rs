@@ -182,7 +182,7 @@ impl Mirror {
                 told.map_err(|error| (error.to_string(), self.translate(who, repository, &subject, error)))
             }
             // It was proof of access that failed, and it is remembered.
-            Err(error) => Err((error.to_string(), (error, Duration::ZERO))),
+            Err(error) => Err((error.why_stale(), (error, Duration::ZERO))),
         };
         match (told, known) {
             (Ok(ToldReferrers::Missing), Some(known)) if self.outlives_its_end(&known) => {

@@ -203,6 +203,15 @@ impl Mirror {
         proof.await.unwrap_or_else(|| Err(lost(subject.of(repository))))
     }
 
+    fn sealed(&self, repository: &Repository, error: Error) -> Error {
+        let options = self.upstream(repository).map(|upstream| upstream.options());
+        let is_sealed = options.is_ok_and(|of| of.has_credential() && of.private == PrivatePolicy::Refuse);
+        match error {
+            Error::Denied { subject, .. } if is_sealed => Error::Denied { subject, why: SEALED.to_owned() },
+            error => error,
+        }
+    }
+
     async fn prove_public_now(
         &self,
         repository: &Repository,
@@ -217,7 +226,8 @@ impl Mirror {
             }
         };
         if let Err(error) = self.ask_for(Identity::Anonymous, repository, subject, hops).await? {
-            let error = self.refuse(None, repository, subject, error);
+            let (error, hold) = self.translate(None, repository, subject, error);
+            let error = self.remember(None, repository, subject, self.sealed(repository, error), hold);
             if matches!(error, Error::Denied { .. }) {
                 let denied_until = Some(self.clock.now() + self.options.negative_denied);
                 keep(Standing { proven_public: None, denied_until, ..standing });
@@ -236,6 +246,11 @@ impl Mirror {
         Ok(())
     }
 }
+
+/// What is to be said where a login would open what it may not.
+const SEALED: &str = "not everybody may pull it there, and the login that is configured opens it to nobody by \
+    itself: say `private = \"shared\"` for that registry to have it open this to all who may pull here, or \
+    `private = \"per-caller\"` to have callers show their own";
 
 fn disagreement(repository: &Repository, state: &OriginState) -> Error {
     let why = match state {

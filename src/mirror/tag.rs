@@ -174,7 +174,7 @@ impl Mirror {
             return Err(error);
         };
         let Some(held) = self.held_manifest(standing, repository, &digest).await else { return Err(error) };
-        let why = error.to_string();
+        let why = error.why_stale();
         let hold = match error {
             Error::UpstreamLimited { .. } if request.who().is_some() => {
                 return Ok(ManifestAnswer::held(&held, Served::Stale(why)));
@@ -314,7 +314,7 @@ impl Mirror {
                 Err(error @ (Error::NotFound(_) | Error::Unavailable { .. } | Error::UpstreamLimited { .. })),
                 Some(known),
             ) => {
-                let why = error.to_string();
+                let why = error.why_stale();
                 return self.unconfirmed(repository, tag, error, &why, known);
             }
             (access, _) => access?,

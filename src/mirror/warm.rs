@@ -174,7 +174,7 @@ impl Mirror {
         let known = self.known_tag(request, tag).await;
         let stale = match (asked, &known) {
             (Err(error), None) => return Err(error.into()),
-            (Err(error), Some(_)) => Some(error.to_string()),
+            (Err(error), Some(_)) => Some(error.why_stale()),
             (Ok(_), _) => None,
         };
         let answer = self.by_tag(request, tag, true).await?;

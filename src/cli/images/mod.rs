@@ -47,6 +47,10 @@ impl Source {
                     let read = kubernetes::images(&text(&path)?);
                     found.extend(read.map_err(|(line, why)| Error::Line { path, line, why })?);
                 }
+                if found.is_empty() {
+                    let why = "no pod in it names an image".to_owned();
+                    return Err(Error::File { path: path.clone(), why });
+                }
                 Ok(found)
             }
         }
