@@ -336,6 +336,22 @@ async fn where_there_is_no_head_nobody_has_shown_a_right() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_configured_a_login_alone_is_told_what_is_missing() {
+    let upstream = faulty::Upstream::start().await;
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let rig = Rig::over(upstream, dir, Clock::default(), &["paid.example"]).await;
+    rig.upstream.on("HEAD", "/manifests/").then(Fault::status(403));
+    let app = repository("paid.example", "library/app");
+    for _ in 0..2 {
+        let error = rig.mirror.manifest(rig.asker(), &app, &reference("x"), true).await.unwrap_err();
+        assert!(
+            matches!(&error, Error::Denied { why, .. } if why.contains("opens it to nobody by itself")),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn in_trouble_what_is_held_is_served_stale_and_upstream_is_left_in_peace() {
     let rig = Rig::new().await;
     rig.upstream.put_image("library/app", "x", &Image::random(1, 1, 1000));

@@ -362,7 +362,16 @@ impl Mirror {
             let error = Error::HeldBack { subject, why, retry_after: wait };
             return self.in_trouble(repository, tag, error, &told, known, wait.min(LONGEST_HOLD));
         }
-        let fresh_until = self.clock.now() + self.options.freshness.of(repository, tag);
+        if let (Some(known), Some(why)) = (same, &head.stale) {
+            let subject = Subject::Manifest(Reference::Tag(tag.clone())).of(repository);
+            let error = Error::Unavailable { subject, why: why.clone() };
+            return self.in_trouble(repository, tag, error, why, known, TROUBLE_HOLD);
+        }
+        let fresh_for = match head.stale {
+            Some(_) => TROUBLE_HOLD,
+            None => self.options.freshness.of(repository, tag),
+        };
+        let fresh_until = self.clock.now() + fresh_for;
         let mut fresh = KnownTag::new(digest, self.clock.wall(), fresh_until);
         fresh.head = head.media_type.zip(head.size);
         fresh.before = known.and_then(KnownTag::held);

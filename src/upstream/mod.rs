@@ -180,6 +180,8 @@ pub struct ManifestHead {
     pub digest: Option<Digest>,
     pub media_type: Option<MediaType>,
     pub size: Option<u64>,
+    /// Why a Forebay that was asked could not confirm it itself.
+    pub stale: Option<String>,
 }
 
 /// A manifest as it came, its digest computed from the bytes (and equal to the one asked for).

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::support::faulty::Upstream;
 use super::support::http;
-use super::support::image::{Image, random_bytes};
+use super::support::image::{Image, MANIFEST, random_bytes};
 use super::support::mirror::{Mirror, MirrorOptions};
 use super::support::process::free_port;
 use super::{get, pull, put_empty};
@@ -148,4 +148,27 @@ async fn peers_that_are_asked_at_the_same_time_wait_in_no_circle() {
             assert_eq!(status, 200, "{path} {body:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn what_the_next_one_could_not_confirm_is_not_said_to_be_confirmed() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut upstream = Upstream::start().await;
+    put_empty(&upstream, "library/app", "latest", "app");
+    let never_fresh = "[freshness]\nversions = \"0s\"\nothers = \"0s\"\n[freshness.rules]\nlatest = \"0s\"\n";
+    let upper = start(directory.path(), "upper", &upstream.url(), never_fresh).await;
+    let lower = start(directory.path(), "lower", &upper.url(), never_fresh).await;
+    let cached = async || {
+        let get = http().get(lower.url() + "/v2/library/app/manifests/latest").header("Accept", MANIFEST);
+        let answer = get.timeout(PATIENCE).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let header = |name: &str| answer.headers().get(name).map(|v| v.to_str().unwrap().to_owned());
+        (header("cache-status").unwrap(), header("warning").unwrap_or_default())
+    };
+    cached().await;
+    assert_eq!(cached().await, ("forebay; hit; detail=revalidated".to_owned(), String::new()));
+    upstream.stop().await;
+    let (status, warning) = cached().await;
+    assert_eq!(status, "forebay; hit; detail=stale");
+    assert!(warning.contains("the Forebay that was asked serves it stale"), "{warning}");
 }
