@@ -207,6 +207,13 @@ fn the_example_is_what_is_printed_for_the_default_configuration() {
 }
 
 #[test]
+fn who_asks_for_a_registry_that_is_not_configured_is_told_so() {
+    let said = |upstream: &str| text(&told(&["podman", "--upstream", upstream]).stderr).to_owned();
+    assert!(said("gchr.io").contains("does not name gchr.io: start the server with `--upstream gchr.io`"));
+    assert!(!said("docker.io").contains("does not name"));
+}
+
+#[test]
 fn where_this_server_is_follows_from_the_configuration() {
     let host = text(&std::fs::read("/proc/sys/kernel/hostname").unwrap()).trim().to_lowercase();
     for (listen, url) in [

@@ -8,7 +8,7 @@ use crate::access::{
     Who, glob, htpasswd,
 };
 use crate::http::{self, OwnersOptions};
-use crate::upstream::{self, PrivatePolicy};
+use crate::upstream;
 
 use super::error::ConfigError;
 use super::explain::{Printer, texts};
@@ -92,7 +92,7 @@ pub fn client_certificates(tls: &mut Section) -> Result<Option<(Found<String>, h
 /// A request has room for one login: where callers show that of an upstream, none of ours can be asked
 /// for.
 pub fn check_callers(auth: &AuthOptions, upstreams: &[upstream::Options]) -> Result<()> {
-    let asks = |upstream: &&upstream::Options| matches!(upstream.private, PrivatePolicy::PerCaller(_));
+    let asks = |upstream: &&upstream::Options| upstream.asks_callers();
     for upstream::Options { host, .. } in upstreams.iter().filter(asks) {
         let refuse = |key: String, reason: String| Err(ConfigError::Missing { key, reason });
         if auth.mirror {

@@ -154,7 +154,7 @@ impl Mirror {
     /// Whether callers of this upstream show logins of their own.
     pub fn asks_callers(&self, host: &UpstreamHost) -> bool {
         let upstream = self.upstreams().get(host);
-        upstream.is_some_and(|upstream| matches!(upstream.options().private, PrivatePolicy::PerCaller(_)))
+        upstream.is_some_and(|upstream| upstream.options().asks_callers())
     }
 
     /// Whether a repository is known to be anybody's, so that no login is needed.

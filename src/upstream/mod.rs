@@ -120,6 +120,11 @@ impl Options {
         }
     }
 
+    /// Whether callers show logins of their own.
+    pub fn asks_callers(&self) -> bool {
+        matches!(self.private, PrivatePolicy::PerCaller(_))
+    }
+
     /// Whether anything that is had of it may be had because of a credential.
     pub fn has_credential(&self) -> bool {
         self.credential.is_some() || self.mirrors.iter().any(|mirror| mirror.credential.is_some())

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::breaker::Pass;
 use super::endpoint::Endpoint;
-use super::{Cause, Identity, PrivatePolicy, Shared};
+use super::{Cause, Identity, Shared};
 use crate::oci::Digest;
 
 /// All pages of a list, at all endpoints, may take as many deadlines: it is several requests.
@@ -61,7 +61,7 @@ impl Shared {
         match identity {
             Identity::Configured => true,
             Identity::Anonymous => {
-                let asks_callers = matches!(self.options.private, PrivatePolicy::PerCaller(_));
+                let asks_callers = self.options.asks_callers();
                 !self.options.has_credential() && !asks_callers
             }
             Identity::Caller(_) => false,

@@ -35,6 +35,8 @@ pub struct Mirrored {
     pub alias: Option<String>,
     /// Whether it speaks plain HTTP by its own name.
     pub is_plain: bool,
+    /// Whether each caller shows a login of its own.
+    pub asks_callers: bool,
 }
 
 impl Asked {
@@ -95,11 +97,17 @@ fn mirrored(config: &Config) -> Vec<Mirrored> {
         is_default: host.is_default(),
         alias: aliases.first().cloned(),
         is_plain: Url::parse(&format!("http://{host}")).is_ok_and(|own| own.origin() == options.url.origin()),
+        asks_callers: options.asks_callers(),
     });
     upstreams.collect()
 }
 
 impl Mirrored {
+    /// Whether a configuration has it.
+    pub fn is_of(&self, config: &Config) -> bool {
+        config.owners.upstreams.iter().any(|(host, _)| host.as_str() == self.host)
+    }
+
     pub fn is_docker_hub(&self) -> bool {
         self.host == "docker.io"
     }

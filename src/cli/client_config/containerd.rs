@@ -16,10 +16,11 @@ pub fn plan(asked: &Asked) -> Plan {
         plan.file(ca, pem.as_str());
     }
     let (at, config) = (directory.display(), asked.etc("containerd").join("config.toml"));
+    let user = if asked.home.is_some() { " --user" } else { "" };
     plan.note(format!(
         "Kubernetes pulls by it if {} has, in [plugins.\"io.containerd.cri.v1.images\".registry] (containerd 1: \
-         [plugins.\"io.containerd.grpc.v1.cri\".registry]), config_path = \"{at}\"; then: systemctl restart \
-         containerd. Once it is so, changes need no restart",
+         [plugins.\"io.containerd.grpc.v1.cri\".registry]), config_path = \"{at}\"; then: systemctl{user} \
+         restart containerd. Once it is so, changes need no restart",
         config.display()
     ));
     plan.note(format!("by hand: ctr images pull --hosts-dir {at} ..., or nerdctl pull"));

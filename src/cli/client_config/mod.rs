@@ -97,6 +97,11 @@ impl Plan {
 }
 
 impl Client {
+    /// Whether it sends a login only where `/v2/` asked for one.
+    fn asks_at_the_base(self) -> bool {
+        matches!(self, Self::Docker | Self::Podman | Self::Crio | Self::Dind)
+    }
+
     /// containers/image looks below `~/.config`, wherever else a user's configuration is.
     fn heeds_xdg(self) -> bool {
         !matches!(self, Self::Podman | Self::Crio)
@@ -127,6 +132,15 @@ fn plan(client: Client, asked: &Asked) -> Plan {
             asked.server.url()
         ));
     }
+    let beside = |upstream: &&asked::Mirrored| upstream.asks_callers && !upstream.is_default;
+    for upstream in asked.upstreams.iter().filter(beside).filter(|_| client.asks_at_the_base()) {
+        let host = &upstream.host;
+        plan.note(format!(
+            "{host} is `private = \"per-caller\"`, and this client sends its login only to a `/v2/` of that \
+             registry: give it a [[listener]] with `upstream = \"{host}\"` and name that by --url, or make it \
+             `default_upstream`"
+        ));
+    }
     if !asked.server.is_plain() && asked.ca.is_none() {
         plan.note("the client has to trust this server's certificate; if its CA is your own, give --ca FILE");
     }
@@ -135,10 +149,13 @@ fn plan(client: Client, asked: &Asked) -> Plan {
 
 pub fn run(args: ClientConfigArgs) -> ExitCode {
     let (only, out) = (args.settings.upstream.clone(), args.out);
-    let config = match config::load(&Flags::from(args.settings)) {
-        Ok(config) => config,
-        Err(error) => return misused(&error),
-    };
+    let flags = Flags::from(args.settings);
+    // --upstream names what is configured, or will be by the same flag.
+    let (config, configured) =
+        match (config::load(&flags), config::load(&Flags { upstream: vec![], ..flags })) {
+            (Ok(config), Ok(configured)) => (config, configured),
+            (Err(error), _) | (_, Err(error)) => return misused(&error),
+        };
     let home = args.rootless.then(|| asked::home(args.client.heeds_xdg())).transpose();
     let told =
         home.and_then(|home| Asked::new(&config, args.url.as_deref(), &only, args.ca.as_deref(), home));
@@ -149,7 +166,13 @@ pub fn run(args: ClientConfigArgs) -> ExitCode {
             return ExitCode::from(MISUSED);
         }
     };
-    let plan = plan(args.client, &asked);
+    let mut plan = plan(args.client, &asked);
+    for upstream in asked.upstreams.iter().filter(|upstream| !upstream.is_of(&configured)) {
+        let host = &upstream.host;
+        plan.note(format!(
+            "the configuration does not name {host}: start the server with `--upstream {host}` too"
+        ));
+    }
     let done = match &out {
         Some(directory) => install::install(directory, &plan.files),
         None => print(&plan.files),

@@ -15,6 +15,7 @@ fn asked(url: &str) -> Asked {
         is_default: host == "docker.io",
         alias: alias.map(str::to_owned),
         is_plain: false,
+        asks_callers: false,
     };
     let server = Server::parse(url).unwrap();
     Asked {
@@ -53,6 +54,19 @@ fn check_form(path: &str, text: &str) {
         "args" => assert!(text.lines().all(|line| line.starts_with("--") && !line.contains(' '))),
         other => panic!("{other}"),
     }
+}
+
+#[test]
+fn who_can_log_in_only_at_a_base_of_the_registry_is_told() {
+    let mut asked = asked(HTTPS);
+    let told =
+        |client, asked: &Asked| plan(client, asked).notes.iter().any(|note| note.contains("per-caller"));
+    assert!(!told(Client::Podman, &asked));
+    asked.upstreams[1].asks_callers = true;
+    assert!(told(Client::Podman, &asked) && told(Client::Docker, &asked));
+    assert!(!told(Client::Containerd, &asked), "it asks with `ns`");
+    asked.upstreams[1].is_default = true;
+    assert!(!told(Client::Podman, &asked));
 }
 
 #[test]
