@@ -13,8 +13,8 @@ use crate::answer::{BlobAnswer, BlobWant, ManifestAnswer, Referrer, ReferrersAns
 use crate::metrics::Outcome;
 use crate::oci::{Digest, MediaType, RangeRequest, UploadId};
 use crate::registry::Pushed;
+use crate::upstream::{CACHE_STATUS, STALE, STALE_BECAUSE};
 
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
@@ -314,7 +314,7 @@ fn served(headers: &mut HeaderMap, served: &Served, fetched: bool) {
     let status = match served {
         Served::Hit => "forebay; hit",
         Served::Revalidated => "forebay; hit; detail=revalidated",
-        Served::Stale(_) => "forebay; hit; detail=stale",
+        Served::Stale(_) => STALE,
         Served::Miss if fetched => "forebay; fwd=uri-miss; stored",
         Served::Miss => "forebay; fwd=uri-miss",
         Served::Joined => "forebay; fwd=uri-miss; collapsed",
@@ -328,7 +328,7 @@ fn served(headers: &mut HeaderMap, served: &Served, fetched: bool) {
             _ => ' ',
         };
         let reason: String = reason.chars().map(safe).take(REASON_MAX).collect();
-        headers.insert(header::WARNING, header_value(format!("299 - \"stale: {reason}\"")));
+        headers.insert(header::WARNING, header_value(format!("{STALE_BECAUSE}{reason}\"")));
     }
 }
 

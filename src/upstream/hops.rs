@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use http::header::VIA;
-use http::{HeaderMap, HeaderValue};
+use http::header::{VIA, WARNING};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// How the pseudonyms of Forebays begin. What follows is drawn at random: a name that outlives the
 /// process would be the same in every copy of a machine.
@@ -86,6 +86,26 @@ pub fn read_loop(headers: &HeaderMap) -> Option<String> {
     Some(if why.is_empty() { "a loop of registries".to_owned() } else { why })
 }
 
+/// How a Forebay says that it could not confirm what it serves, in `Cache-Status` (RFC 9211) and, for
+/// people, in `Warning`, where the reason and a quotation mark follow.
+pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+pub const STALE: &str = "forebay; hit; detail=stale";
+pub const STALE_BECAUSE: &str = "299 - \"stale: ";
+const STALE_MAX: usize = 200;
+
+/// Why an answer of a Forebay is stale, if it is.
+pub fn read_stale(headers: &HeaderMap) -> Option<String> {
+    let status = headers.get(CACHE_STATUS)?.to_str().ok()?;
+    let mut parts = status.split(';').map(str::trim);
+    let is_stale = parts.next() == Some("forebay") && parts.any(|part| part == "detail=stale");
+    let warning = || headers.get(WARNING)?.to_str().ok()?.strip_prefix(STALE_BECAUSE)?.strip_suffix('"');
+    is_stale.then(|| {
+        let reason = warning().unwrap_or("for reasons it does not say");
+        let reason: String = reason.chars().take(STALE_MAX).collect();
+        format!("the Forebay that was asked serves it stale: {reason}")
+    })
+}
+
 pub fn new_pseudonym() -> String {
     format!("{PREFIX}{:0DIGITS$x}", rand::random::<u64>())
 }
@@ -103,6 +123,20 @@ mod tests {
     fn read(lines: &[&str]) -> Hops {
         let line = |line: &&str| (VIA, HeaderValue::from_str(line).unwrap());
         Hops::read(&lines.iter().map(line).collect())
+    }
+
+    #[test]
+    fn what_is_stale_is_told_with_the_reason() {
+        let told = |status: &'static str, warning: Option<&str>| {
+            let warning = warning.map(|text| (WARNING, HeaderValue::from_str(text).unwrap()));
+            let status = (CACHE_STATUS, HeaderValue::from_static(status));
+            read_stale(&[status].into_iter().chain(warning).collect())
+        };
+        let why = format!("{STALE_BECAUSE}no route\"");
+        assert!(told(STALE, Some(&why)).unwrap().ends_with(": no route"));
+        assert!(told(STALE, None).is_some());
+        assert_eq!(told("forebay; hit", Some(&why)), None);
+        assert_eq!(told("cdn; hit; detail=stale", Some(&why)), None);
     }
 
     #[test]

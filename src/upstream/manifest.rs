@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, WARNING};
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 
+use super::hops::read_stale;
 use super::quota::{PROBE_FIRST, Quota, Step, retry_after};
 use super::request::{Answer, Ask};
 use super::round::{First, Turn};
@@ -158,7 +159,7 @@ impl Upstream {
             return Err(Cause::Corrupt(format!("the upstream answers with {told}")));
         }
         let size = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-        let (media_type, stale) = (media_type(headers), told_stale(headers));
+        let (media_type, stale) = (media_type(headers), read_stale(headers));
         Ok((Some(ManifestHead { digest, media_type, size, stale }), told))
     }
 
@@ -339,19 +340,6 @@ fn suffix(reference: &Reference) -> String {
 /// Whose limit it is: an address, or the id of an account.
 fn source(headers: &HeaderMap) -> Option<&str> {
     headers.get("docker-ratelimit-source")?.to_str().ok().filter(|source| source.len() <= 64)
-}
-
-/// What a Forebay says of content that it could not confirm, in `Cache-Status` (RFC 9211) and, for people,
-/// in `Warning`.
-fn told_stale(headers: &HeaderMap) -> Option<String> {
-    let status = headers.get("cache-status")?.to_str().ok()?;
-    let mut parts = status.split(';').map(str::trim);
-    let is_stale = parts.next() == Some("forebay") && parts.any(|part| part == "detail=stale");
-    let warning = || headers.get(WARNING)?.to_str().ok()?.strip_prefix("299 - \"stale: ")?.strip_suffix('"');
-    is_stale.then(|| {
-        let reason: String = warning().unwrap_or("for reasons it does not say").chars().take(200).collect();
-        format!("the Forebay that was asked serves it stale: {reason}")
-    })
 }
 
 /// `Docker-Content-Digest`, where it is well formed.

@@ -69,7 +69,7 @@ pub use self::credential::{Credential, Login, LoginSecret, Password, Secret, is_
 pub use self::endpoint::{EndpointOptions, Proxy, check_url};
 pub use self::guard::public_only;
 pub use self::helper::{find as find_helper, is_program};
-pub use self::hops::{Hops, PROXY_STATUS, loop_status};
+pub use self::hops::{CACHE_STATUS, Hops, PROXY_STATUS, STALE, STALE_BECAUSE, loop_status};
 pub use self::referrers::{MAX_REFERRERS, ToldReferrers};
 pub use self::source::has_docker_login;
 pub use crate::metrics::Saving;
