@@ -324,8 +324,9 @@ impl Mirror {
         }
     }
 
-    /// Waits for the end of this fill: another one may have taken its place by then.
-    async fn ended(&self, fill: &Arc<Fill>) {
+    /// Waits for the end of this fill, which is committed before it is taken off the list: another one may
+    /// have taken its place by then.
+    pub(super) async fn ended(&self, fill: &Arc<Fill>) {
         while self.store.lists(fill) {
             tokio::time::sleep(TICK).await;
         }

@@ -27,7 +27,6 @@ const BLOBS_AT_ONCE: usize = 3;
 const MANIFESTS_MAX: usize = 1000;
 /// Longest wait for the last blob to be renamed and linked, once its bytes are here.
 const COMMIT: Duration = Duration::from_secs(60);
-const COMMIT_TICK: Duration = Duration::from_millis(10);
 
 /// An image that is to be held.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -307,9 +306,8 @@ impl Mirror {
         let grant = self.grant(&repository, standing)?;
         let committed = async {
             for blob in &parts.blobs {
-                // A fill is committed before it is taken off the list.
-                while self.store.fill(&grant, &blob.digest, 0).is_some() {
-                    tokio::time::sleep(COMMIT_TICK).await;
+                while let Some(fill) = self.store.fill(&grant, &blob.digest, 0) {
+                    self.ended(&fill).await;
                 }
             }
         };

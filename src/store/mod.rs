@@ -264,8 +264,8 @@ impl Store {
     /// Whether a fill may be joined still, by whoever may wait for it.
     pub fn lists(&self, fill: &Arc<Fill>) -> bool {
         let fills = lock(&self.fills);
-        let listed = fills.get(&(fill.domain.clone(), fill.digest)).into_iter().flatten();
-        listed.into_iter().any(|one| Arc::ptr_eq(one, fill))
+        let listed = fills.get(&(fill.domain.clone(), fill.digest));
+        listed.is_some_and(|listed| listed.iter().any(|one| Arc::ptr_eq(one, fill)))
     }
 
     /// A first reader of a new fill, unless somebody's fill or commit came first: looking for one
