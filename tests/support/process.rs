@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -139,9 +140,23 @@ impl Wait {
     }
 }
 
-/// A port of loopback that nobody listens on at this moment.
+/// A port of loopback that nobody listens on, and that no other call in this process is given. It is
+/// none of those that the kernel hands out by itself, so that no connection or server takes it before
+/// it is used.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    const BELOW_EPHEMERAL: std::ops::Range<u32> = 12_000..32_000;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    // Test processes that run at the same time begin at different places.
+    let begin = std::process::id().wrapping_mul(7919);
+    for _ in BELOW_EPHEMERAL {
+        let turn = begin.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
+        let port = BELOW_EPHEMERAL.start + turn % (BELOW_EPHEMERAL.end - BELOW_EPHEMERAL.start);
+        let port = u16::try_from(port).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("all ports of loopback in {BELOW_EPHEMERAL:?} are taken");
 }
 
 /// The last 30 lines of a log, long ones cut short.
