@@ -1,5 +1,6 @@
 //! The composition root: checked options in, a running server out.
 
+mod collecting;
 mod warming;
 
 use std::collections::HashMap;
@@ -9,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 
 use crate::access::{Gate, Limits};
 use crate::clock::Clock;
@@ -24,7 +24,7 @@ use crate::http::{
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Pins};
 use crate::oci::{Owner, UpstreamHost};
-use crate::registry::{Collector, Hosted, Removed, Totals, What};
+use crate::registry::{Collector, Hosted};
 use crate::store::{OpenError, OriginState, Store};
 use crate::tasks::Tasks;
 use crate::telemetry::AccessLog;
@@ -245,8 +245,10 @@ impl App {
     ) -> Result<(), Error> {
         match control::Bound::bind(self.store.data_dir()).await {
             Ok(bound) => {
-                let (collect, warm) = (collecting(collector.clone()), warming::warming(service));
-                let commands = control::Commands { collect, warm };
+                let commands = control::Commands::from([
+                    ("gc", collecting::collecting(collector.clone())),
+                    ("warm", warming::warming(service)),
+                ]);
                 self.tasks.spawn("control", control::serve(bound, commands, self.tasks.clone()));
                 Ok(())
             }
@@ -397,38 +399,6 @@ impl App {
         ];
         parts.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
     }
-}
-
-/// What the control socket is told to collect with.
-fn collecting(collector: Arc<Collector>) -> control::Collect {
-    Arc::new(move |dry_run, told| {
-        let collector = collector.clone();
-        Box::pin(async move {
-            let (report, mut removed) = mpsc::channel(1);
-            let tell = async {
-                while let Some(removed) = removed.recv().await {
-                    // Whoever asked may have left.
-                    let _ = told.send(line(removed)).await;
-                }
-            };
-            let (ended, ()) = tokio::join!(collector.run(dry_run, report), tell);
-            let totals = ended.map_err(|error| error.to_string())?;
-            let Totals { tags, manifests, links, blobs, bytes } = totals;
-            // Uploads go by their age, on a schedule of their own.
-            Ok(control::Totals { tags, manifests, links, blobs, uploads: 0, bytes })
-        })
-    })
-}
-
-fn line(removed: Removed) -> control::Removed {
-    let Removed { repository, what, subject, bytes } = removed;
-    let what = match what {
-        What::Tag => "tag",
-        What::Manifest => "manifest",
-        What::Link => "link",
-        What::Blob => "blob",
-    };
-    control::Removed { what: what.to_owned(), repository, subject, bytes }
 }
 
 /// Completes at the first SIGTERM or SIGINT. A second one ends the process at once.

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use futures_util::future::BoxFuture;
-use futures_util::{StreamExt, stream};
-use tokio::sync::mpsc;
+use futures_util::{FutureExt, StreamExt, stream};
 
-use crate::control::{self, WarmFailed, WarmHeld, WarmLine, WarmProgress, WarmRequest, WarmTotals};
+use crate::control::{
+    Command, Report, WarmFailed, WarmHeld, WarmLine, WarmProgress, WarmRequest, WarmTotals,
+};
 use crate::http::Service;
 use crate::mirror::{Account, IMAGES_AT_ONCE, Image, Mirror, Tally, Warmed};
 use crate::oci::Platforms;
@@ -18,18 +18,14 @@ use crate::oci::Platforms;
 const TICK: Duration = Duration::from_millis(200);
 
 /// Fetches images by the configuration of the moment.
-pub fn warming(service: Arc<ArcSwap<Service>>) -> control::Warm {
-    Arc::new(move |request, told| {
+pub fn warming(service: Arc<ArcSwap<Service>>) -> Command {
+    Command::new(move |request, told| {
         let service = service.load_full();
-        Box::pin(async move { warm(&service, request, told).await }) as BoxFuture<'static, _>
+        async move { warm(&service, request, told).await.map(WarmLine::Totals) }.boxed()
     })
 }
 
-async fn warm(
-    service: &Service,
-    request: WarmRequest,
-    told: mpsc::Sender<WarmLine>,
-) -> Result<WarmTotals, String> {
+async fn warm(service: &Service, request: WarmRequest, told: Report<WarmLine>) -> Result<WarmTotals, String> {
     let platforms = Platforms::parse(&request.platforms).map_err(|error| error.to_string())?;
     let Some(content) = &service.content else { return Err("the store cannot be used".to_owned()) };
     let port = Some(service.public.port);
@@ -45,7 +41,7 @@ async fn warm(
             };
             let (line, totals) = line(text, ended);
             // Whoever asked may have left.
-            let _ = told.send(line).await;
+            told.tell(&line).await;
             totals
         }
     });
@@ -62,7 +58,7 @@ async fn one(
     mirror: &Arc<Mirror>,
     image: &Image,
     platforms: &Platforms,
-    told: &mpsc::Sender<WarmLine>,
+    told: &Report<WarmLine>,
 ) -> Result<Warmed, String> {
     let (begun, next) = (Instant::now(), AtomicU64::new(0));
     let tell = |Tally { bytes, bytes_here, .. }: Tally| {
@@ -72,7 +68,7 @@ async fn one(
             next.store(now + TICK.as_millis() as u64, Ordering::Relaxed);
             let progress = WarmProgress { image: image.text.clone(), bytes, bytes_here };
             // Where the client is slow, it hears of the next.
-            let _ = told.try_send(WarmLine::Progress(progress));
+            told.try_tell(&WarmLine::Progress(progress));
         }
     };
     let warmed = mirror.warm(image, platforms, Account::Background, &tell).await;

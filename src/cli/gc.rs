@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::running::{Ended, Server};
-use crate::control::{Client, Line, Removed, Totals, parse};
+use crate::control::{Client, GcRequest, Line, Removed, Totals, parse};
 use crate::telemetry::size;
 
 /// Remove what no hosted image needs any more, or show what would go
@@ -47,7 +47,7 @@ pub async fn run(args: GcArgs) -> ExitCode {
 }
 
 async fn collect(client: &Client, dry_run: bool, json: bool, out: &mut impl Write) -> Result<(), Ended> {
-    let mut lines = client.collect(dry_run).await?;
+    let mut lines = client.command("gc", &GcRequest { dry_run }).await?;
     let mut complete = false;
     while let Some(text) = lines.next().await? {
         let line: Line = parse(&text)?;

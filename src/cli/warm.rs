@@ -103,7 +103,7 @@ fn images(args: &WarmArgs) -> Result<Vec<String>, String> {
 
 /// How many images failed.
 async fn warm(client: &Client, request: &WarmRequest, output: &mut Output) -> Result<u64, Ended> {
-    let mut lines = client.warm(request).await?;
+    let mut lines = client.command("warm", request).await?;
     let mut failed = None;
     while let Some(text) = lines.next().await? {
         let line: WarmLine = parse(&text)?;

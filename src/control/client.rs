@@ -8,9 +8,9 @@ use http::{Method, Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::{PROTOCOL, Refusal, Version, WarmRequest, socket, socket_path};
+use super::{PROTOCOL, Refusal, Version, socket, socket_path};
 
 /// Longest line that a server sends: a digest and a name.
 const LINE_MAX: usize = 64 * 1024;
@@ -50,16 +50,11 @@ impl Client {
         parse(&line)
     }
 
-    /// Collects garbage, or only tells what would go: one [`super::Line`] as JSON after the other.
-    pub async fn collect(&self, dry_run: bool) -> Result<Lines, ClientError> {
-        self.send(Method::POST, if dry_run { "gc?dry-run=true" } else { "gc" }, None).await
-    }
-
-    /// Has images fetched that are not held: one [`super::WarmLine`] as JSON after the other. To hang
-    /// up ends it.
-    pub async fn warm(&self, request: &WarmRequest) -> Result<Lines, ClientError> {
+    /// Has a command carried out: one JSON object after the other, of the command's own kind. To hang up
+    /// ends it, unless it is one that goes on.
+    pub async fn command(&self, name: &str, request: &impl Serialize) -> Result<Lines, ClientError> {
         let body = serde_json::to_vec(request).map_err(|error| ClientError::Broken(error.to_string()))?;
-        self.send(Method::POST, "warm", Some(body.into())).await
+        self.send(Method::POST, name, Some(body.into())).await
     }
 
     async fn send(&self, method: Method, command: &str, body: Option<Bytes>) -> Result<Lines, ClientError> {

@@ -7,9 +7,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use http::header::{ALLOW, CONTENT_TYPE};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -20,8 +19,9 @@ use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use super::command::{Started, text};
 use super::socket::Bound;
-use super::{Line, PROTOCOL, Refusal, Removed, Totals, Version, WarmLine, WarmRequest, WarmTotals};
+use super::{Commands, PROTOCOL, Refusal, Version};
 use crate::tasks::Tasks;
 
 const CONNECTIONS_MAX: usize = 8;
@@ -33,24 +33,6 @@ const BODY_MAX: usize = 4 << 20;
 const LINES: usize = 64;
 /// Rest after a failure to accept.
 const ACCEPT_REST: Duration = Duration::from_millis(200);
-
-/// Collects garbage, or with `true` only tells what would go. Dropping the future ends it.
-pub type Collect =
-    Arc<dyn Fn(bool, mpsc::Sender<Removed>) -> BoxFuture<'static, Result<Totals, String>> + Send + Sync>;
-
-/// Has images fetched. Dropping the future ends it.
-pub type Warm = Arc<
-    dyn Fn(WarmRequest, mpsc::Sender<WarmLine>) -> BoxFuture<'static, Result<WarmTotals, String>>
-        + Send
-        + Sync,
->;
-
-/// What the server does when it is told to.
-#[derive(Clone)]
-pub struct Commands {
-    pub collect: Collect,
-    pub warm: Warm,
-}
 
 /// How long a client may take.
 #[derive(Clone, Copy, Debug)]
@@ -151,64 +133,46 @@ impl Server {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Lines> {
+    async fn answer(&self, request: hyper::Request<Incoming>) -> Response<Lines> {
         let (request, body) = request.into_parts();
-        let (method, path) = (&request.method, request.uri.path());
-        if !body.is_end_stream() && path != "/v1/warm" {
-            return refusal(StatusCode::PAYLOAD_TOO_LARGE, "this command has no body");
+        let (method, uri) = (&request.method, &request.uri);
+        let name = uri.path().strip_prefix("/v1/").unwrap_or_default();
+        if name == "version" {
+            return if method == Method::GET { version() } else { allow(Method::GET, method) };
         }
-        match (path, method) {
-            ("/v1/version", &Method::GET) => {
-                let version = Version { protocol: PROTOCOL, forebay: env!("CARGO_PKG_VERSION").to_owned() };
-                Response::new(Lines::one(&version))
-            }
-            ("/v1/warm", &Method::POST) => self.warm(body).await,
-            ("/v1/gc", &Method::POST) => match dry_run(request.uri.query()) {
-                Ok(dry_run) => self.collect(dry_run),
-                Err(refused) => refusal(StatusCode::BAD_REQUEST, &refused),
-            },
-            ("/v1/version", _) => allow(Method::GET, method),
-            ("/v1/gc" | "/v1/warm", _) => allow(Method::POST, method),
-            _ => {
-                let version = env!("CARGO_PKG_VERSION");
-                refusal(
-                    StatusCode::NOT_FOUND,
-                    &format!("no such command: this is Forebay {version}, whose protocol is {PROTOCOL}"),
-                )
-            }
+        let Some(command) = self.commands.get(name) else {
+            let version = env!("CARGO_PKG_VERSION");
+            let why = format!("no such command: this is Forebay {version}, whose protocol is {PROTOCOL}");
+            return refusal(StatusCode::NOT_FOUND, &why);
+        };
+        if method != Method::POST {
+            return allow(Method::POST, method);
         }
-    }
-
-    fn collect(&self, dry_run: bool) -> Response<Lines> {
-        let (client, response) = self.lines();
-        let stop = self.tasks.stopping();
-        self.tasks.spawn("collect on command", collect(self.commands.collect.clone(), dry_run, client, stop));
-        response
-    }
-
-    async fn warm(&self, body: Incoming) -> Response<Lines> {
-        let request = match tokio::time::timeout(self.patience.head, whole(body)).await {
+        if uri.query().is_some() {
+            return refusal(
+                StatusCode::BAD_REQUEST,
+                "what is asked for stands in the body, not in the address",
+            );
+        }
+        let body = match tokio::time::timeout(self.patience.head, whole(body)).await {
             Err(_) => return refusal(StatusCode::REQUEST_TIMEOUT, "the request did not come to its end"),
             Ok(Err(None)) => {
-                let why = format!("the request has more than {BODY_MAX} bytes: warm fewer images at once");
+                let why = format!("the request has more than {BODY_MAX} bytes: ask for less at once");
                 return refusal(StatusCode::PAYLOAD_TOO_LARGE, &why);
             }
             Ok(Err(Some(error))) => return refusal(StatusCode::BAD_REQUEST, &error),
-            Ok(Ok(body)) => serde_json::from_slice::<WarmRequest>(&body),
+            Ok(Ok(body)) => body,
         };
-        let request = match request {
-            Ok(request) if request.images.len() <= super::IMAGES_MAX => request,
-            Ok(_) => {
-                let why = format!("warm {} images at once at most", super::IMAGES_MAX);
-                return refusal(StatusCode::BAD_REQUEST, &why);
-            }
-            Err(error) => {
-                return refusal(StatusCode::BAD_REQUEST, &format!("no request to warm images: {error}"));
-            }
-        };
+        match command.start(&body) {
+            Ok(started) => self.run(started),
+            Err(why) => refusal(StatusCode::BAD_REQUEST, &why),
+        }
+    }
+
+    fn run(&self, command: Started) -> Response<Lines> {
         let (client, response) = self.lines();
         let stop = self.tasks.stopping();
-        self.tasks.spawn("warm on command", warm(self.commands.warm.clone(), request, client, stop));
+        self.tasks.spawn("command", run(command, client, stop));
         response
     }
 
@@ -236,57 +200,29 @@ async fn whole(mut body: Incoming) -> Result<Vec<u8>, Option<String>> {
     Ok(read)
 }
 
-/// Fetches images as long as the client listens: what came by then is held, and the rest is fetched
-/// when it asks again.
-async fn warm(warm: Warm, request: WarmRequest, mut client: Listener, stop: impl Future<Output = ()>) {
+/// Runs a command and tells its client, who may leave: then it ends too, unless it is one that goes on.
+async fn run(command: Started, mut client: Listener, stop: impl Future<Output = ()>) {
     let (report, mut lines) = mpsc::channel(LINES);
-    let mut run = warm(request, report);
+    let mut run = (command.run)(report);
     let mut stop = std::pin::pin!(stop);
     let ended = loop {
         tokio::select! {
             biased;
-            Some(line) = lines.recv() => client.tell(&line).await,
+            Some(line) = lines.recv() => client.send(Some(line)).await,
             ended = &mut run => break ended,
-            () = client.gone() => return,
+            () = client.gone(), if !command.outlives_client => return,
             () = &mut stop => break Err("the server is shutting down; run it again once it is back".to_owned()),
         }
     };
     drop(run);
     while let Ok(line) = lines.try_recv() {
-        client.tell(&line).await;
+        client.send(Some(line)).await;
     }
-    client.tell(&ended.map_or_else(WarmLine::Error, WarmLine::Totals)).await;
-    client.end().await;
-}
-
-/// Runs one pass, which logs what it did. Where its client has gone, a real one goes on by itself:
-/// half a collection is of no use to anybody. What would go is for the client alone, so that ends.
-async fn collect(collect: Collect, dry_run: bool, mut client: Listener, stop: impl Future<Output = ()>) {
-    let (report, mut removed) = mpsc::channel(LINES);
-    let mut run = collect(dry_run, report);
-    let mut stop = std::pin::pin!(stop);
-    let ended = loop {
-        tokio::select! {
-            biased;
-            Some(item) = removed.recv() => client.tell(&Line::Removed(item)).await,
-            ended = &mut run => break ended,
-            () = client.gone(), if dry_run => return,
-            () = &mut stop => break Err("the server is shutting down; run it again once it is back".to_owned()),
-        }
-    };
-    drop(run);
-    while let Ok(item) = removed.try_recv() {
-        client.tell(&Line::Removed(item)).await;
-    }
-    match ended {
-        Ok(totals) => {
-            client.tell(&Line::Totals(totals)).await;
-        }
-        Err(error) => {
-            tracing::warn!(error, dry_run, "collection on command ended early");
-            client.tell(&Line::Error(error)).await;
-        }
-    }
+    let last = ended.unwrap_or_else(|error| {
+        tracing::warn!(error, "a command ended early");
+        text(&Refusal { error })
+    });
+    client.send(Some(last)).await;
     client.end().await;
 }
 
@@ -299,10 +235,6 @@ struct Listener {
 }
 
 impl Listener {
-    async fn tell(&mut self, line: &impl Serialize) {
-        self.send(Some(text(line))).await;
-    }
-
     async fn send(&mut self, line: Option<Bytes>) {
         let Some(lines) = &self.lines else { return };
         match tokio::time::timeout(self.patience, lines.send(line)).await {
@@ -361,20 +293,8 @@ impl Body for Lines {
     }
 }
 
-fn text(value: &impl Serialize) -> Bytes {
-    // Structs of texts and numbers: nothing in them can fail to be written.
-    let mut line = serde_json::to_vec(value).unwrap_or_default();
-    line.push(b'\n');
-    line.into()
-}
-
-/// `dry-run=true`, `dry-run=false` or nothing.
-fn dry_run(query: Option<&str>) -> Result<bool, String> {
-    match query {
-        None | Some("" | "dry-run=false") => Ok(false),
-        Some("dry-run=true") => Ok(true),
-        Some(_) => Err("this command knows `dry-run=true` and `dry-run=false` only".to_owned()),
-    }
+fn version() -> Response<Lines> {
+    Response::new(Lines::one(&Version { protocol: PROTOCOL, forebay: env!("CARGO_PKG_VERSION").to_owned() }))
 }
 
 fn allow(allowed: Method, method: &Method) -> Response<Lines> {

@@ -30,30 +30,31 @@ fn blob(number: u64) -> Removed {
 
 /// Reports so many blobs, and counts the passes that came to their end.
 fn collecting(blobs: u64, ended: Arc<AtomicUsize>) -> Commands {
-    let collect = move |_dry_run, report: tokio::sync::mpsc::Sender<Removed>| {
+    let collect = move |_: GcRequest, report: Report<Line>| {
         let ended = ended.clone();
         async move {
             for number in 0..blobs {
-                report.send(blob(number)).await.map_err(|_| "nobody listens".to_owned())?;
+                report.tell(&Line::Removed(blob(number))).await;
             }
             ended.fetch_add(1, Ordering::SeqCst);
-            Ok(Totals { blobs, bytes: blobs * (blobs - 1) / 2, ..Totals::default() })
+            let bytes = blobs * blobs.saturating_sub(1) / 2;
+            Ok(Line::Totals(Totals { blobs, bytes, ..Totals::default() }))
         }
         .boxed()
     };
-    Commands { collect: Arc::new(collect), warm: warming() }
+    Commands::from([("gc", Command::new(collect)), ("warm", warming())])
 }
 
 /// Says of each image that it is held, then the totals.
-fn warming() -> Warm {
-    Arc::new(|request: WarmRequest, report: tokio::sync::mpsc::Sender<WarmLine>| {
+fn warming() -> Command {
+    Command::new(|request: WarmRequest, report: Report<WarmLine>| {
         async move {
             let held = request.images.len() as u64;
             for image in request.images {
                 let failed = WarmFailed { image, error: request.platforms.join("+") };
-                report.send(WarmLine::Failed(failed)).await.map_err(|_| "nobody listens".to_owned())?;
+                report.tell(&WarmLine::Failed(failed)).await;
             }
-            Ok(WarmTotals { held, ..WarmTotals::default() })
+            Ok(WarmLine::Totals(WarmTotals { held, ..WarmTotals::default() }))
         }
         .boxed()
     })
@@ -67,16 +68,20 @@ fn endless(ended: Arc<AtomicUsize>) -> Commands {
             self.0.fetch_add(1, Ordering::SeqCst);
         }
     }
-    let collect = move |_dry_run, report: tokio::sync::mpsc::Sender<Removed>| {
+    let collect = move |_: GcRequest, report: Report<Line>| {
         let counted = Counted(ended.clone());
         async move {
             let _counted = counted;
-            let _ = report.send(blob(1)).await;
+            report.tell(&Line::Removed(blob(1))).await;
             std::future::pending().await
         }
         .boxed()
     };
-    Commands { collect: Arc::new(collect), warm: warming() }
+    Commands::from([("gc", Command::new(collect))])
+}
+
+async fn collect(client: &Client, dry_run: bool) -> Result<client::Lines, ClientError> {
+    client.command("gc", &GcRequest { dry_run }).await
 }
 
 struct Server {
@@ -141,7 +146,7 @@ async fn a_collection_is_told_line_by_line() {
     let version = server.client().version().await.unwrap();
     assert_eq!(version, Version { protocol: 1, forebay: env!("CARGO_PKG_VERSION").into() });
     for dry_run in [true, false] {
-        let lines = all(server.client().collect(dry_run).await.unwrap()).await;
+        let lines = all(collect(&server.client(), dry_run).await.unwrap()).await;
         assert_eq!(lines.len(), 201);
         assert_eq!(lines[7], Line::Removed(blob(7)));
         let totals = Totals { blobs: 200, bytes: 19_900, ..Totals::default() };
@@ -156,7 +161,7 @@ async fn images_are_asked_for_in_a_body_with_a_limit() {
     let image = |number: usize| format!("registry.example/org/app{number}:1");
     let images: Vec<String> = (0..IMAGES_MAX).map(image).collect();
     let request = WarmRequest { images, platforms: vec!["a/b".into(), "c/d".into()] };
-    let mut lines = server.client().warm(&request).await.unwrap();
+    let mut lines = server.client().command("warm", &request).await.unwrap();
     let mut read = Vec::new();
     while let Some(line) = lines.next().await.unwrap() {
         read.push(parse::<WarmLine>(&line).unwrap());
@@ -164,18 +169,19 @@ async fn images_are_asked_for_in_a_body_with_a_limit() {
     assert_eq!(read.len(), IMAGES_MAX + 1);
     assert_eq!(read[7], WarmLine::Failed(WarmFailed { image: image(7), error: "a/b+c/d".into() }));
     assert!(matches!(read[IMAGES_MAX], WarmLine::Totals(WarmTotals { held: 10_000, .. })));
-    let refused =
-        async |request: &WarmRequest| server.client().warm(request).await.err().unwrap().to_string();
+    let refused = async |request: &WarmRequest| {
+        server.client().command("warm", request).await.err().unwrap().to_string()
+    };
     let one_more = WarmRequest { images: vec!["a".into(); IMAGES_MAX + 1], platforms: vec![] };
     assert!(refused(&one_more).await.contains("10000 images at once at most"));
     let large = WarmRequest { images: vec!["a".repeat(4 << 20)], platforms: vec![] };
-    assert!(refused(&large).await.contains("fewer images at once"));
+    assert!(refused(&large).await.contains("ask for less at once"));
     let raw = async |body: &str| {
         let head = format!("POST /v1/warm HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
         server.raw((head + body).as_bytes()).await
     };
     for (body, part) in
-        [("{}", "missing field"), (r#"{"images":[],"all":1}"#, "unknown field"), ("x", "no request")]
+        [("{}", "missing field"), (r#"{"images":[],"all":1}"#, "unknown field"), ("x", "no such request")]
     {
         let answer = raw(body).await;
         assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains(part), "{answer}");
@@ -253,7 +259,7 @@ async fn no_path_is_too_long() {
         assert!(matches!(Bound::bind(&data).await.err().unwrap(), SocketError::Live(_)));
         let commands = collecting(3, Arc::default());
         let serving = tasks.spawn("control", serve(bound, commands, tasks.clone()));
-        assert_eq!(all(Client::of(&data).collect(false).await.unwrap()).await.len(), 4);
+        assert_eq!(all(collect(&Client::of(&data), false).await.unwrap()).await.len(), 4);
         serving.abort();
         let _ = serving.await;
         assert!(!socket_path(&data).exists());
@@ -269,7 +275,7 @@ async fn without_a_server_the_reason_is_told() {
     };
     error(Client::of(data.path()).version().await.unwrap_err());
     drop(std::os::unix::net::UnixListener::bind(socket_path(data.path())).unwrap());
-    error(Client::of(data.path()).collect(true).await.err().unwrap());
+    error(collect(&Client::of(data.path()), true).await.err().unwrap());
     error(Client::of(std::path::Path::new("/nonexistent/forebay")).version().await.unwrap_err());
 }
 
@@ -281,13 +287,12 @@ async fn what_is_no_command_is_refused() {
         ("GET /v1/gc HTTP/1.1\r\nhost: x\r\n\r\n", "405", "use POST"),
         ("POST /v1/version HTTP/1.1\r\nhost: x\r\n\r\n", "405", "allow: GET"),
         ("POST /v2/gc HTTP/1.1\r\nhost: x\r\n\r\n", "404", "protocol is 1"),
-        ("POST /v1/gc?dry-run=maybe HTTP/1.1\r\nhost: x\r\n\r\n", "400", "dry-run=true"),
-        ("POST /v1/gc?dryrun=true HTTP/1.1\r\nhost: x\r\n\r\n", "400", "dry-run=true"),
-        ("POST /v1/gc HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc", "413", "no body"),
+        ("POST /v1/gc?dry-run=true HTTP/1.1\r\nhost: x\r\n\r\n", "400", "in the body"),
+        ("POST /v1/gc HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc", "400", "no such request"),
         (
-            "POST /v1/gc HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
-            "413",
-            "no body",
+            "POST /v1/gc HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n7\r\n{\"a\":1}\r\n0\r\n\r\n",
+            "400",
+            "unknown field",
         ),
         ("\0\u{1}garbage\r\n\r\n", "400", ""),
     ];
@@ -305,7 +310,7 @@ async fn what_is_no_command_is_refused() {
 #[tokio::test]
 async fn a_collection_goes_on_though_its_client_leaves() {
     let server = Server::start(1000).await;
-    let mut lines = server.client().collect(false).await.unwrap();
+    let mut lines = collect(&server.client(), false).await.unwrap();
     assert!(lines.next().await.unwrap().is_some());
     drop(lines);
     server.passes(1).await;
@@ -330,7 +335,7 @@ async fn a_client_that_reads_nothing_holds_up_nothing() {
 async fn what_would_go_is_not_looked_for_once_nobody_listens() {
     let ended = Arc::new(AtomicUsize::new(0));
     let server = Server::with(endless(ended.clone()), ended, Patience::default()).await;
-    let mut lines = server.client().collect(true).await.unwrap();
+    let mut lines = collect(&server.client(), true).await.unwrap();
     assert!(lines.next().await.unwrap().is_some());
     drop(lines);
     server.passes(1).await;
@@ -354,7 +359,7 @@ async fn slow_heads_do_not_keep_others_out() {
 #[tokio::test]
 async fn shutdown_ends_a_collection_and_says_so() {
     let server = Server::with(endless(Arc::default()), Arc::default(), Patience::default()).await;
-    let mut lines = server.client().collect(false).await.unwrap();
+    let mut lines = collect(&server.client(), false).await.unwrap();
     assert_eq!(parse::<Line>(&lines.next().await.unwrap().unwrap()).unwrap(), Line::Removed(blob(1)));
     let (drained, rest) = tokio::join!(server.tasks.drain(LONG), all(lines));
     assert!(drained);

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Request;
+
 /// Images of one request at most.
 pub const IMAGES_MAX: usize = 10_000;
 
@@ -14,6 +16,15 @@ pub struct WarmRequest {
     /// `linux/amd64`, or `all` alone; none: the server's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<String>,
+}
+
+impl Request for WarmRequest {
+    fn check(&self) -> Result<(), String> {
+        if self.images.len() <= IMAGES_MAX {
+            return Ok(());
+        }
+        Err(format!("warm {IMAGES_MAX} images at once at most"))
+    }
 }
 
 /// A line of the answer. Each image ends with `held` or `failed`; `progress` may be left out.
