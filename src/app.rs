@@ -55,6 +55,8 @@ pub enum Error {
     Ended(#[from] tokio::task::JoinError),
 }
 
+/// What a start waits for what is held to be looked through.
+const SURVEY: Duration = Duration::from_millis(200);
 /// Time for the last disk work at shutdown.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
@@ -88,6 +90,9 @@ pub async fn run(
         "serving"
     );
     app.survey(&config);
+    app.store.tend();
+    // What is small is known at once: then nothing has to be passed on for want of that.
+    let _ = tokio::time::timeout(SURVEY, app.store.surveyed()).await;
     app.tend_uploads(service.clone());
     collector.schedule(&app.tasks);
     pins.iter().for_each(|pins| pins.schedule(&app.tasks));
@@ -264,7 +269,7 @@ impl App {
     fn survey(&self, config: &Config) {
         let served: Vec<UpstreamHost> =
             config.upstreams.iter().map(|upstream| upstream.host.clone()).collect();
-        let (store, start) = (self.store.clone(), self.clock.wall());
+        let store = self.store.clone();
         self.tasks.spawn("survey", async move {
             let repositories = match store.run(Store::repositories).await {
                 Ok(repositories) => repositories,
@@ -293,9 +298,6 @@ impl App {
                 );
             }
             tracing::info!(repositories = repositories.len(), "held");
-            if let Err(error) = store.run(move |store| store.count_held(start)).await {
-                tracing::warn!(%error, "what is held cannot be counted");
-            }
         });
     }
 

@@ -167,6 +167,7 @@ impl Rig {
         };
         let disk = Arc::new(RealDisk);
         let store = Store::open(options, disk, metrics.clone(), clock.clone(), tasks.clone()).unwrap();
+        store.survey(&|| false).unwrap();
         let mut upstreams = HashMap::new();
         for host in hosts {
             let host: UpstreamHost = host.parse().unwrap();

@@ -75,4 +75,6 @@ pub struct Entry {
 pub struct Space {
     pub total: u64,
     pub available: u64,
+    /// Files that there may be, and how many more can be made. None: as many as there are bytes for.
+    pub files: Option<(u64, u64)>,
 }

@@ -86,6 +86,8 @@ impl Disk for RealDisk {
         Ok(Space {
             total: stat.f_blocks.saturating_mul(stat.f_frsize),
             available: stat.f_bavail.saturating_mul(stat.f_frsize),
+            // File systems that make inodes as they need them say that there are none.
+            files: (stat.f_files > 0).then_some((stat.f_files, stat.f_favail)),
         })
     }
 

@@ -100,6 +100,9 @@ pub struct Metrics {
     pub store_bytes: IntGauge,
     pub store_written_bytes: IntCounter,
     pub store_errors: IntCounter,
+    pub index_whole: IntGauge,
+    pub evictions: IntCounter,
+    pub evicted_bytes: IntCounter,
     pub gc_passes: Row<PassEnd>,
     pub gc_removed: Row<Swept>,
     pub gc_freed_bytes: IntCounter,
@@ -238,6 +241,12 @@ impl Metrics {
             store_written_bytes: b
                 .counter("forebay_store_written_bytes_total", "Content bytes written to disk"),
             store_errors: b.counter("forebay_store_errors_total", "Disk operations that failed"),
+            index_whole: b.gauge(
+                "forebay_store_index_whole",
+                "Whether all that is held is known; until then nothing is evicted or collected",
+            ),
+            evictions: b.counter("forebay_store_evictions_total", "Mirrored images evicted"),
+            evicted_bytes: b.counter("forebay_store_evicted_bytes_total", "Bytes freed by eviction"),
             gc_passes: Row::new(
                 &b.counters(
                     "forebay_gc_passes_total",

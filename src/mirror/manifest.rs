@@ -1,7 +1,7 @@
 //! Manifests by digest: from memory, from disk, or once from upstream.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::memory::{HeldManifest, Subject};
@@ -14,6 +14,9 @@ use crate::upstream::{FetchedManifest, Saving, Spender};
 
 /// While blobs of an upstream were seen to flow so short a time ago, nothing is tried out first.
 const BLOBS_FLOW: Duration = Duration::from_secs(60);
+
+/// Seconds in which it is noted once that a manifest is asked for.
+const NOTE_EVERY: u64 = 30;
 
 /// How much of an image's configuration is waited for.
 const CONFIG_MAX: usize = 1024 * 1024;
@@ -131,6 +134,7 @@ impl Mirror {
         }
         let key = (repository.clone(), *digest);
         if let Some(held) = self.memory.manifests.get(&key) {
+            self.note_wanted(repository, &held);
             return Some(held);
         }
         let (repository, digest) = key.clone();
@@ -142,9 +146,24 @@ impl Mirror {
             }
         };
         let manifest = Manifest::parse(&bytes, None).ok()?;
-        let held = Arc::new(HeldManifest { digest, bytes, manifest });
+        let held = Arc::new(HeldManifest { digest, bytes, manifest, noted: AtomicU64::new(0) });
+        self.note_wanted(&key.0, &held);
         self.memory.manifests.insert(key, held.clone());
         Some(held)
+    }
+
+    /// Has the store know, once in a while, that a manifest is asked for.
+    fn note_wanted(&self, repository: &Repository, held: &HeldManifest) {
+        let now = self.since_start();
+        if now >= held.noted.load(Ordering::Relaxed) + NOTE_EVERY {
+            held.noted.store(now, Ordering::Relaxed);
+            self.store.want(repository, &held.digest);
+        }
+    }
+
+    /// Seconds, counted from such that the first is far from 0.
+    fn since_start(&self) -> u64 {
+        self.clock.now().saturating_duration_since(self.started).as_secs() + NOTE_EVERY
     }
 
     /// Fetches a manifest, once for all who ask at the time. Only who starts it pays.
@@ -238,7 +257,8 @@ impl Mirror {
             }
         })?;
         self.check_blobs(repository, &manifest, access).await?;
-        Ok(HeldManifest { digest: got.digest, bytes: got.bytes, manifest })
+        let noted = AtomicU64::new(self.since_start());
+        Ok(HeldManifest { digest: got.digest, bytes: got.bytes, manifest, noted })
     }
 
     /// Some clients are bound to a mirror once it gave them a manifest. So one whose blobs cannot be

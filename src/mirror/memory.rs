@@ -1,7 +1,7 @@
 //! What is hot, bounded by bytes: tag -> digest, digest -> manifest, links, small blobs, refusals.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
@@ -46,6 +46,8 @@ pub struct HeldManifest {
     pub digest: Digest,
     pub bytes: Bytes,
     pub manifest: Manifest,
+    /// When it was last noted that somebody asked for it, in seconds since the mirror's start.
+    pub noted: AtomicU64,
 }
 
 /// A tag as last seen.

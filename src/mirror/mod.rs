@@ -23,7 +23,7 @@ mod writes;
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use self::memory::{HeldManifest, Memory, Subject};
@@ -34,7 +34,7 @@ use self::writes::Writes;
 use crate::answer::{Error, ReferrersAnswer, TagsAnswer};
 use crate::clock::Clock;
 use crate::oci::{Digest, Owner, Reference, Repository, Tag, UpstreamHost};
-use crate::store::Store;
+use crate::store::{Evicted, Remembers, Store};
 use crate::tasks::{Flights, Tasks};
 use crate::upstream::{self, HeldBack, Hops, Spender, Upstream};
 
@@ -154,6 +154,23 @@ pub struct Mirror {
     lists: Flights<(Behalf, Repository), Result<TagsAnswer, Error>>,
     referrers: Flights<(Behalf, Repository, Digest), Result<ReferrersAnswer, Error>>,
     clock: Clock,
+    started: Instant,
+}
+
+/// What is evicted is not served from memory.
+impl Remembers for Mirror {
+    fn forget(&self, evicted: &Evicted) {
+        let of = || evicted.repository.clone();
+        evicted.tags.iter().for_each(|tag| self.memory.tags.invalidate(&(of(), tag.clone())));
+        for digest in &evicted.manifests {
+            self.memory.manifests.invalidate(&(of(), *digest));
+            self.memory.referrers.invalidate(&(of(), *digest));
+        }
+        for digest in &evicted.layers {
+            self.memory.layers.invalidate(&(of(), *digest));
+            self.memory.blobs.invalidate(digest);
+        }
+    }
 }
 
 impl Mirror {
@@ -181,8 +198,11 @@ impl Mirror {
             options,
             upstreams,
             store,
+            started: clock.now(),
             clock,
         });
+        let remembering: Weak<dyn Remembers> = Arc::<Self>::downgrade(&mirror);
+        mirror.store.remembered_by(remembering);
         refresh::start(&mirror);
         mirror
     }

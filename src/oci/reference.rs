@@ -10,7 +10,7 @@ use super::{Digest, InvalidDigest};
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag(Arc<str>);
 
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reference {
     Tag(Tag),
     Digest(Digest),

@@ -101,6 +101,23 @@ impl Repository {
     }
 }
 
+impl Repository {
+    /// The repository of this owner, where nobody knows hosted, that stands under a name in the tree. None:
+    /// it is no name that anybody can ask for.
+    pub fn stored_as(stored_name: &str, owner: Option<&Owner>) -> Option<Self> {
+        let (owner, name) = match owner {
+            None | Some(Owner::Hosted) => (Owner::Hosted, stored_name),
+            Some(Owner::Upstream(host)) => {
+                let prefix = host.as_str().replace(':', "_port_") + "/";
+                let under = stored_name.strip_prefix(&prefix);
+                let host = host.clone().with_default(under.is_none());
+                (Owner::Upstream(host), under.unwrap_or(stored_name))
+            }
+        };
+        Some(Self { owner, name: name.parse().ok()? })
+    }
+}
+
 impl PartialEq for UpstreamHost {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
@@ -185,6 +202,17 @@ mod tests {
         assert_eq!(repository("localhost:5001", "a").stored_name(), "localhost_port_5001/a");
         let of = |host: UpstreamHost| Repository { owner: Owner::Upstream(host), name: "a".parse().unwrap() };
         let host: UpstreamHost = "ghcr.io".parse().unwrap();
+        for owner in
+            ["docker.io", "ghcr.io", "localhost:5001"].map(|host| host.parse::<UpstreamHost>().unwrap())
+        {
+            for is_default in [true, false] {
+                let stored = of(UpstreamHost::with_default(owner.clone(), is_default)).stored_name();
+                let found = Repository::stored_as(&stored, Some(&Owner::Upstream(owner.clone()))).unwrap();
+                assert_eq!((found.stored_name(), found.owner), (stored, Owner::Upstream(owner.clone())));
+            }
+        }
+        assert_eq!(Repository::stored_as("Bad", None), None);
+        assert_eq!(Repository::stored_as("a", None).unwrap().owner, Owner::Hosted);
         assert_eq!(of(host.clone().with_default(true)).stored_name(), "a");
         assert_eq!(of(UpstreamHost::docker_hub().with_default(false)).stored_name(), "docker.io/a");
         assert_eq!(host.clone().with_default(true), host);

@@ -102,6 +102,9 @@ impl Collector {
         dry_run: bool,
         report: mpsc::Sender<Removed>,
     ) -> Result<Totals, CollectError> {
+        // What is held has to be known first: content that is seen for the first time could be taken for
+        // what nobody needs.
+        self.store.surveyed().await;
         let turn = self.turn.clone().try_lock_owned().map_err(|_| CollectError::Busy)?;
         let stopped = CancellationToken::new();
         let _stop = stopped.clone().drop_guard();

@@ -247,7 +247,7 @@ impl<'a> Pass<'a> {
             if self.dry_run {
                 self.gone.insert(self.key(&stored_name, layout::REVISIONS, name));
             } else {
-                store.unlink(&layout::revision(repository, name))?;
+                store.unlink_revision(repository, name)?;
             }
         }
         Ok(true)

@@ -268,6 +268,25 @@ impl Home {
         found(self.disk.remove_dir(dir)).map_err(failed("remove", dir)).map(drop)
     }
 
+    /// Removes a key where it is there. What that is worth after a power loss is seen then.
+    pub fn remove_unsynced(&self, key: &str) -> Result<(), Error> {
+        let path = self.path(key);
+        self.settled.forget(&path);
+        found(self.disk.remove(&path)).map_err(failed("remove", &path)).map(drop)
+    }
+
+    /// Makes what was removed in these directories durable. One that is not there has lost nothing.
+    pub fn sync_all<'a>(&self, dirs: impl IntoIterator<Item = &'a String>) -> Result<(), Error> {
+        for dir in dirs {
+            let path = self.path(dir);
+            match self.sync_names(&path, self.settled.doubts(&path)) {
+                Err(error) if is_missing(&error.source) => {}
+                synced => synced?,
+            }
+        }
+        Ok(())
+    }
+
     /// What is directly under a key, sorted; nothing where there is no such directory.
     pub fn list(&self, key: &str) -> Result<Vec<Entry>, Error> {
         let path = self.path(key);

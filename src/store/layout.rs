@@ -3,7 +3,7 @@
 //!
 //! Keys are relative, parted by `/`, and made of parsed values only, so none leads outside.
 
-use crate::oci::{Algorithm, Digest, Repository, Tag, UploadId};
+use crate::oci::{Algorithm, Digest, Reference, Repository, Tag, UploadId};
 
 const REPOSITORIES: &str = "docker/registry/v2/repositories";
 
@@ -134,6 +134,23 @@ pub fn tag_gone(repository: &Repository, tag: &Tag) -> String {
 /// What upstream told of a manifest's referrers. `_sha256` is no component of a name, so it hides none.
 pub fn referrers(repository: &Repository, subject: &Digest) -> String {
     format!("forebay/referrers/{}/_{}", repository.stored_name(), path(subject))
+}
+
+/// Images that are not to be evicted.
+pub const PINS_DIR: &str = "forebay/pins";
+
+/// Directory of a repository's pins. Of what is in it, what begins with `_` is no component of a name.
+pub fn pins(stored_name: &str) -> String {
+    format!("{PINS_DIR}/{stored_name}")
+}
+
+/// Says that an image is not to be evicted, and since when.
+pub fn pin(repository: &Repository, reference: &Reference) -> String {
+    let pins = pins(&repository.stored_name());
+    match reference {
+        Reference::Tag(tag) => format!("{pins}/_tags/{tag}"),
+        Reference::Digest(digest) => format!("{pins}/_{}", path(digest)),
+    }
 }
 
 /// Says that the bytes of this blob were fetched within this trust domain.

@@ -1,5 +1,6 @@
 //! Links: which blobs a repository has, and under which digest their bytes are stored.
 
+use super::index::Event;
 use super::{Error, Grant, OriginState, Store, layout};
 use crate::oci::{Algorithm, Digest, Owner, Repository};
 
@@ -69,7 +70,7 @@ impl Store {
     pub(super) fn link_fetched(&self, grant: &Grant, digest: &Digest) -> Result<(), Error> {
         self.ensure_claimed(grant)?;
         self.home.put_if_absent(&layout::proof(&grant.domain, digest), b"")?;
-        self.home.put_if_absent(&layout::layer(&grant.repository, digest), digest.to_string().as_bytes())
+        self.put_layer(&grant.repository, digest, digest)
     }
 
     /// Whether the blob is held, and its bytes were fetched in this trust domain. Its data is leased:
@@ -92,12 +93,40 @@ impl Store {
         digest: &Digest,
         data: &Digest,
     ) -> Result<(), Error> {
-        let text = data.to_string();
-        self.home.put_if_absent(&layout::layer(repository, digest), text.as_bytes())?;
-        if data == digest {
-            return Ok(());
-        }
-        self.home.put_if_absent(&layout::layer(repository, data), text.as_bytes())
+        self.put_layer(repository, digest, data)?;
+        if data == digest { Ok(()) } else { self.put_layer(repository, data, data) }
+    }
+
+    fn put_layer(&self, repository: &Repository, name: &Digest, data: &Digest) -> Result<(), Error> {
+        let (key, at) = (layout::layer(repository, name), self.now());
+        let (repository, name) = (repository.stored_name(), *name);
+        let gone = Event::LayerGone { repository: repository.clone(), name };
+        self.put_link(&key, data, Event::Layer { repository, name, data: *data, at }, gone)
+    }
+
+    /// Says that a repository has a manifest, by this name of it.
+    pub(super) fn put_revision(
+        &self,
+        repository: &Repository,
+        name: &Digest,
+        data: &Digest,
+        names: &[Digest],
+    ) -> Result<(), Error> {
+        let (key, at) = (layout::revision(repository, name), self.now());
+        let (repository, name, names) = (repository.stored_name(), *name, names.to_vec());
+        let gone = Event::ManifestGone { repository: repository.clone(), name };
+        self.put_link(&key, data, Event::Manifest { repository, name, data: *data, names, at }, gone)
+    }
+
+    /// A link counts before it is made, and where it could not be, until it is seen not to be there: what it
+    /// leads to is not to go meanwhile.
+    fn put_link(&self, key: &str, data: &Digest, made: Event, gone: Event) -> Result<(), Error> {
+        self.index.record(made);
+        self.home.put_if_absent(key, data.to_string().as_bytes()).inspect_err(|_| {
+            if matches!(self.home.stat(key), Ok(None)) {
+                self.index.record(gone);
+            }
+        })
     }
 
     /// Links a blob that `from` has to the grant's repository, durably. False: `from` has no such
@@ -148,7 +177,16 @@ impl Store {
 
     /// The same for who holds the repository's lock.
     pub(super) fn unlink_layer(&self, repository: &Repository, digest: &Digest) -> Result<bool, Error> {
-        self.unlink(&layout::layer(repository, digest))
+        let was_there = self.unlink(&layout::layer(repository, digest))?;
+        self.index.record(Event::LayerGone { repository: repository.stored_name(), name: *digest });
+        Ok(was_there)
+    }
+
+    /// Takes a manifest away from a repository, by this name of it. Only with the repository's lock held.
+    pub(super) fn unlink_revision(&self, repository: &Repository, digest: &Digest) -> Result<bool, Error> {
+        let was_there = self.unlink(&layout::revision(repository, digest))?;
+        self.index.record(Event::ManifestGone { repository: repository.stored_name(), name: *digest });
+        Ok(was_there)
     }
 
     /// Removes a link, durably. False: there was none.

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::index::named_by;
 use super::{Error, Grant, Store, layout};
 use crate::oci::{Digest, MANIFEST_CEILING, Repository, Tag};
 
@@ -70,7 +71,7 @@ impl Store {
         self.leases.renew_data(digest);
         self.ensure_claimed(grant)?;
         self.keep_bytes(digest, bytes)?;
-        self.home.put_if_absent(&layout::revision(&grant.repository, digest), digest.to_string().as_bytes())
+        self.put_revision(&grant.repository, digest, digest, &named_by(bytes))
     }
 
     /// Stores a manifest's bytes, in place of what may be there.
@@ -102,8 +103,9 @@ impl Store {
             self.leases.renew(repository, name);
         }
         self.keep_bytes(&data, &manifest.bytes)?;
+        let names = named_by(&manifest.bytes);
         for name in [&data, &manifest.digest] {
-            self.home.put_if_absent(&layout::revision(repository, name), data.to_string().as_bytes())?;
+            self.put_revision(repository, name, &data, &names)?;
         }
         for tag in &manifest.tags {
             self.point(repository, tag, &manifest.digest)?;
@@ -178,7 +180,7 @@ impl Store {
                 self.home.delete_tree(&layout::tag_history(repository, tag, digest))?;
             }
         }
-        self.unlink(&link)?;
+        self.unlink_revision(repository, digest)?;
         Ok(Removal::Removed { tags })
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::index::Event;
 use super::{Error, Grant, Store, layout};
 use crate::oci::{Owner, Repository};
 
@@ -53,7 +54,7 @@ impl Store {
         self.stored_origin(&repository.stored_name())
     }
 
-    fn stored_origin(&self, stored_name: &str) -> Result<OriginState, Error> {
+    pub(super) fn stored_origin(&self, stored_name: &str) -> Result<OriginState, Error> {
         if let Some(state) = self.recorded_origin(stored_name)? {
             return Ok(state);
         }
@@ -123,7 +124,10 @@ impl Store {
     fn claim_stored(&self, stored_name: &str, origin: &Origin) -> Result<(), Error> {
         let record = Record { owner: origin.owner.to_string(), visibility: origin.visibility };
         let text = serde_json::to_vec(&record).unwrap_or_default();
-        self.home.put(&layout::origin(stored_name), &text)
+        self.home.put(&layout::origin(stored_name), &text)?;
+        self.index
+            .record(Event::Owner { repository: stored_name.to_owned(), owner: Some(origin.owner.clone()) });
+        Ok(())
     }
 
     /// Every repository in the tree by its stored name, sorted, with its origin.

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use humantime::{format_rfc3339, parse_rfc3339};
 
+use super::index::Event;
 use super::{Error, Grant, Store, layout};
 use crate::oci::{Digest, Repository, Tag};
 
@@ -28,10 +29,18 @@ impl Store {
 
     /// Points a mirrored tag to a manifest, seen upstream at this time.
     pub fn put_tag(&self, grant: &Grant, tag: &Tag, digest: &Digest, seen: SystemTime) -> Result<(), Error> {
+        // Nothing of the repository is evicted meanwhile.
+        let _kept = self.leases.keep_data();
         // It may come before the manifest, whose bytes are on their way to the disk.
         self.ensure_claimed(grant)?;
+        let current = layout::tag_current(&grant.repository, tag);
+        let before = self.link(&current)?.filter(|before| before != digest);
         self.point(&grant.repository, tag, digest)?;
-        self.home.touch(&layout::tag_current(&grant.repository, tag), seen)?;
+        self.home.touch(&current, seen)?;
+        if let Some(before) = before {
+            // Where it pointed once is upstream's history: kept here, it would only grow.
+            self.home.delete_tree(&layout::tag_history(&grant.repository, tag, &before))?;
+        }
         self.unmark_gone(&grant.repository, tag)
     }
 
@@ -39,7 +48,13 @@ impl Store {
     pub(super) fn point(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), Error> {
         let text = digest.to_string();
         self.home.put_if_absent(&layout::tag_index(repository, tag, digest), text.as_bytes())?;
-        self.home.put(&layout::tag_current(repository, tag), text.as_bytes())
+        self.home.put(&layout::tag_current(repository, tag), text.as_bytes())?;
+        self.index.record(Event::Tag {
+            repository: repository.stored_name(),
+            tag: tag.clone(),
+            digest: *digest,
+        });
+        Ok(())
     }
 
     /// Notes that upstream confirmed the tag, and at this time where this is the digest on disk: the
@@ -80,7 +95,7 @@ impl Store {
         Ok(since.filter(|since| *since >= held.seen))
     }
 
-    fn unmark_gone(&self, repository: &Repository, tag: &Tag) -> Result<(), Error> {
+    pub(super) fn unmark_gone(&self, repository: &Repository, tag: &Tag) -> Result<(), Error> {
         let key = layout::tag_gone(repository, tag);
         if self.home.stat(&key)?.is_some() { self.home.delete(&key) } else { Ok(()) }
     }
@@ -90,6 +105,7 @@ impl Store {
         // The link that counts goes first: half a removal is a removal.
         self.home.delete(&layout::tag_current(repository, tag))?;
         self.home.delete_tree(&layout::tag(repository, tag))?;
+        self.index.record(Event::TagGone { repository: repository.stored_name(), tag: tag.clone() });
         self.unmark_gone(repository, tag)
     }
 

@@ -1,6 +1,7 @@
 //! The tree: links, tags, origins, the lock; over the real disk.
 
 mod crash;
+mod evict;
 mod model;
 
 use std::path::Path;
@@ -106,9 +107,10 @@ fn since_when_a_tag_is_gone_is_noted_until_it_is_seen_or_dropped() {
 }
 
 fn open_second_count(store: &Store) -> i64 {
-    store.metrics.store_entries.set(0);
-    store.count_held(SystemTime::now() + Duration::from_secs(1)).unwrap();
-    store.metrics.store_entries.get()
+    let counted = store.metrics.store_entries.get();
+    store.survey(&|| false).unwrap();
+    assert_eq!(store.metrics.store_entries.get(), counted, "it was counted as it came");
+    counted
 }
 
 #[test]

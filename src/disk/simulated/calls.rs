@@ -119,7 +119,7 @@ impl Disk for Simulated {
     }
 
     fn space(&self, _: &Path) -> io::Result<Space> {
-        Ok(Space { total: 1 << 40, available: 1 << 40 })
+        Ok(Space { total: 1 << 40, available: 1 << 40, files: None })
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {

@@ -31,6 +31,7 @@ impl Rig {
         let options = store::Options { lease: TERM, ..options(data) };
         let disk = Arc::new(RealDisk);
         let store = Store::open(options, disk, metrics.clone(), clock.clone(), tasks.clone()).unwrap();
+        store.survey(&|| false).unwrap();
         let options = HostedOptions {
             delete: true,
             immutable: vec![TagPattern::parse("release").unwrap()],

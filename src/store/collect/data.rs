@@ -51,7 +51,7 @@ impl Pass<'_> {
             for domain in domains {
                 store.home.delete(&layout::proof_in(domain, digest))?;
             }
-            store.remove_content(digest, stat.len)?;
+            store.remove_content(digest)?;
         }
         drop(removing);
         let subject = digest.to_string();

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::{CollectError, Pass};
 use crate::oci::Digest;
+use crate::store::Store;
 use crate::store::layout;
 use crate::store::leases::Key;
 use crate::store::links::{ALGORITHMS, LINK_MAX};
@@ -17,7 +18,7 @@ impl Pass<'_> {
         let (mut todo, mut found_one) = (vec![String::new()], false);
         while let Some(prefix) = todo.pop() {
             let mut is_one = false;
-            for name in self.dirs(&format!("{}/{prefix}", layout::REPOSITORIES_DIR))? {
+            for name in self.store.dirs(&format!("{}/{prefix}", layout::REPOSITORIES_DIR))? {
                 match name.as_str() {
                     "_layers" | "_manifests" => is_one = true,
                     _ if name.starts_with('_') => {}
@@ -28,7 +29,7 @@ impl Pass<'_> {
             if is_one {
                 found_one = true;
                 self.add_links(&prefix, layout::LAYERS, &mut linked)?;
-                self.dirs(&layout::manifests(&prefix))?;
+                self.store.dirs(&layout::manifests(&prefix))?;
                 self.add_links(&prefix, layout::REVISIONS, &mut linked)?;
             }
         }
@@ -45,10 +46,10 @@ impl Pass<'_> {
         linked: &mut HashSet<Key>,
     ) -> Result<(), CollectError> {
         let (store, keys) = (self.store, self.store.leases.keys());
-        self.dirs(&layout::links(stored_name, part))?;
+        self.store.dirs(&layout::links(stored_name, part))?;
         for algorithm in ALGORITHMS.map(|algorithm| algorithm.as_str()) {
             let dir = format!("{}/{algorithm}", layout::links(stored_name, part));
-            for hex in self.dirs(&dir)? {
+            for hex in self.store.dirs(&dir)? {
                 self.check()?;
                 let Ok(name) = format!("{algorithm}:{hex}").parse::<Digest>() else { continue };
                 let link = format!("{dir}/{hex}/link");
@@ -64,21 +65,6 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// The directories that are directly in one. What is reached through a symbolic link is served, but
-    /// is not walked through, for links may lead in circles: so none may be there.
-    fn dirs(&self, key: &str) -> Result<Vec<String>, CollectError> {
-        let mut dirs = Vec::new();
-        for entry in self.store.home.list(key)? {
-            let path = format!("{key}/{}", entry.name.to_string_lossy());
-            if !entry.is_dir && self.store.home.stat(&path)?.is_some_and(|stat| !stat.is_file) {
-                return Err(CollectError::Strange(self.store.data_dir().join(path)));
-            }
-            // What is no text is no part of a repository's name.
-            dirs.extend(entry.name.into_string().ok().filter(|_| entry.is_dir));
-        }
-        Ok(dirs)
-    }
-
     fn holds_data(&self) -> Result<bool, CollectError> {
         for algorithm in ALGORITHMS {
             if !self.store.home.list(&layout::content_root(algorithm))?.is_empty() {
@@ -86,5 +72,22 @@ impl Pass<'_> {
             }
         }
         Ok(false)
+    }
+}
+
+impl Store {
+    /// The directories that are directly in one. What is reached through a symbolic link is served, but
+    /// is not walked through, for links may lead in circles: so none may be there.
+    pub(in crate::store) fn dirs(&self, key: &str) -> Result<Vec<String>, CollectError> {
+        let mut dirs = Vec::new();
+        for entry in self.home.list(key)? {
+            let path = format!("{key}/{}", entry.name.to_string_lossy());
+            if !entry.is_dir && self.home.stat(&path)?.is_some_and(|stat| !stat.is_file) {
+                return Err(CollectError::Strange(self.data_dir().join(path)));
+            }
+            // What is no text is no part of a repository's name.
+            dirs.extend(entry.name.into_string().ok().filter(|_| entry.is_dir));
+        }
+        Ok(dirs)
     }
 }

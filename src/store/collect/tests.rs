@@ -28,7 +28,9 @@ const TERM: Duration = Duration::from_secs(600);
 fn open_on(data: &Path, disk: impl Disk) -> (Arc<Store>, Clock) {
     let (clock, options) = (Clock::default(), Options { lease: TERM, ..options(data) });
     let store = Store::open(options, Arc::new(disk), Arc::default(), clock.clone(), Tasks::default());
-    (store.unwrap(), clock)
+    let store = store.unwrap();
+    store.survey(&|| false).unwrap();
+    (store, clock)
 }
 
 fn open(data: &Path) -> (Arc<Store>, Clock) {

@@ -11,7 +11,7 @@ use super::segments::cut_short;
 use super::sink::{Done, Sink};
 use super::start::{FillOptions, Keeper};
 use super::state::Phase;
-use super::{Fill, FillError, Place, SourceError, SourceStream};
+use super::{Fill, FillError, Place, SourceError};
 use crate::metrics::FillEnd;
 
 /// Small chunks that are ready at once are taken together, so that readers wake less often.
@@ -32,6 +32,8 @@ pub struct Driver<K: Keeper> {
     /// Bytes taken since the last reader left.
     pub unread: u64,
     pub stopping: bool,
+    /// There is room for all of it.
+    is_admitted: bool,
 }
 
 /// Why one answer of the source was left.
@@ -56,7 +58,7 @@ impl<K: Keeper> Drop for Driver<K> {
 
 impl<K: Keeper> Driver<K> {
     pub fn new(fill: Arc<Fill>, sink: Sink, keeper: K, options: FillOptions) -> Self {
-        Self { fill, sink, keeper, options, place: None, unread: 0, stopping: false }
+        Self { fill, sink, keeper, options, place: None, unread: 0, stopping: false, is_admitted: false }
     }
 
     pub async fn run(mut self) {
@@ -182,7 +184,7 @@ impl<K: Keeper> Driver<K> {
         self.place = Some(place.clone());
         let opened = self.fill.source.open(place, at, bound).await;
         let body = opened.map_err(FillError::Source)?;
-        self.opened(&body, bound)?;
+        self.opened(body.total, body.bounded, bound).await?;
         let mut skip = at.checked_sub(body.start).ok_or_else(|| FillError::Source(cut_short()))?;
         let mut stream = body.stream.fuse();
         let stopping = self.fill.tasks.stopping();
@@ -192,7 +194,7 @@ impl<K: Keeper> Driver<K> {
             self.plan_ahead(true);
             tokio::select! {
                 biased;
-                done = self.sink.done(), if self.sink.is_busy() => self.done(done)?,
+                done = self.sink.done(), if self.sink.is_busy() => self.done(done).await?,
                 piece = stream.next(), if self.sink.has_room() => {
                     let Some(piece) = piece else { return Ok(Left::End) };
                     let mut pieces = vec![piece.map_err(FillError::Source)?];
@@ -213,24 +215,35 @@ impl<K: Keeper> Driver<K> {
     }
 
     /// The source has answered: the size is known, and with it whether the disk is to have it.
-    fn opened(&mut self, body: &SourceStream, bound: Option<u64>) -> Result<(), FillError> {
+    async fn opened(
+        &mut self,
+        total: Option<u64>,
+        bounded: bool,
+        bound: Option<u64>,
+    ) -> Result<(), FillError> {
         let (known, head, first, kept) = {
             let state = self.fill.state.borrow();
             (state.total, state.head, matches!(state.phase, Phase::Opening), state.kept)
         };
-        let total = body.total.or(known);
+        let total = total.or(known);
         match (known, total) {
             (Some(known), Some(total)) if known != total => return Err(FillError::Resized(known, total)),
             // Readers that have more than that would be told that it is all.
             (None, Some(total)) if total < head => return Err(FillError::Resized(head, total)),
             _ => {}
         }
-        if first && kept && total.is_some_and(|total| !self.keeper.admits(total)) {
-            self.relay("it is larger than the disk may take");
+        if kept
+            && !self.is_admitted
+            && let Some(total) = total
+        {
+            self.is_admitted = self.keeper.admits(total).await;
+            if !self.is_admitted {
+                self.relay("there is no room for it");
+            }
         }
         self.fill.state.send_modify(|state| {
             state.total = total;
-            if bound.is_some() && !body.bounded {
+            if bound.is_some() && !bounded {
                 // It ignores Range, and sends all that is left.
                 (state.ranges, state.claimed) = (false, u64::MAX);
             }
@@ -277,7 +290,7 @@ impl<K: Keeper> Driver<K> {
     }
 
     /// A batch is hashed, and written unless the disk failed.
-    fn done(&mut self, done: Option<Done>) -> Result<(), FillError> {
+    async fn done(&mut self, done: Option<Done>) -> Result<(), FillError> {
         let Done { end, bytes, disk_error } = done.ok_or(FillError::Ended)?;
         let (kept, unmeasured) = {
             let state = self.fill.state.borrow();
@@ -285,10 +298,11 @@ impl<K: Keeper> Driver<K> {
         };
         match disk_error {
             Some(error) => self.relay(&format!("the disk failed: {error}")),
-            None if unmeasured && !self.keeper.admits(end) => {
-                self.relay("it grows beyond what the disk may take")
+            None if kept && unmeasured && !self.keeper.admits(end).await => {
+                self.relay("there is no room for as much as it has become");
             }
             None if kept => {
+                self.keeper.wrote(bytes);
                 self.fill.metrics.store_written_bytes.inc_by(bytes);
                 self.fill.state.send_modify(|state| {
                     state.written.insert(end - bytes..end);
@@ -303,7 +317,7 @@ impl<K: Keeper> Driver<K> {
     async fn flush(&mut self) -> Result<(), FillError> {
         while self.sink.is_busy() {
             let done = self.sink.done().await;
-            self.done(done)?;
+            self.done(done).await?;
         }
         Ok(())
     }

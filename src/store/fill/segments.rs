@@ -24,15 +24,15 @@ impl<K: Keeper> Driver<K> {
         }) else {
             return Ok(());
         };
-        if !self.keeper.admits(most) {
+        if !self.keeper.admits(most).await {
             self.fill.want_whole();
         }
         self.fill.metrics.fills_partial.inc();
         let wanted = self.while_partial(total).await;
         self.fill.metrics.fills_partial.dec();
         wanted?;
-        if !self.keeper.admits(total) {
-            self.relay("it is larger than the disk may take");
+        if !self.keeper.admits(total).await {
+            self.relay("there is no room for it");
         }
         self.fill.state.send_modify(|state| state.written.forget_short(MOST_GAPS, extent::SHORTEST));
         Ok(())
@@ -48,7 +48,7 @@ impl<K: Keeper> Driver<K> {
                 return Err(FillError::Source(error));
             }
             if state.borrow().is_much() && !idle.is_zero() {
-                if self.keeper.admits(total) {
+                if self.keeper.admits(total).await {
                     self.fill.want_whole();
                     continue;
                 }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 
 use super::driver::Driver;
@@ -54,8 +55,10 @@ pub struct Loan {
 
 /// The store's part in a fill's life.
 pub trait Keeper: Send + 'static {
-    /// Whether a blob of this size is to be kept on disk.
-    fn admits(&self, size: u64) -> bool;
+    /// Whether a blob of this size is to be kept on disk. Others may have to go for it first.
+    fn admits(&mut self, size: u64) -> BoxFuture<'_, bool>;
+    /// So many bytes of it are in the file.
+    fn wrote(&mut self, bytes: u64);
     /// The fill is not to be joined any more: it only relays, or is over.
     fn delist(&self, fill: &Arc<Fill>);
     /// The digest is right: keep the file. Blocks.

@@ -231,6 +231,7 @@ impl Rig {
         };
         change(&mut options);
         let store = Store::open(options, disk, metrics.clone(), Clock::default(), tasks.clone()).unwrap();
+        store.survey(&|| false).unwrap();
         let name = "library/x".parse().unwrap();
         let repository = Repository { owner: Owner::Upstream(UpstreamHost::docker_hub()), name };
         let grant = Grant {
@@ -368,9 +369,10 @@ fn blobs_on_their_way_share_the_room_that_is_left() {
         options.max_size = Some(u64::MAX);
         options.min_free = Some(left - 3 * GIB / 2);
     });
-    assert!(rig.store.has_room(GIB));
-    rig.store.reserved.fetch_add(GIB, Ordering::Relaxed);
-    assert!(!rig.store.has_room(GIB), "there is room for one and a half");
+    let one = rig.store.reserve(GIB);
+    assert!(one.is_some() && rig.store.reserve(GIB).is_none(), "there is room for one and a half");
+    drop(one);
+    assert!(rig.store.reserve(GIB).is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,290 @@
+//! Eviction: mirrored images go, the one that nobody asked for the longest first, to make room for others.
+//!
+//! What goes is decided in [`super::index`]; here it is taken away. An image's links go first, durably, then
+//! the data that no link leads to any more: a power loss leaves data without a link at worst, which is
+//! found at the next start. All of it happens under the lock that who links data waits for, and what was
+//! asked for since it was chosen stays.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Weak;
+
+use super::index::{Event, Held, Key, Progress, Seconds, Spare, Victim, choose};
+use super::pins::Pinned;
+use super::room::{Reservation, Shortage};
+use super::{Error, Store, layout};
+use crate::oci::{Digest, Repository, Tag};
+use crate::tasks::lock;
+
+/// Where room is made, this part of the cap is made at least: to choose goes through the whole index.
+const BATCH: u64 = 64;
+/// Images of a repository that go while others wait to link theirs.
+const AT_ONCE: usize = 32;
+/// How often room is made again, because others took it or images came into use meanwhile.
+const ROUNDS: usize = 8;
+
+/// What has been evicted of a repository.
+#[derive(Clone, Debug)]
+pub struct Evicted {
+    pub repository: Repository,
+    pub manifests: Vec<Digest>,
+    pub layers: Vec<Digest>,
+    pub tags: Vec<Tag>,
+}
+
+/// Somebody who remembers what is held, and is to forget what is not.
+pub trait Remembers: Send + Sync {
+    fn forget(&self, evicted: &Evicted);
+}
+
+/// Narrows what may be evicted to some images, by repository, manifest, and when they were last asked for.
+pub type Among<'a> = &'a dyn Fn(&str, &Held, Key, Seconds) -> bool;
+
+/// Spares what is pinned, read, or on its way.
+struct Needed<'a> {
+    store: &'a Store,
+    pinned: Pinned,
+    on_their_way: HashSet<Digest>,
+}
+
+impl Spare for Needed<'_> {
+    fn is_pinned(&self, repository: &str, manifest: Key) -> bool {
+        self.pinned.get(repository).is_some_and(|pinned| pinned.contains(&manifest))
+    }
+
+    fn is_busy(&self, digest: &Digest) -> bool {
+        self.on_their_way.contains(digest) || self.store.open.is_open(digest)
+    }
+}
+
+impl Store {
+    /// Has somebody told of what is evicted, as long as it is there.
+    pub fn remembered_by(&self, who: Weak<dyn Remembers>) {
+        let mut remembering = lock(&self.remembering);
+        remembering.retain(|who| who.strong_count() > 0);
+        remembering.push(who);
+    }
+
+    /// Reserves `more` bytes, and evicts for that what has to go. None: there is not as much that may go.
+    /// Blocks.
+    pub(super) fn make_room(&self, more: u64) -> Result<Option<Reservation>, Error> {
+        for _ in 0..ROUNDS {
+            if let Some(reserved) = self.reserve(more) {
+                return Ok(Some(reserved));
+            }
+            let _turn = lock(&self.room.turn);
+            match self.shortage(more)? {
+                // Who had the turn before made enough.
+                Shortage::None => {}
+                Shortage::Hopeless => return Ok(None),
+                Shortage::Of(short) => {
+                    let batch = short.max(self.cap()? / BATCH);
+                    let victims = self.victims(batch, &|_, _, _, _| true)?;
+                    // Where all that may go is not enough, it is of more use here.
+                    if victims.iter().map(|victim| victim.bytes).sum::<u64>() >= short {
+                        self.evict(&victims)?;
+                    } else if self.drop_orphans()? == 0 {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+        Ok(self.reserve(more))
+    }
+
+    /// Evicts what is too much: the cap was lowered, or what is pushed takes its part of it. Blocks.
+    pub fn trim(&self) -> Result<(), Error> {
+        let _turn = lock(&self.room.turn);
+        for _ in 0..ROUNDS {
+            let Shortage::Of(short) = self.shortage(0)? else { return Ok(()) };
+            if self.drop_orphans()? > 0 {
+                continue;
+            }
+            let victims = self.victims(short.max(self.cap()? / BATCH), &|_, _, _, _| true)?;
+            if victims.is_empty() {
+                tracing::warn!(
+                    bytes = short,
+                    "too much is held, or too little of the disk is free, and nothing more may be evicted: what is \
+                     pulled now is passed on and not kept"
+                );
+                return Ok(());
+            }
+            self.evict(&victims)?;
+        }
+        Ok(())
+    }
+
+    /// What would go for `need` bytes. Nothing, as long as the index is not whole.
+    pub fn victims(&self, need: u64, among: Among<'_>) -> Result<Vec<Victim>, Error> {
+        if self.index.progress() != Progress::Whole {
+            return Ok(Vec::new());
+        }
+        self.note_wanted();
+        let needed = self.needed()?;
+        Ok(self.index.facts(|facts| choose(facts, need, &needed, among)))
+    }
+
+    /// Takes away data that no link leads to, and that nobody is about to link: bytes of it.
+    pub(super) fn drop_orphans(&self) -> Result<u64, Error> {
+        if self.index.progress() != Progress::Whole {
+            return Ok(0);
+        }
+        let orphans: Vec<_> = self.index.facts(|facts| facts.orphans().collect());
+        let mut bytes = 0;
+        for (key, digest) in orphans {
+            let _removing = self.leases.remove_data();
+            let size = self.index.facts(|facts| if facts.links(key) == 0 { facts.size(key) } else { 0 });
+            if size > 0 && !self.leases.is_data_leased(&digest) {
+                self.remove_evicted(&digest)?;
+                bytes += size;
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn needed(&self) -> Result<Needed<'_>, Error> {
+        let on_their_way = lock(&self.fills).keys().map(|(_, digest)| *digest).collect();
+        Ok(Needed { store: self, pinned: self.pinned()?, on_their_way })
+    }
+
+    /// Takes these away, as far as nobody came to need them. Gives those that went. Blocks.
+    pub fn evict(&self, victims: &[Victim]) -> Result<Vec<Victim>, Error> {
+        let mut by_repository: BTreeMap<&str, Vec<&Victim>> = BTreeMap::new();
+        for victim in victims {
+            by_repository.entry(&victim.repository).or_default().push(victim);
+        }
+        let mut gone = Vec::new();
+        for (name, victims) in by_repository {
+            for some in victims.chunks(AT_ONCE) {
+                let went = self.evict_some(name, some)?;
+                let all = went == some.len();
+                gone.extend(some[..went].iter().map(|victim| (*victim).clone()));
+                if !all {
+                    // What the others share with one that stays is not theirs to take along.
+                    break;
+                }
+            }
+        }
+        let bytes = gone.iter().map(|victim| victim.bytes).sum::<u64>();
+        self.metrics.evictions.inc_by(gone.len() as u64);
+        self.metrics.evicted_bytes.inc_by(bytes);
+        if !gone.is_empty() {
+            tracing::info!(images = gone.len(), bytes, "evicted");
+        }
+        Ok(gone)
+    }
+
+    /// How many of these went, of one repository.
+    fn evict_some(&self, name: &str, victims: &[&Victim]) -> Result<usize, Error> {
+        let removing = self.leases.remove_data();
+        let needed = self.needed()?;
+        let stay = victims.iter().position(|victim| self.is_needed(&needed, victim));
+        let victims = &victims[..stay.unwrap_or(victims.len())];
+        let owner = self.index.facts(|facts| facts.repository(name).and_then(|held| held.owner.clone()));
+        let Some(repository) = Repository::stored_as(name, owner.as_ref()).filter(|_| !victims.is_empty())
+        else {
+            return Ok(0);
+        };
+        let manifests: Vec<Digest> = victims.iter().flat_map(|victim| &victim.manifests).copied().collect();
+        let layers: Vec<Digest> = victims.iter().flat_map(|victim| &victim.layers).copied().collect();
+        let evicted = Evicted { tags: self.tags_of(name, &manifests), repository, manifests, layers };
+        self.unlink_evicted(name, &evicted)?;
+        let linked = evicted.manifests.iter().chain(&evicted.layers);
+        let orphans: HashSet<Digest> = self.index.facts(|facts| {
+            let is_orphan = |digest: &&Digest| {
+                let key = facts.key(digest);
+                facts.links(key) == 0 && facts.size(key) > 0
+            };
+            linked.filter(is_orphan).copied().collect()
+        });
+        for digest in &orphans {
+            self.remove_evicted(digest)?;
+        }
+        drop(removing);
+        self.tell_evicted(&evicted);
+        Ok(victims.len())
+    }
+
+    pub(super) fn tell_evicted(&self, evicted: &Evicted) {
+        let remembering: Vec<_> = lock(&self.remembering).iter().filter_map(Weak::upgrade).collect();
+        remembering.iter().for_each(|who| who.forget(evicted));
+    }
+
+    fn is_needed(&self, needed: &Needed<'_>, victim: &Victim) -> bool {
+        let mut names = victim.manifests.iter().chain(&victim.layers);
+        let is_busy = names.any(|digest| needed.is_busy(digest));
+        is_busy
+            || self.index.facts(|facts| {
+                let Some(held) = facts.repository(&victim.repository) else { return true };
+                let keys = victim.manifests.iter().map(|digest| facts.key(digest));
+                let manifests = keys.filter_map(|key| held.manifests.get(&key).map(|found| (key, found)));
+                let mut manifests = manifests;
+                manifests.any(|(key, found)| {
+                    found.wanted > victim.wanted || needed.is_pinned(&victim.repository, key)
+                })
+            })
+    }
+
+    fn tags_of(&self, name: &str, manifests: &[Digest]) -> Vec<Tag> {
+        self.index.facts(|facts| {
+            let gone: HashSet<Key> = manifests.iter().map(|digest| facts.key(digest)).collect();
+            let tags = facts.repository(name).into_iter().flat_map(|held| &held.tags);
+            tags.filter(|(_, key)| gone.contains(key)).map(|(tag, _)| tag.clone()).collect()
+        })
+    }
+
+    /// Tags first, then manifests, then blobs; each kind is synced once.
+    fn unlink_evicted(&self, name: &str, evicted: &Evicted) -> Result<(), Error> {
+        let Evicted { repository, manifests, layers, tags } = evicted;
+        for tag in tags {
+            self.home.delete_tree(&layout::tag(repository, tag))?;
+            self.unmark_gone(repository, tag)?;
+        }
+        for digest in manifests {
+            let list = layout::referrers(repository, digest);
+            if self.home.stat(&list)?.is_some() {
+                self.home.delete(&list)?;
+            }
+        }
+        let tag_dirs: HashSet<String> = tags.iter().map(|_| layout::tags(repository)).collect();
+        self.home.sync_all(&tag_dirs)?;
+        for (digests, dir, link) in [
+            (
+                manifests,
+                layout::revisions as fn(&Repository, _) -> String,
+                layout::revision as fn(&_, &_) -> String,
+            ),
+            (layers, layout::layers, layout::layer),
+        ] {
+            let mut dirs = HashSet::new();
+            for digest in digests {
+                let link = link(repository, digest);
+                self.home.delete_tree(link.strip_suffix("/link").unwrap_or(&link))?;
+                dirs.insert(dir(repository, digest.algorithm()));
+            }
+            self.home.sync_all(&dirs)?;
+        }
+        let of = || name.to_owned();
+        for tag in tags {
+            self.index.record(Event::TagGone { repository: of(), tag: tag.clone() });
+        }
+        for digest in manifests {
+            self.index.record(Event::ManifestGone { repository: of(), name: *digest });
+        }
+        for digest in layers {
+            self.index.record(Event::LayerGone { repository: of(), name: *digest });
+        }
+        Ok(())
+    }
+
+    /// Data that nothing leads to. Only with the lock held under which data is removed.
+    fn remove_evicted(&self, digest: &Digest) -> Result<(), Error> {
+        for domain in self.home.list(layout::PROOFS_DIR)? {
+            let Some(domain) = domain.name.to_str() else { continue };
+            self.home.remove_unsynced(&layout::proof_in(domain, digest))?;
+        }
+        let data = layout::data(digest);
+        self.home.delete_tree(data.strip_suffix("/data").unwrap_or(&data))?;
+        self.data_gone(digest);
+        Ok(())
+    }
+}

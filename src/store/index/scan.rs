@@ -1,0 +1,149 @@
+//! Looking through the tree for the index.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::{Event, Part, Progress, Seconds, named_by};
+use crate::oci::{Digest, MANIFEST_CEILING, Repository};
+use crate::store::links::ALGORITHMS;
+use crate::store::{CollectError, OriginState, Store, layout};
+
+/// How often in a row a part may change too much while it is looked through.
+const TRIES: usize = 100;
+
+/// As the index counts time.
+pub fn seconds(time: SystemTime) -> Seconds {
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    Seconds::try_from(seconds).unwrap_or(Seconds::MAX)
+}
+
+impl Store {
+    /// Looks through all that is held. Blocks for long where that is much; ends early once `is_stopped`.
+    pub fn survey(&self, is_stopped: &dyn Fn() -> bool) -> Result<(), CollectError> {
+        self.look_through(Part::Data, || self.all_data(is_stopped))?;
+        self.index.reached(Progress::Sized);
+        // What comes into being after this list notes itself.
+        for name in self.names_of_repositories()? {
+            self.look_through(Part::Repository(name.clone()), || self.all_of(&name, is_stopped))?;
+        }
+        self.index.reached(Progress::Whole);
+        Ok(())
+    }
+
+    fn look_through(
+        &self,
+        part: Part,
+        look: impl Fn() -> Result<Vec<Event>, CollectError>,
+    ) -> Result<(), CollectError> {
+        for _ in 0..TRIES {
+            self.index.watch(part.clone());
+            if self.index.seen(&look()?) {
+                return Ok(());
+            }
+        }
+        // It is looked through again with all the rest.
+        Err(CollectError::Stopped)
+    }
+
+    fn all_data(&self, is_stopped: &dyn Fn() -> bool) -> Result<Vec<Event>, CollectError> {
+        let mut found = Vec::new();
+        for algorithm in ALGORITHMS {
+            let root = layout::content_root(algorithm);
+            for shard in self.home.list(&root)? {
+                let Some(shard) = shard.name.to_str() else { continue };
+                for entry in self.home.list(&format!("{root}/{shard}"))? {
+                    stop(is_stopped)?;
+                    let Some(hex) = entry.name.to_str() else { continue };
+                    let Ok(digest) = format!("{}:{hex}", algorithm.as_str()).parse::<Digest>() else {
+                        continue;
+                    };
+                    let stat = self.home.stat(&layout::data(&digest))?;
+                    if let Some(stat) = stat.filter(|stat| stat.is_file) {
+                        found.push(Event::Data { digest, size: stat.len });
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The stored names of all repositories. What cannot be looked into is an error: links may be there.
+    fn names_of_repositories(&self) -> Result<Vec<String>, CollectError> {
+        let (mut todo, mut names) = (vec![String::new()], Vec::new());
+        while let Some(prefix) = todo.pop() {
+            let mut is_one = false;
+            for name in self.dirs(&format!("{}/{prefix}", layout::REPOSITORIES_DIR))? {
+                match name.as_str() {
+                    "_layers" | "_manifests" => is_one = true,
+                    _ if name.starts_with('_') => {}
+                    _ if prefix.is_empty() => todo.push(name),
+                    _ => todo.push(format!("{prefix}/{name}")),
+                }
+            }
+            if is_one {
+                names.push(prefix);
+            }
+        }
+        Ok(names)
+    }
+
+    fn all_of(&self, name: &str, is_stopped: &dyn Fn() -> bool) -> Result<Vec<Event>, CollectError> {
+        // Of which nobody can tell whose it is, nothing goes.
+        let owner = match self.stored_origin(name) {
+            Ok(OriginState::Known(origin)) => Some(origin.owner),
+            Ok(OriginState::Absent | OriginState::Unknown) => None,
+            Err(error) => {
+                tracing::warn!(repository = name, %error, "whose it is cannot be read: nothing of it is evicted");
+                None
+            }
+        };
+        let repository = name.to_owned();
+        let mut found = vec![Event::Owner { repository: repository.clone(), owner: owner.clone() }];
+        for (digest, link, at) in self.links_in(name, layout::LAYERS, is_stopped)? {
+            let data = self.linked(&link, &digest)?.unwrap_or(digest);
+            found.push(Event::Layer { repository: repository.clone(), name: digest, data, at });
+        }
+        for (digest, link, at) in self.links_in(name, layout::REVISIONS, is_stopped)? {
+            let data = self.linked(&link, &digest)?.unwrap_or(digest);
+            let key = layout::data(&data);
+            // One that is too large or unreadable names nothing that is known.
+            let bytes = self.home.read(&key, MANIFEST_CEILING).ok().flatten();
+            let names = bytes.map(|bytes| named_by(&bytes)).unwrap_or_default();
+            found.push(Event::Manifest { repository: repository.clone(), name: digest, data, names, at });
+        }
+        // The name of one that nobody can ask for has no tags either.
+        let Some(known) = Repository::stored_as(name, owner.as_ref()) else { return Ok(found) };
+        for tag in self.tags(&known)? {
+            stop(is_stopped)?;
+            if let Some(held) = self.tag(&known, &tag)? {
+                found.push(Event::Tag { repository: repository.clone(), tag, digest: held.digest });
+            }
+        }
+        Ok(found)
+    }
+
+    /// The links of one part of a repository: digest, key, and the link's time.
+    fn links_in(
+        &self,
+        name: &str,
+        part: &str,
+        is_stopped: &dyn Fn() -> bool,
+    ) -> Result<Vec<(Digest, String, Seconds)>, CollectError> {
+        let (root, mut found) = (layout::links(name, part), Vec::new());
+        self.dirs(&root)?;
+        for algorithm in ALGORITHMS.map(|algorithm| algorithm.as_str()) {
+            for hex in self.dirs(&format!("{root}/{algorithm}"))? {
+                stop(is_stopped)?;
+                let Ok(digest) = format!("{algorithm}:{hex}").parse::<Digest>() else { continue };
+                let link = format!("{root}/{algorithm}/{hex}/link");
+                if let Some(stat) = self.home.stat(&link)? {
+                    found.push((digest, link, seconds(stat.modified)));
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn stop(is_stopped: &dyn Fn() -> bool) -> Result<(), CollectError> {
+    if is_stopped() { Err(CollectError::Stopped) } else { Ok(()) }
+}
