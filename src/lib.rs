@@ -111,6 +111,8 @@
 //! | who may do what is a rule's or a default's word, whatever the spelling | `access::policy`, `tests/access/` |
 //! | a name has one owner, by configuration alone | `http::owners`, `http::address`, `config/tests/upstreams.rs`, `tests/mirror.rs` |
 //! | the tree is that of CNCF distribution, both ways | `tests/life/tree.rs`, `dropin.rs`, `round_trip.rs` |
+//! | a directory that is something else, newer or another user's is refused in one line; nothing behind a link is touched | `store/directory/tests.rs`, `store::home::way`, `tests/life/directory.rs` |
+//! | one server has the directory; a copy made while it works holds what was acknowledged | `tests/life/directory.rs`, `tests/push/backup.rs` |
 //! | no spelling of a path leads outside the tree | `http/route/tests.rs`, `store::layout` |
 //! | everything has a limit | `tests/limits/`, `http/listen/tests.rs`, `upstream::gate`, `access::limits` |
 //! | a configuration is taken whole or refused in one line | `tests/life/configuration.rs`, `signals.rs`, `config/tests/` |

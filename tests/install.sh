@@ -10,7 +10,7 @@ packages="
   podman
   skopeo buildah
   busybox-static
-  iproute2 nftables mount
+  iproute2 nftables mount rsync
   nginx-light wrk
 "
 

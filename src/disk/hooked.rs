@@ -15,6 +15,7 @@ pub struct Hooked {
     pub create: Call<Arc<dyn File>>,
     pub open: Call<Arc<dyn File>>,
     pub sync_dir: Call<()>,
+    pub may_use: Call<bool>,
     pub lock: Call<Lock>,
 }
 
@@ -24,6 +25,7 @@ impl Default for Hooked {
             create: Box::new(|path| RealDisk.create(path)),
             open: Box::new(|path| RealDisk.open(path)),
             sync_dir: Box::new(|path| RealDisk.sync_dir(path)),
+            may_use: Box::new(|path| RealDisk.may_use(path)),
             lock: Box::new(|path| RealDisk.lock(path)),
         }
     }
@@ -65,6 +67,9 @@ impl Disk for Hooked {
     }
     fn space(&self, path: &Path) -> io::Result<Space> {
         RealDisk.space(path)
+    }
+    fn may_use(&self, dir: &Path) -> io::Result<bool> {
+        (self.may_use)(dir)
     }
     fn lock(&self, path: &Path) -> io::Result<Lock> {
         (self.lock)(path)

@@ -21,10 +21,12 @@ pub use real::RealDisk;
 pub trait Disk: Send + Sync + 'static {
     /// Makes a new file for reading and writing; fails where there is one.
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>>;
-    /// Opens a regular file for reading. A symbolic link in the last place is not followed.
+    /// Opens a regular file for reading; anything else is an error. A symbolic link in the last place is
+    /// not followed.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     /// The same for reading and writing.
     fn reopen(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+    /// A symbolic link in the last place is not followed: it is neither file nor directory.
     fn stat(&self, path: &Path) -> io::Result<Stat>;
     /// Replaces `to` in one step.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
@@ -38,8 +40,11 @@ pub trait Disk: Send + Sync + 'static {
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     fn set_modified(&self, path: &Path, time: SystemTime) -> io::Result<()>;
     fn space(&self, path: &Path) -> io::Result<Space>;
-    /// Takes an exclusive lock, held until the guard is dropped or the process ends, in whatever
-    /// way. `None` where another process holds it.
+    /// Whether this process may list the directory, and make and remove names in it.
+    fn may_use(&self, dir: &Path) -> io::Result<bool>;
+    /// Takes an exclusive lock of a directory, or of a file, which is made where it is missing. It is
+    /// held until the guard is dropped or the process ends, in whatever way. `None` where another process
+    /// holds it; `Unsupported` where the file system has no locks.
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>>;
 }
 
@@ -62,6 +67,7 @@ pub struct Stat {
     pub len: u64,
     pub modified: SystemTime,
     pub is_file: bool,
+    pub is_dir: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::{Access, AtFlags, CWD, FlockOperation, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::{Disk, Entry, File, Space, Stat};
@@ -17,9 +17,31 @@ pub struct RealDisk;
 
 struct RealFile(fs::File);
 
-fn no_follow() -> i32 {
-    // Both are plain C ints underneath; the flag fits.
-    OFlags::NOFOLLOW.bits() as i32
+/// Opens a regular file that is there. What else may stand in its place is not followed, and not waited
+/// for: to open a pipe would take until somebody writes to it.
+fn open_regular(options: &mut fs::OpenOptions, path: &Path) -> io::Result<fs::File> {
+    let file = open_here(options, OFlags::NOFOLLOW | OFlags::NONBLOCK, path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
+}
+
+fn open_here(options: &mut fs::OpenOptions, flags: OFlags, path: &Path) -> io::Result<fs::File> {
+    // Both are plain C ints underneath; the flags fit.
+    options.custom_flags(flags.bits() as i32).open(path).map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::LOOP) => io::Error::other("it is a symbolic link, which is not followed"),
+        _ => error,
+    })
+}
+
+/// `None` where another process has it.
+fn flock(file: &fs::File) -> io::Result<Option<()>> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(())),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(errno @ (Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::BADF)) => {
+            Err(io::Error::new(io::ErrorKind::Unsupported, io::Error::from(errno)))
+        }
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 impl Disk for RealDisk {
@@ -29,18 +51,17 @@ impl Disk for RealDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        let file = fs::OpenOptions::new().read(true).custom_flags(no_follow()).open(path)?;
-        Ok(Arc::new(RealFile(file)))
+        Ok(Arc::new(RealFile(open_regular(fs::OpenOptions::new().read(true), path)?)))
     }
 
     fn reopen(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        let file = fs::OpenOptions::new().read(true).write(true).custom_flags(no_follow()).open(path)?;
-        Ok(Arc::new(RealFile(file)))
+        Ok(Arc::new(RealFile(open_regular(fs::OpenOptions::new().read(true).write(true), path)?)))
     }
 
     fn stat(&self, path: &Path) -> io::Result<Stat> {
         let meta = fs::symlink_metadata(path)?;
-        Ok(Stat { len: meta.len(), modified: meta.modified()?, is_file: meta.is_file() })
+        let (is_file, is_dir) = (meta.is_file(), meta.is_dir());
+        Ok(Stat { len: meta.len(), modified: meta.modified()?, is_file, is_dir })
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -77,8 +98,7 @@ impl Disk for RealDisk {
     }
 
     fn set_modified(&self, path: &Path, time: SystemTime) -> io::Result<()> {
-        let file = fs::OpenOptions::new().write(true).custom_flags(no_follow()).open(path)?;
-        file.set_modified(time)
+        open_regular(fs::OpenOptions::new().write(true), path)?.set_modified(time)
     }
 
     fn space(&self, path: &Path) -> io::Result<Space> {
@@ -91,13 +111,34 @@ impl Disk for RealDisk {
         })
     }
 
-    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {
-        let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Box::new(file))),
-            Err(Errno::WOULDBLOCK) => Ok(None),
+    fn may_use(&self, dir: &Path) -> io::Result<bool> {
+        let all = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+        match rustix::fs::accessat(CWD, dir, all, AtFlags::EACCESS) {
+            // A file system that takes no writes is told by the first of them.
+            Ok(()) | Err(Errno::ROFS) => Ok(true),
+            Err(Errno::ACCESS | Errno::PERM) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {
+        const TRIES: usize = 10;
+        if path.is_dir() {
+            let dir = fs::File::open(path)?;
+            return Ok(flock(&dir)?.map(|()| Box::new(dir) as _));
+        }
+        for _ in 0..TRIES {
+            let mut options = fs::OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false);
+            let file = open_here(&mut options, OFlags::NOFOLLOW | OFlags::NONBLOCK, path)?;
+            let Some(()) = flock(&file)? else { return Ok(None) };
+            // Removed between the two calls, it would be a lock that nobody else finds.
+            let (ours, found) = (file.metadata()?, fs::symlink_metadata(path));
+            if found.is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino())) {
+                return Ok(Some(Box::new(file)));
+            }
+        }
+        Err(io::Error::other("somebody removes it again and again"))
     }
 }
 
@@ -188,6 +229,22 @@ mod tests {
         assert!(RealDisk.reopen(&link).is_err());
         assert!(!RealDisk.stat(&link).unwrap().is_file);
         assert!(RealDisk.set_modified(&link, SystemTime::now()).is_err());
+        assert!(RealDisk.lock(&link).is_err());
+        fs::remove_file(&target).unwrap();
+        assert!(RealDisk.lock(&link).is_err() && !target.exists(), "nothing is made behind it");
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_neither_opened_nor_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        for path in [&pipe, dir.path(), Path::new("/dev/null")] {
+            assert!(RealDisk.open(path).is_err(), "{path:?}");
+            assert!(RealDisk.reopen(path).is_err(), "{path:?}");
+            assert!(RealDisk.set_modified(path, SystemTime::now()).is_err(), "{path:?}");
+            assert!(!RealDisk.stat(path).unwrap().is_file);
+        }
     }
 
     #[test]
@@ -199,6 +256,10 @@ mod tests {
         assert!(RealDisk.lock(&path).unwrap().is_none());
         drop(guard);
         assert!(RealDisk.lock(&path).unwrap().is_some());
+        let guard = RealDisk.lock(dir.path()).unwrap();
+        assert!(guard.is_some() && RealDisk.lock(dir.path()).unwrap().is_none(), "a directory too");
+        drop(guard);
+        assert!(RealDisk.lock(dir.path()).unwrap().is_some());
     }
 
     #[test]

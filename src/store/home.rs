@@ -4,7 +4,9 @@
 //! kill -9 and power loss. Calls block.
 
 mod settled;
+mod way;
 
+use std::ffi::OsString;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,6 +49,11 @@ fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
+/// File systems say either.
+fn is_not_empty(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists)
+}
+
 /// Missing is an answer, not an error.
 fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
@@ -61,13 +68,42 @@ impl Home {
         Self { root: root.into(), disk, staged: Arc::default(), settled: Arc::default() }
     }
 
-    fn path(&self, key: &str) -> PathBuf {
-        self.root.join(key)
+    /// The empty key is the root, without a slash behind it that would lead through a symbolic link.
+    pub fn path(&self, key: &str) -> PathBuf {
+        if key.is_empty() { self.root.to_path_buf() } else { self.root.join(key) }
     }
 
+    /// Takes the root for this process, by the lock of a file in it. `None`: another process has it.
     pub fn lock(&self, key: &str) -> Result<Option<Box<dyn Send + Sync>>, Error> {
+        // The root itself too: somebody may remove the file under the process that has it.
+        let root = match self.disk.lock(&self.root) {
+            Ok(None) => return Ok(None),
+            Ok(root) => root,
+            // On NFS only what can be written to can be locked. The file then does alone.
+            Err(_) => None,
+        };
         let path = self.path(key);
-        self.disk.lock(&path).map_err(failed("lock", &path))
+        let file = self.disk.lock(&path).map_err(failed("lock", &path))?;
+        Ok(file.map(|file| Box::new((root, file)) as _))
+    }
+
+    /// Whether there is a symbolic link under a key, to what is not there.
+    pub fn leads_nowhere(&self, key: &str) -> Result<bool, Error> {
+        let path = self.path(key);
+        let is_link = self.stat(key)?.is_some_and(|stat| !stat.is_file && !stat.is_dir);
+        let is_missing =
+            || matches!(self.disk.list(&path), Err(error) if error.kind() == io::ErrorKind::NotFound);
+        Ok(is_link && is_missing())
+    }
+
+    /// Whether this process may read and write in a directory. One that is not there is no obstacle.
+    pub fn may_use(&self, key: &str) -> Result<bool, Error> {
+        if self.stat(key)?.is_some_and(|stat| stat.is_file) {
+            return Ok(true);
+        }
+        let path = self.path(key);
+        let may = found(self.disk.may_use(&path)).map_err(failed("look up", &path))?;
+        Ok(may.unwrap_or(true))
     }
 
     pub fn stat(&self, key: &str) -> Result<Option<Stat>, Error> {
@@ -103,18 +139,41 @@ impl Home {
 
     /// A fresh file, under a name of its own.
     pub fn stage(&self) -> Result<Staged, Error> {
-        let number = self.staged.fetch_add(1, Ordering::Relaxed);
-        let path = self.path(&format!("{}/{number}", layout::STAGING_DIR));
-        let file = match self.disk.create(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.settled.forget_all();
-                self.make_dir(layout::STAGING_DIR)?;
-                self.disk.create(&path)
+        const TRIES: usize = 100;
+        let mut tries = 0;
+        loop {
+            let number = self.staged.fetch_add(1, Ordering::Relaxed);
+            let path = self.path(&format!("{}/{number}", layout::STAGING_DIR));
+            tries += 1;
+            let file = match self.disk.create(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.settled.forget_all();
+                    self.make_dir(layout::STAGING_DIR)?;
+                    self.disk.create(&path)
+                }
+                // Something of others' has that name.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && tries < TRIES => continue,
+                created => created,
+            };
+            let file = file.map_err(failed("create", &path))?;
+            return Ok(Staged { home: self.clone(), path, file, synced: false, kept: false });
+        }
+    }
+
+    /// Removes the files that are directly under a key, and the directories that are empty. Gives the
+    /// names of the others, which stay.
+    pub fn clear(&self, key: &str) -> Result<Vec<OsString>, Error> {
+        let mut left = Vec::new();
+        for Entry { name, is_dir } in self.list(key)? {
+            let path = self.path(key).join(&name);
+            self.settled.forget(&path);
+            let removed = if is_dir { self.disk.remove_dir(&path) } else { self.disk.remove(&path) };
+            match found(removed) {
+                Err(error) if is_dir && is_not_empty(&error) => left.push(name),
+                removed => _ = removed.map_err(failed("remove", &path))?,
             }
-            created => created,
-        };
-        let file = file.map_err(failed("create", &path))?;
-        Ok(Staged { home: self.clone(), path, file, synced: false, kept: false })
+        }
+        Ok(left)
     }
 
     /// Puts staged data under `key`, durably. What was there is replaced in one step.
@@ -126,6 +185,7 @@ impl Home {
     /// A new file for reading and writing, which nobody relies on before it is published.
     pub fn create(&self, key: &str) -> Result<Arc<dyn File>, Error> {
         let path = self.path(key);
+        self.check_way(dir_of(&path))?;
         self.make_unsettled(dir_of(&path))?;
         self.disk.create(&path).map_err(failed("create", &path))
     }
@@ -145,6 +205,7 @@ impl Home {
     /// A file that is there, for reading and writing.
     pub fn reopen(&self, key: &str) -> Result<Option<Arc<dyn File>>, Error> {
         let path = self.path(key);
+        self.check_way(dir_of(&path))?;
         found(self.disk.reopen(&path)).map_err(failed("open", &path))
     }
 
@@ -178,6 +239,14 @@ impl Home {
             }
             renamed => renamed,
         };
+        let renamed = renamed.map_err(|error| match error.kind() {
+            kind @ io::ErrorKind::CrossesDevices => {
+                let why =
+                    "another file system, or another mount, is there: have all of the data directory on one";
+                io::Error::new(kind, why)
+            }
+            _ => error,
+        });
         renamed.map_err(failed("rename to", &path))?;
         moved();
         self.sync_names(dir, before)?;
@@ -206,6 +275,7 @@ impl Home {
 
     pub fn touch(&self, key: &str, time: SystemTime) -> Result<(), Error> {
         let path = self.path(key);
+        self.check_way(dir_of(&path))?;
         self.disk.set_modified(&path, time).map_err(failed("set time of", &path))
     }
 
@@ -213,6 +283,7 @@ impl Home {
     pub fn delete(&self, key: &str) -> Result<(), Error> {
         let path = self.path(key);
         let dir = dir_of(&path);
+        self.check_way(dir)?;
         self.settled.forget(&path);
         let before = self.settled.doubts(dir);
         let removed = found(self.disk.remove(&path)).map_err(failed("remove", &path))?;
@@ -234,15 +305,7 @@ impl Home {
         let _removing = self.settled.removing(dir);
         self.settled.forget(dir);
         match found(self.disk.remove_dir(dir)) {
-            // File systems say either.
-            Err(error)
-                if !matches!(
-                    error.kind(),
-                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
-                ) =>
-            {
-                Err(failed("remove", dir)(error))
-            }
+            Err(error) if !is_not_empty(&error) => Err(failed("remove", dir)(error)),
             _ => Ok(()),
         }
     }
@@ -250,7 +313,13 @@ impl Home {
     /// Removes a directory and all that is in it. Links are removed, never followed. Nobody may add
     /// to directories within it meanwhile.
     pub fn delete_tree(&self, key: &str) -> Result<(), Error> {
-        self.delete_dir(&self.path(key))
+        let path = self.path(key);
+        self.check_way(dir_of(&path))?;
+        if self.stat(key)?.is_some_and(|stat| !stat.is_dir) {
+            self.settled.forget(&path);
+            return found(self.disk.remove(&path)).map_err(failed("remove", &path)).map(drop);
+        }
+        self.delete_dir(&path)
     }
 
     fn delete_dir(&self, dir: &Path) -> Result<(), Error> {

@@ -9,10 +9,16 @@ const REPOSITORIES: &str = "docker/registry/v2/repositories";
 
 /// Directory of all repositories.
 pub const REPOSITORIES_DIR: &str = REPOSITORIES;
+/// Longest that a stored name can be, and some.
+pub const STORED_NAME_MAX: usize = 600;
 /// Unfinished fills and writes; emptied at start.
 pub const STAGING_DIR: &str = "forebay/fills";
 pub const ORIGINS_DIR: &str = "forebay/origins";
+/// Our own files.
+pub const OWN_DIR: &str = "forebay";
 pub const LOCK: &str = "forebay/lock";
+/// In which format all of it is.
+pub const VERSION: &str = "forebay/version";
 /// What was fetched within each trust domain, a directory each.
 pub const PROOFS_DIR: &str = "forebay/proofs";
 

@@ -7,6 +7,7 @@
 mod buffers;
 mod collect;
 mod data;
+mod directory;
 mod evict;
 mod fill;
 mod home;
@@ -31,6 +32,7 @@ mod wanted;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -50,6 +52,7 @@ use crate::oci::{ByteRange, Digest, Owner, Repository};
 use crate::tasks::{Tasks, lock};
 
 pub use self::collect::{CollectError, Marked, Pass, Removed, What};
+pub use self::directory::Unfit;
 pub use self::evict::{Evicted, Remembers};
 pub use self::fill::{
     Demand, Fill, FillError, FillOptions, FillReader, Place, Source, SourceError, SourceStream,
@@ -111,6 +114,8 @@ pub enum OpenError {
         .0.display()
     )]
     Locked(PathBuf),
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
     #[error("the data directory cannot be used: {0}; mend that, or name another with --data")]
     Disk(#[from] Error),
     #[error(
@@ -122,15 +127,22 @@ pub enum OpenError {
 impl OpenError {
     /// With the command that lets the user of this process write there: a volume that a registry's
     /// container has written is root's.
-    fn with_remedy(self, data: &Path, is_there: impl FnOnce() -> bool) -> Self {
+    fn with_remedy(self, data: &Path, disk: &dyn Disk) -> Self {
         match self {
             Self::Disk(error) if error.source.kind() == std::io::ErrorKind::PermissionDenied => {
-                let user = rustix::process::geteuid().as_raw();
-                let group = rustix::process::getegid().as_raw();
-                Self::Denied { error, command: own(data, is_there(), user, group) }
+                Self::Denied { error, command: own_by_this(data, disk) }
             }
             other => other,
         }
+    }
+}
+
+fn own_by_this(data: &Path, disk: &dyn Disk) -> String {
+    let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    match disk.stat(data) {
+        // Else chown would leave alone what a symbolic link leads to.
+        Ok(stat) if !stat.is_dir => own(&data.join(""), true, user, group),
+        found => own(data, found.is_ok(), user, group),
     }
 }
 
@@ -165,6 +177,8 @@ pub struct Store {
     uploads: uploads::Turns,
     metrics: Arc<Metrics>,
     tasks: Tasks,
+    /// Names that no repository can have were told of.
+    told_odd: AtomicBool,
     _lock: Box<dyn Send + Sync>,
 }
 
@@ -194,7 +208,8 @@ const MOST_PARTIAL: usize = 64;
 type FillKey = (Arc<str>, Digest);
 
 impl Store {
-    /// Opens the directory: makes what is missing, takes the lock, drops unfinished fills. Blocks.
+    /// Opens the directory: makes what is missing, takes the lock, drops unfinished fills. What is something
+    /// else than a data directory is left as it is. Blocks.
     pub fn open(
         options: Options,
         disk: Arc<dyn Disk>,
@@ -204,7 +219,7 @@ impl Store {
     ) -> Result<Arc<Self>, OpenError> {
         let (data, seen) = (options.data.clone(), disk.clone());
         Self::open_directory(options, disk, metrics, clock, tasks)
-            .map_err(|error| error.with_remedy(&data, || seen.stat(&data).is_ok()))
+            .map_err(|error| error.with_remedy(&data, &*seen))
     }
 
     fn open_directory(
@@ -214,16 +229,20 @@ impl Store {
         clock: Clock,
         tasks: Tasks,
     ) -> Result<Arc<Self>, OpenError> {
-        let home = Home::new(options.data.clone(), disk);
-        home.make_dir(layout::STAGING_DIR)?;
+        let home = Home::new(options.data.clone(), disk.clone());
+        directory::check(&home)?;
+        home.make_dir(layout::OWN_DIR)?;
         home.make_dir(layout::REPOSITORIES_DIR)?;
-        let Some(lock) = home.lock(layout::LOCK)? else {
-            return Err(OpenError::Locked(options.data));
-        };
-        home.delete_tree(layout::STAGING_DIR)?;
-        home.make_dir(layout::STAGING_DIR)?;
+        let lock = home.lock(layout::LOCK).map_err(|error| match error.source.kind() {
+            std::io::ErrorKind::Unsupported => Unfit::Unlockable { data: options.data.clone(), error }.into(),
+            _ => OpenError::from(error),
+        });
+        let Some(lock) = lock? else { return Err(OpenError::Locked(options.data)) };
+        directory::settle(&home)?;
+        directory::tell_denied(&home, || own_by_this(&options.data, &*disk))?;
         let (buffers, fills) = (Arc::default(), Mutex::default());
         let leases = Leases::new(options.lease, clock.clone());
+        let (uploads, told_odd) = (uploads::Turns::default(), AtomicBool::new(false));
         let store = Self {
             options,
             home,
@@ -237,9 +256,10 @@ impl Store {
             remembering: Mutex::default(),
             leases,
             clock,
-            uploads: uploads::Turns::default(),
+            uploads,
             metrics,
             tasks,
+            told_odd,
             _lock: lock,
         };
         store.adopt()?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::directory::{is_common, is_component};
 use super::index::Event;
 use super::{Error, Grant, Store, layout};
 use crate::oci::{Owner, Repository};
@@ -141,16 +142,25 @@ impl Store {
         let mut found = Vec::new();
         let mut todo = vec![String::new()];
         while let Some(prefix) = todo.pop() {
-            let mut is_one = false;
-            for entry in self.home.list(&format!("{}/{prefix}", layout::REPOSITORIES_DIR))? {
-                let Some(name) = entry.name.to_str().filter(|_| entry.is_dir) else { continue };
-                if name.starts_with('_') {
-                    is_one |= parts.contains(&name);
-                } else if prefix.len() + name.len() < 600 {
-                    // Longer than any stored name can be, a path is not ours.
-                    todo.push(if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") });
+            let (mut is_one, mut odd) = (false, Vec::new());
+            let dir = format!("{}/{prefix}", layout::REPOSITORIES_DIR);
+            for entry in self.home.list(&dir)?.into_iter().filter(|entry| entry.is_dir) {
+                match entry.name.to_str() {
+                    Some(name) if name.starts_with('_') => is_one |= parts.contains(&name),
+                    Some(name)
+                        if is_component(name) && prefix.len() + name.len() < layout::STORED_NAME_MAX =>
+                    {
+                        todo.push(if prefix.is_empty() {
+                            name.to_owned()
+                        } else {
+                            format!("{prefix}/{name}")
+                        });
+                    }
+                    _ if is_common(&entry.name) => {}
+                    _ => odd.push(entry.name),
                 }
             }
+            self.tell_odd(&dir, &odd);
             if is_one {
                 found.push(prefix);
             }

@@ -99,7 +99,7 @@ impl Store {
     pub fn uploads(&self) -> Result<Vec<HeldUpload>, Error> {
         let mut found = Vec::new();
         for stored_name in self.stored_names(&["_uploads"])? {
-            for entry in self.home.list(&layout::uploads(&stored_name))? {
+            for entry in self.home.list(&layout::uploads(&stored_name))?.iter().filter(|entry| entry.is_dir) {
                 let Some(id) = entry.name.to_str().and_then(|name| name.parse().ok()) else { continue };
                 let (dir, data) = (layout::upload(&stored_name, id), layout::upload_data(&stored_name, id));
                 let times = [self.home.stat(&dir)?, self.home.stat(&data)?];

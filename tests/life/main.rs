@@ -8,6 +8,7 @@ mod chain;
 mod configuration;
 mod control;
 mod cut;
+mod directory;
 mod dropin;
 mod events;
 mod listeners;

@@ -33,9 +33,9 @@ impl Disk for Simulated {
         let node = state.find(path)?;
         Ok(match &state.nodes[node] {
             Node::File { seen, modified, .. } => {
-                Stat { len: seen.len() as u64, modified: *modified, is_file: true }
+                Stat { len: seen.len() as u64, modified: *modified, is_file: true, is_dir: false }
             }
-            Node::Dir { .. } => Stat { len: 0, modified: SystemTime::now(), is_file: false },
+            Node::Dir { .. } => Stat { len: 0, modified: SystemTime::now(), is_file: false, is_dir: true },
         })
     }
 
@@ -122,10 +122,14 @@ impl Disk for Simulated {
         Ok(Space { total: 1 << 40, available: 1 << 40, files: None })
     }
 
+    fn may_use(&self, _: &Path) -> io::Result<bool> {
+        Ok(true)
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {
         let mut state = self.state();
         state.plain_call(true)?;
-        if state.file(path).is_err() {
+        if state.find(path).is_err() {
             state.add_file(path)?;
         }
         let taken = state.locked.insert(path.to_owned());

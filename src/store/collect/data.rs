@@ -12,12 +12,15 @@ impl Pass<'_> {
     pub fn drop_data(&mut self) -> Result<(), CollectError> {
         let (at, linked) = self.linked()?;
         let domains = self.store.home.list(layout::PROOFS_DIR)?;
-        let domains: Vec<&str> = domains.iter().filter_map(|domain| domain.name.to_str()).collect();
+        let domains: Vec<&str> =
+            domains.iter().filter(|domain| domain.is_dir).filter_map(|domain| domain.name.to_str()).collect();
         for algorithm in ALGORITHMS {
             let root = layout::content_root(algorithm);
-            for shard in self.store.home.list(&root)? {
+            // What is behind a symbolic link is not ours to remove.
+            for shard in self.store.home.list(&root)?.iter().filter(|shard| shard.is_dir) {
                 let Some(shard) = shard.name.to_str() else { continue };
-                for entry in self.store.home.list(&format!("{root}/{shard}"))? {
+                let held = self.store.home.list(&format!("{root}/{shard}"))?;
+                for entry in held.iter().filter(|entry| entry.is_dir) {
                     self.check()?;
                     let Some(hex) = entry.name.to_str() else { continue };
                     let Ok(digest) = format!("{}:{hex}", algorithm.as_str()).parse::<Digest>() else {

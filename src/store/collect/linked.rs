@@ -21,7 +21,10 @@ impl Pass<'_> {
             for name in self.store.dirs(&format!("{}/{prefix}", layout::REPOSITORIES_DIR))? {
                 match name.as_str() {
                     "_layers" | "_manifests" => is_one = true,
-                    _ if name.starts_with('_') => {}
+                    // A file system's own, where this is a disk of its own: not ours to read.
+                    "lost+found" => {}
+                    // Longer than any stored name can be, a path is no repository's.
+                    _ if name.starts_with('_') || prefix.len() + name.len() >= layout::STORED_NAME_MAX => {}
                     _ if prefix.is_empty() => todo.push(name),
                     _ => todo.push(format!("{prefix}/{name}")),
                 }

@@ -162,6 +162,9 @@ impl Home {
         }
         let before = self.settled.doubts(parent);
         let mut made = self.disk.create_dir(dir).map_err(failed("make directory", dir))?;
+        if is_inside && !made {
+            self.check_own(dir)?;
+        }
         if is_inside && !made && before != 0 {
             // Only a name that is made anew is synced by another sync; one that is in use cannot be.
             self.disk.remove_dir(dir).map_err(|_| self.in_doubt(dir))?;
