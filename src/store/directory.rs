@@ -154,16 +154,29 @@ fn names(entries: Vec<Entry>) -> Vec<OsString> {
 
 /// Makes sure, writing nothing, that the directory is one to open.
 pub(super) fn check(home: &Home) -> Result<(), OpenError> {
-    let content = Algorithm::Sha256;
-    let blobs = layout::content_root(content);
-    let top = ["", "docker", "docker/registry", "docker/registry/v2", "docker/registry/v2/blobs", &blobs]
-        .into_iter()
-        .chain([layout::REPOSITORIES_DIR, layout::OWN_DIR, layout::STAGING_DIR])
-        .chain([layout::ORIGINS_DIR, layout::PROOFS_DIR]);
-    for key in top {
+    let blobs = layout::content_root(Algorithm::Sha256);
+    let content = ["docker/registry/v2", "docker/registry/v2/blobs", &blobs];
+    let own = [
+        layout::REPOSITORIES_DIR,
+        layout::OWN_DIR,
+        layout::STAGING_DIR,
+        layout::ORIGINS_DIR,
+        layout::PROOFS_DIR,
+    ];
+    for key in ["", "docker", "docker/registry"].into_iter().chain(content).chain(own) {
         if home.leads_nowhere(key)? {
             return Err(Unfit::Nowhere(home.path(key)).into());
         }
+    }
+    // Names are made in the last one of the content's that is there, and in none above.
+    let mut written = own.to_vec();
+    for key in content.into_iter().rev() {
+        if home.stat(key)?.is_some() {
+            written.push(key);
+            break;
+        }
+    }
+    for key in written {
         if !home.may_use(key)? {
             return Err(denied(home, key).into());
         }

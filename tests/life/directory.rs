@@ -9,7 +9,7 @@ use super::Rig;
 use super::support::image::random_bytes;
 use super::support::mirror::forebay;
 use super::support::namespace::isolated;
-use super::support::process::{PATIENCE, attempt, command, run};
+use super::support::process::{PATIENCE, Process, Wait, attempt, command, run};
 use super::support::repository::Repository;
 use super::support::sha256;
 
@@ -113,10 +113,26 @@ async fn another_users_directory_is_told_with_the_command_that_mends_it() {
     let said = refused(start()).await;
     assert!(said.contains(&remedy), "{said}");
     // All but one directory, that is written to only later.
-    run(command("chown", ["-R", &format!("{NOBODY}:{NOBODY}"), data.to_str().unwrap()])).await;
-    run(command("chown", ["0:0", data.join("docker/registry").to_str().unwrap()])).await;
+    let owner = format!("{NOBODY}:{NOBODY}");
+    run(command("chown", ["-R", &owner, data.to_str().unwrap()])).await;
+    run(command("chown", ["0:0", data.join("docker/registry/v2").to_str().unwrap()])).await;
     let said = refused(start()).await;
-    assert!(said.contains("docker/registry:") && said.contains(&remedy), "{said}");
+    assert!(said.contains("docker/registry/v2:") && said.contains(&remedy), "{said}");
+    // One repository is a matter of its own: the others are served.
+    let app = data.join("docker/registry/v2/repositories/app");
+    std::fs::create_dir(&app).unwrap();
+    run(command("chown", ["-R", &owner, data.to_str().unwrap()])).await;
+    run(command("chown", ["0:0", app.to_str().unwrap()])).await;
+    let mut server = Process::start("forebay", &mut start(), &place.join("log-of-nobody"));
+    let wait = Wait::for_("forebay to serve");
+    while !server.log().contains("\"serving\"") {
+        server.assert_running();
+        wait.a_little().await;
+    }
+    let log = server.log();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains(&remedy)).collect();
+    assert!(told.len() == 1 && told[0].contains("repositories/app"), "{log}");
+    assert!(server.terminate(PATIENCE).unwrap().success());
 }
 
 /// An operator gave the blobs a disk of their own.
