@@ -239,6 +239,7 @@ fn staging_is_emptied_of_files_and_of_nothing_behind_or_below() {
     let store = open(dir.path()).unwrap();
     let left: Vec<_> = fs::read_dir(&fills).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["0"]);
+    assert!(dir.path().join(layout::VERSION).exists(), "staged under another name");
     let (grant, digest) = (hosted("a"), Digest::sha256(b"x"));
     store.put_manifest(&grant, &digest, b"x").unwrap();
     drop(store);
