@@ -4,9 +4,9 @@
 //! kill -9 and power loss. Calls block.
 
 mod settled;
+mod start;
 mod way;
 
-use std::ffi::OsString;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -73,39 +73,6 @@ impl Home {
         if key.is_empty() { self.root.to_path_buf() } else { self.root.join(key) }
     }
 
-    /// Takes the root for this process, by the lock of a file in it. `None`: another process has it.
-    pub fn lock(&self, key: &str) -> Result<Option<Box<dyn Send + Sync>>, Error> {
-        // The root itself too: somebody may remove the file under the process that has it.
-        let root = match self.disk.lock(&self.root) {
-            Ok(None) => return Ok(None),
-            Ok(root) => root,
-            // On NFS only what can be written to can be locked. The file then does alone.
-            Err(_) => None,
-        };
-        let path = self.path(key);
-        let file = self.disk.lock(&path).map_err(failed("lock", &path))?;
-        Ok(file.map(|file| Box::new((root, file)) as _))
-    }
-
-    /// Whether there is a symbolic link under a key, to what is not there.
-    pub fn leads_nowhere(&self, key: &str) -> Result<bool, Error> {
-        let path = self.path(key);
-        let is_link = self.stat(key)?.is_some_and(|stat| !stat.is_file && !stat.is_dir);
-        let is_missing =
-            || matches!(self.disk.list(&path), Err(error) if error.kind() == io::ErrorKind::NotFound);
-        Ok(is_link && is_missing())
-    }
-
-    /// Whether this process may read and write in a directory. One that is not there is no obstacle.
-    pub fn may_use(&self, key: &str) -> Result<bool, Error> {
-        if self.stat(key)?.is_some_and(|stat| stat.is_file) {
-            return Ok(true);
-        }
-        let path = self.path(key);
-        let may = found(self.disk.may_use(&path)).map_err(failed("look up", &path))?;
-        Ok(may.unwrap_or(true))
-    }
-
     pub fn stat(&self, key: &str) -> Result<Option<Stat>, Error> {
         let path = self.path(key);
         found(self.disk.stat(&path)).map_err(failed("look up", &path))
@@ -158,22 +125,6 @@ impl Home {
             let file = file.map_err(failed("create", &path))?;
             return Ok(Staged { home: self.clone(), path, file, synced: false, kept: false });
         }
-    }
-
-    /// Removes the files that are directly under a key, and the directories that are empty. Gives the
-    /// names of the others, which stay.
-    pub fn clear(&self, key: &str) -> Result<Vec<OsString>, Error> {
-        let mut left = Vec::new();
-        for Entry { name, is_dir } in self.list(key)? {
-            let path = self.path(key).join(&name);
-            self.settled.forget(&path);
-            let removed = if is_dir { self.disk.remove_dir(&path) } else { self.disk.remove(&path) };
-            match found(removed) {
-                Err(error) if is_dir && is_not_empty(&error) => left.push(name),
-                removed => _ = removed.map_err(failed("remove", &path))?,
-            }
-        }
-        Ok(left)
     }
 
     /// Puts staged data under `key`, durably. What was there is replaced in one step.
