@@ -15,29 +15,10 @@ impl Pass<'_> {
     /// 16 bytes, some 40 with the table around it: 40 MB for a million blobs.
     pub(super) fn linked(&self) -> Result<(Instant, HashSet<Key>), CollectError> {
         let (at, mut linked) = (self.store.leases.mark_data(), HashSet::new());
-        let (mut todo, mut found_one) = (vec![String::new()], false);
-        while let Some(prefix) = todo.pop() {
-            let mut is_one = false;
-            for name in self.store.dirs(&format!("{}/{prefix}", layout::REPOSITORIES_DIR))? {
-                match name.as_str() {
-                    "_layers" | "_manifests" => is_one = true,
-                    // A file system's own, where this is a disk of its own: not ours to read.
-                    "lost+found" => {}
-                    // Longer than any stored name can be, a path is no repository's.
-                    _ if name.starts_with('_') || prefix.len() + name.len() >= layout::STORED_NAME_MAX => {}
-                    _ if prefix.is_empty() => todo.push(name),
-                    _ => todo.push(format!("{prefix}/{name}")),
-                }
-            }
-            if is_one {
-                found_one = true;
-                self.add_links(&prefix, layout::LAYERS, &mut linked)?;
-                self.store.dirs(&layout::manifests(&prefix))?;
-                self.add_links(&prefix, layout::REVISIONS, &mut linked)?;
-            }
-        }
-        if !found_one && self.holds_data()? {
-            return Err(CollectError::NoRepository(self.store.data_dir().join(layout::REPOSITORIES_DIR)));
+        for name in self.store.names_of_repositories()? {
+            self.add_links(&name, layout::LAYERS, &mut linked)?;
+            self.store.dirs(&layout::manifests(&name))?;
+            self.add_links(&name, layout::REVISIONS, &mut linked)?;
         }
         Ok((at, linked))
     }
@@ -66,15 +47,6 @@ impl Pass<'_> {
             }
         }
         Ok(())
-    }
-
-    fn holds_data(&self) -> Result<bool, CollectError> {
-        for algorithm in ALGORITHMS {
-            if !self.store.home.list(&layout::content_root(algorithm))?.is_empty() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 }
 

@@ -67,14 +67,17 @@ impl Store {
     }
 
     /// The stored names of all repositories. What cannot be looked into is an error: links may be there.
-    fn names_of_repositories(&self) -> Result<Vec<String>, CollectError> {
+    pub(in crate::store) fn names_of_repositories(&self) -> Result<Vec<String>, CollectError> {
         let (mut todo, mut names) = (vec![String::new()], Vec::new());
         while let Some(prefix) = todo.pop() {
             let mut is_one = false;
             for name in self.dirs(&format!("{}/{prefix}", layout::REPOSITORIES_DIR))? {
                 match name.as_str() {
                     "_layers" | "_manifests" => is_one = true,
-                    _ if name.starts_with('_') => {}
+                    // A file system's own, where this is a disk of its own: not ours to read.
+                    "lost+found" => {}
+                    // Longer than any stored name can be, a path is no repository's.
+                    _ if name.starts_with('_') || prefix.len() + name.len() >= layout::STORED_NAME_MAX => {}
                     _ if prefix.is_empty() => todo.push(name),
                     _ => todo.push(format!("{prefix}/{name}")),
                 }
@@ -83,7 +86,19 @@ impl Store {
                 names.push(prefix);
             }
         }
+        if names.is_empty() && self.holds_data()? {
+            return Err(CollectError::NoRepository(self.data_dir().join(layout::REPOSITORIES_DIR)));
+        }
         Ok(names)
+    }
+
+    fn holds_data(&self) -> Result<bool, CollectError> {
+        for algorithm in ALGORITHMS {
+            if !self.home.list(&layout::content_root(algorithm))?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn all_of(&self, name: &str, is_stopped: &dyn Fn() -> bool) -> Result<Vec<Event>, CollectError> {
