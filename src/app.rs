@@ -89,6 +89,7 @@ pub async fn run(
         offline = config.mirror.offline,
         "serving"
     );
+    app.tasks.spawn("disk", app.store.clone().watch_disk());
     app.survey(&config);
     app.store.tend();
     // What is small is known at once: then nothing has to be passed on for want of that.

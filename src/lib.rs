@@ -61,7 +61,8 @@
 //!    the hash state kept. A range far ahead gets an extent of its own, and so does each connection
 //!    beside the first. Of a large blob that is read by small ranges there are only extents.
 //! 5. The last bytes are held back until the digest matches. Then the file is synced, renamed and
-//!    linked into its repository. Where the disk cannot take the blob, the fill goes on as a relay.
+//!    linked into its repository. Where the disk cannot take the blob, the fill goes on as a relay; while the
+//!    disk is known to be in trouble (`store::health`), it begins as one.
 //! 6. `http::exchange` follows the answer to its body's end: counters and the access line.
 //!
 //! # How a push flows
@@ -103,6 +104,7 @@
 //! | what was warmed is pulled though its registry is gone | `tests/life/warm.rs`; `mirror::warm` |
 //! | no manifest is given whose blobs cannot be had | `tests/mirror.rs` |
 //! | a disk that is full, read-only or gone breaks no pull | `tests/fill/disk.rs` |
+//! | a disk in trouble is told, refuses pushes, holds up nobody, and is used again when it is well | `tests/fill/trouble.rs`; `store::health` |
 //! | clients pull by what `client-config` prints | `tests/client_config.rs`, `cli::client_config` (`tests.rs`) |
 //! | the registry's API is that of the specification | `tests/conformance/`; `http::push`, `http::lists`, `registry` |
 //! | quota is spent once, read and obeyed | `tests/limits/quota.rs`, `upstream/tests/limits.rs` |

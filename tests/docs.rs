@@ -223,7 +223,7 @@ fn alerts_ask_for_metrics_that_exist() {
     for name in names.filter(|word| word.starts_with("forebay_") || word.starts_with("process_")) {
         assert!(exported.contains_key(name), "{name}");
     }
-    for label in ["result", "outcome", "face", "kind"] {
+    for label in ["result", "outcome", "face", "kind", "state"] {
         for rest in ALERTS.split(&format!("{label}=\"")).skip(1) {
             let value = rest.split('"').next().unwrap();
             assert!(values[label].contains(value), "{label}={value}");

@@ -56,6 +56,9 @@ pub enum Code {
     Invalid,
     Unauthorized,
     Unavailable,
+    /// The same of a disk that takes nothing. docker, podman and skopeo show no more of a 5xx than its
+    /// status, and of these podman and crane try this one only once.
+    NotKept,
     Unknown,
     /// A method that is not served at this path.
     Unsupported,
@@ -85,7 +88,7 @@ impl Code {
             Self::TagInvalid | Self::TooManyTags => "TAG_INVALID",
             Self::TooManyRequests => "TOOMANYREQUESTS",
             Self::Unauthorized => "UNAUTHORIZED",
-            Self::Unavailable => "UNAVAILABLE",
+            Self::Unavailable | Self::NotKept => "UNAVAILABLE",
             Self::Unknown => "UNKNOWN",
             Self::Unsupported | Self::NoEndpoint | Self::Invalid => "UNSUPPORTED",
         }
@@ -120,6 +123,7 @@ impl Code {
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotKept => StatusCode::INSUFFICIENT_STORAGE,
         }
     }
 }
@@ -138,7 +142,7 @@ pub struct ApiError {
 impl ApiError {
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
         let outcome = match code {
-            Code::Unavailable | Code::Unknown => Outcome::Error,
+            Code::Unavailable | Code::NotKept | Code::Unknown => Outcome::Error,
             _ => Outcome::Refused,
         };
         Self { code, message: message.into(), headers: Vec::new(), outcome }
@@ -343,12 +347,12 @@ impl From<&PushError> for ApiError {
             PushError::DeleteOff => Code::Unsupported,
             PushError::NoManifest(_) => Code::ManifestUnknown,
             PushError::NoBlob(_) => Code::BlobUnknown,
-            PushError::DiskFull => Code::Unavailable,
+            PushError::DiskTrouble(_) => Code::NotKept,
             PushError::Disk(_) => Code::Unknown,
         };
         let refused = Self::new(code, error.to_string());
         match error {
-            PushError::TooManyUploads(_) | PushError::DiskFull => refused.retry_after(PUSH_AGAIN),
+            PushError::TooManyUploads(_) | PushError::DiskTrouble(_) => refused.retry_after(PUSH_AGAIN),
             PushError::DeleteOff => refused.with(header::ALLOW, HeaderValue::from_static("GET, HEAD, PUT")),
             _ => refused,
         }

@@ -57,15 +57,16 @@ pub fn answer(
     Ok((response, outcome))
 }
 
+/// A disk in trouble is no reason to take a mirror out: pulls flow, and from elsewhere they would cost
+/// more. Pushes are refused by themselves.
 fn readiness(service: &Service) -> Response<Payload> {
-    let (status, reason) = if service.draining.has_begun() {
-        (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n")
-    } else if service.content.is_none() {
-        (StatusCode::SERVICE_UNAVAILABLE, "the store cannot be used yet\n")
-    } else {
-        (StatusCode::OK, "ready\n")
-    };
-    text(status, TEXT, reason.to_owned())
+    let unready = |reason: &str| text(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{reason}\n"));
+    if service.draining.has_begun() {
+        return unready("shutting down");
+    }
+    let Some(content) = &service.content else { return unready("the store cannot be used yet") };
+    let disk = content.hosted.trouble().map(|trouble| format!("{}\n", page::degraded(&trouble)));
+    text(StatusCode::OK, TEXT, format!("ready\n{}", disk.unwrap_or_default()))
 }
 
 fn home(service: &Service, external: &External, arrival: &Arrival) -> Response<Payload> {
@@ -73,7 +74,8 @@ fn home(service: &Service, external: &External, arrival: &Arrival) -> Response<P
     let upstreams = service.content.as_ref().map(|content| page::upstreams(&content.mirror));
     let totals = page::totals(&service.reports.metrics);
     let (upstreams, now) = (upstreams.unwrap_or_default(), std::time::SystemTime::now());
-    let body = page::render(&images, &external.prefix, &upstreams, &totals, now);
+    let trouble = service.content.as_ref().and_then(|content| content.hosted.trouble());
+    let body = page::render(&images, &external.prefix, &upstreams, &totals, trouble.as_ref(), now);
     let mut response = text(StatusCode::OK, HTML, body);
     let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
     response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);

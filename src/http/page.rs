@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use crate::access::External;
 use crate::metrics::{Face, Kind, Label, Metrics, Outcome};
 use crate::mirror::Mirror;
+use crate::store::Trouble;
 use crate::telemetry::size;
 use crate::upstream::{LeakState, Purpose, QuotaState};
 
@@ -51,6 +52,7 @@ pub fn render(
     prefix: &str,
     upstreams: &[Upstream],
     totals: &Totals,
+    trouble: Option<&Trouble>,
     now: SystemTime,
 ) -> String {
     let (base, authority, prefix) = (escape(&images.base()), escape(&images.authority), escape(prefix));
@@ -83,6 +85,7 @@ pub fn render(
         }
         rows.push_str("</td></tr>");
     }
+    let disk = trouble.map(|trouble| format!("<p><strong>{}</strong></p>\n", escape(&degraded(trouble))));
     let mut counts = String::new();
     for (outcome, count) in &totals.requests {
         let _ = write!(counts, "<tr><td>manifests and blobs: {}</td><td>{count}</td></tr>", escape(outcome));
@@ -103,7 +106,7 @@ pre {{ background: #f3f3f3; padding: .7em; overflow: auto; color: #111; }}
 </head>
 <body>
 <h1>Forebay {version}</h1>
-<h2>Upstreams</h2>
+{disk}<h2>Upstreams</h2>
 <table><tr><th>Registry</th><th>Quota</th></tr>{rows}</table>
 <h2>Since the start</h2>
 <table>{counts}
@@ -122,10 +125,20 @@ pre {{ background: #f3f3f3; padding: .7em; overflow: auto; color: #111; }}
 </body>
 </html>
 "#,
+        disk = disk.unwrap_or_default(),
         version = env!("CARGO_PKG_VERSION"),
         sent = size(totals.sent_bytes),
         connections = totals.connections,
         fills = totals.fills,
+    )
+}
+
+/// What a disk in trouble means, in a line.
+pub fn degraded(trouble: &Trouble) -> String {
+    format!(
+        "degraded since {}: {trouble}. Until then what is held is served, what is not is passed on without being kept, \
+         and pushes are refused",
+        humantime::format_rfc3339_seconds(trouble.since)
     )
 }
 
@@ -203,6 +216,7 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::DiskState;
 
     fn external(authority: &str, prefix: &str) -> External {
         External { tls: true, authority: authority.into(), prefix: prefix.into() }
@@ -212,7 +226,7 @@ mod tests {
     fn nothing_from_outside_is_taken_as_html() {
         let evil = external("<script>alert('1')</script>\"&", "");
         let upstreams = [("<b>".to_owned(), QuotaState::default())];
-        let page = render(&evil, "", &upstreams, &Totals::default(), SystemTime::now());
+        let page = render(&evil, "", &upstreams, &Totals::default(), None, SystemTime::now());
         assert!(!page.contains("<script") && !page.contains("<b>"), "{page}");
         assert!(page.contains("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&quot;&amp;"));
     }
@@ -244,7 +258,8 @@ mod tests {
                 silent: vec!["ci-7".to_owned(), "<i>".to_owned()],
             }),
         };
-        let page = render(&external("mirror.test", ""), "", &[("docker.io".to_owned(), quota)], &totals, now);
+        let page =
+            render(&external("mirror.test", ""), "", &[("docker.io".to_owned(), quota)], &totals, None, now);
         for part in [
             "7 of 100 pulls left in 6h; paused for 61 s; all of them again in 1h 1m at the latest; none left in 59s at \
              the present rate; background work waits, and what is held is served unconfirmed; 93 pulls saved",
@@ -260,8 +275,14 @@ mod tests {
         ] {
             assert!(page.contains(part), "{part} in\n{page}");
         }
-        let page = render(&external("proxy.test", "/reg"), "/reg", &[], &totals, now);
-        for part in ["\"https://proxy.test/reg\"", "href=\"/reg/metrics\""] {
+        let (state, why) = (DiskState::Full, "No <space> left".into());
+        let full = Trouble { state, why, since: SystemTime::UNIX_EPOCH };
+        let page = render(&external("proxy.test", "/reg"), "/reg", &[], &totals, Some(&full), now);
+        for part in [
+            "\"https://proxy.test/reg\"",
+            "href=\"/reg/metrics\"",
+            "<strong>degraded since 1970-01-01T00:00:00Z: the disk is full (No &lt;space&gt; left): make room",
+        ] {
             assert!(page.contains(part), "{part} in\n{page}");
         }
         assert!(!page.contains("docker pull"), "{page}");

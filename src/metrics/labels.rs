@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use prometheus::{IntCounter, IntCounterVec};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 /// A label whose values are known in advance, so that no request can invent a time series.
 pub trait Label: Copy + 'static {
@@ -124,6 +124,14 @@ label!(
     }
 );
 
+label!(
+    /// Whether the disk takes writes, or why not.
+    DiskState = "state" {
+        Ok = "ok", Full = "full", Inodes = "inodes", ReadOnly = "read_only", Denied = "denied", Failing = "failing",
+        Stalled = "stalled",
+    }
+);
+
 /// Counters for every combination of two labels, looked up by index.
 pub struct Grid<A, B> {
     cells: Vec<IntCounter>,
@@ -157,5 +165,24 @@ impl<A: Label> Row<A> {
 
     pub fn cell(&self, a: A) -> &IntCounter {
         &self.cells[a.index()]
+    }
+}
+
+/// Gauges, one for each value of a label, of which one is 1.
+pub struct Choice<A> {
+    cells: Vec<IntGauge>,
+    label: PhantomData<A>,
+}
+
+impl<A: Label + PartialEq> Choice<A> {
+    pub(super) fn new(vec: &IntGaugeVec, chosen: A) -> Self {
+        let cells = A::ALL.iter().map(|a| vec.with_label_values(&[a.text()])).collect();
+        let choice = Self { cells, label: PhantomData };
+        choice.set(chosen);
+        choice
+    }
+
+    pub fn set(&self, chosen: A) {
+        A::ALL.iter().for_each(|a| self.cells[a.index()].set(i64::from(*a == chosen)));
     }
 }

@@ -16,8 +16,9 @@ use crate::tasks::lock;
 
 pub use budget::BudgetMetrics;
 pub use labels::{
-    Delivery, Face, FillEnd, Forwarded, Grid, Held, Kind, Label, Limit, Limited, Login, LoginMethod, Outcome,
-    PassEnd, Refreshed, Row, Saving, Swept, UploadEnd, UpstreamCall, UpstreamStatus, Warmth,
+    Choice, Delivery, DiskState, Face, FillEnd, Forwarded, Grid, Held, Kind, Label, Limit, Limited, Login,
+    LoginMethod, Outcome, PassEnd, Refreshed, Row, Saving, Swept, UploadEnd, UpstreamCall, UpstreamStatus,
+    Warmth,
 };
 pub use warm::WarmMetrics;
 
@@ -103,6 +104,7 @@ pub struct Metrics {
     pub index_whole: IntGauge,
     pub evictions: IntCounter,
     pub evicted_bytes: IntCounter,
+    pub disk: Choice<DiskState>,
     pub gc_passes: Row<PassEnd>,
     pub gc_removed: Row<Swept>,
     pub gc_freed_bytes: IntCounter,
@@ -247,6 +249,13 @@ impl Metrics {
             ),
             evictions: b.counter("forebay_store_evictions_total", "Mirrored images evicted"),
             evicted_bytes: b.counter("forebay_store_evicted_bytes_total", "Bytes freed by eviction"),
+            disk: Choice::new(
+                &b.keep(IntGaugeVec::new(
+                    Opts::new("forebay_disk_state", "1 for the state that the disk is in"),
+                    &[DiskState::NAME],
+                )),
+                DiskState::Ok,
+            ),
             gc_passes: Row::new(
                 &b.counters(
                     "forebay_gc_passes_total",

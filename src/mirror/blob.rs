@@ -99,7 +99,7 @@ impl Mirror {
                 return Ok(BlobAnswer::head(size, Served::Miss));
             }
             let demand = self.demand(digest, want, access).await?;
-            match self.store.start_fill(&access.grant, digest, source.clone(), demand, unlinked) {
+            match self.store.start_fill(&access.grant, digest, source.clone(), demand, unlinked).await {
                 Start::Reading(reader) => {
                     if self.flows.ask(digest).await
                         && let Some(answer) = self.follow(access, reader, want, Served::Miss, &source).await?

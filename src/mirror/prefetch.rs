@@ -316,7 +316,7 @@ impl Mirror {
         let Ok(source) = self.source(&digest, &access, Some(guess)) else { return };
         // Nobody reads it yet; it goes on by itself, as far as an abandoned fill does.
         if let Start::Reading(reader) =
-            self.store.start_fill(&access.grant, &digest, Arc::new(source), Demand::Whole, true)
+            self.store.start_fill(&access.grant, &digest, Arc::new(source), Demand::Whole, true).await
         {
             let fill = reader.fill().clone();
             drop(reader);

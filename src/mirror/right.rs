@@ -145,7 +145,7 @@ impl Mirror {
         subject: &Subject,
     ) -> Result<(), Error> {
         let claim = repository.clone();
-        let claimed = self.store.run(move |store| store.claim(&claim, Visibility::PerCaller)).await;
+        let claimed = self.store.write(move |store| store.claim(&claim, Visibility::PerCaller)).await;
         claimed.map_err(|error| Error::Disk { subject: subject.of(repository), why: error.to_string() })?;
         self.memory.standings.insert(repository.clone(), Arc::new(standing.made_private()));
         Ok(())

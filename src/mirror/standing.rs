@@ -237,9 +237,11 @@ impl Mirror {
         if barred {
             // From now on what was fetched under a credential is anybody's, on disk too.
             let claim = repository.clone();
-            let claimed = self.store.run(move |store| store.claim(&claim, Visibility::Public)).await;
-            claimed
-                .map_err(|error| Error::Disk { subject: subject.of(repository), why: error.to_string() })?;
+            let claimed = self.store.write(move |store| store.claim(&claim, Visibility::Public)).await;
+            if let Err(error) = claimed {
+                // Until it can be written down, the proof is asked for again after a restart.
+                tracing::warn!(%repository, %error, "that anybody may pull it is not written down");
+            }
         }
         let proven_public = Some(self.clock.now());
         keep(Standing { barred: false, held_public: true, proven_public, denied_until: None, ..standing });

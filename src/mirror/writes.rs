@@ -60,8 +60,11 @@ impl Writes {
                 // However it ended, its turn is over.
                 let _ = before.await;
             }
-            if let Err(error) = store.run(work).await {
-                tracing::error!(%error, "{what} is served and could not be kept on disk");
+            match store.write(work).await {
+                // The trouble was told when it began.
+                Err(error) if error.trouble().is_some() => tracing::debug!(%error, "{what} is not kept"),
+                Err(error) => tracing::error!(%error, "{what} is served and could not be kept on disk"),
+                Ok(()) => {}
             }
             waiting.fetch_sub(1, Ordering::Relaxed);
         }));

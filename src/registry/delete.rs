@@ -23,7 +23,7 @@ impl Hosted {
         self.may_delete()?;
         let (options, referrers, reference) =
             (self.options.clone(), self.referrers.clone(), reference.clone());
-        self.write(repository, move |store, repository| {
+        self.change(repository, move |store, repository| {
             let missing = || PushError::NoManifest(subject(repository, &reference));
             let immutable = |tag: &Tag| {
                 let pattern = options.immutability(repository, tag)?.to_owned();
@@ -74,7 +74,7 @@ impl Hosted {
     pub async fn delete_blob(&self, repository: &Repository, digest: &Digest) -> Result<(), PushError> {
         self.may_delete()?;
         let digest = *digest;
-        self.write(repository, move |store, repository| match store.remove_layer(repository, &digest)? {
+        self.change(repository, move |store, repository| match store.remove_layer(repository, &digest)? {
             true => Ok(()),
             false => Err(PushError::NoBlob(format!("blob {digest} of {repository}"))),
         })

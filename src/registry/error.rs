@@ -1,6 +1,5 @@
 //! Why a push or a delete is refused.
 
-use std::io::ErrorKind;
 use std::time::Duration;
 
 use crate::oci::{Digest, InvalidManifest, Repository, Tag, UploadId};
@@ -64,20 +63,22 @@ pub enum PushError {
     NoBlob(String),
     #[error("{repository} cannot be written to: {why}")]
     Origin { repository: Repository, why: String },
-    #[error("the disk is full: nothing can be kept until there is room")]
-    DiskFull,
+    #[error("nothing can be pushed now: {0}; what was pushed before is safe. Then push again")]
+    DiskTrouble(String),
     #[error("the disk does not keep it: {0}")]
     Disk(String),
 }
 
 impl From<store::Error> for PushError {
     fn from(error: store::Error) -> Self {
-        match error.source.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Self::DiskFull,
-            _ => {
-                tracing::error!(%error, "a push or a delete failed");
-                Self::Disk(error.to_string())
-            }
+        // Paths are the operator's business.
+        if let Some(trouble) = error.trouble() {
+            return Self::DiskTrouble(trouble.to_string());
+        }
+        tracing::error!(%error, "a push or a delete failed");
+        match store::state_of(&error.source) {
+            Some(state) => Self::DiskTrouble(state.told()),
+            None => Self::Disk(error.to_string()),
         }
     }
 }

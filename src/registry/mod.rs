@@ -24,7 +24,7 @@ use crate::answer::{
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, Owner, Reference, Repository, Tag, TagPattern};
-use crate::store::{self, Grant, OriginState, Store, Visibility};
+use crate::store::{self, Grant, OriginState, Store, Trouble, Visibility};
 use crate::tasks::Tasks;
 
 pub use self::collect::{CollectError, Collector, Options as CollectOptions, Totals};
@@ -105,6 +105,11 @@ impl Hosted {
 
     pub fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// Why nothing can be pushed now, if nothing can.
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.store.trouble()
     }
 
     /// Removes uploads that are older than configured, counts what a former process left, and says how

@@ -6,7 +6,7 @@ use super::error::PushError;
 use super::uploads::{Chunks, Turn};
 use super::{Hosted, grant};
 use crate::oci::{Descriptor, Digest, Manifest, ManifestKind, MediaType, Owner, Repository, Tag, UploadId};
-use crate::store::{ManifestCommit, NewManifest, OriginState, Store};
+use crate::store::{self, ManifestCommit, NewManifest, OriginState, Store};
 
 use futures_util::StreamExt;
 
@@ -27,20 +27,24 @@ pub struct Pushed {
 }
 
 impl Hosted {
-    /// Runs disk work that changes a repository, after the check that it is a hosted one.
-    pub(super) async fn write<T: Send + 'static>(
+    /// Runs disk work that adds to a repository, after the check that it is a hosted one.
+    async fn write<T: Send + 'static>(
         &self,
         repository: &Repository,
         work: impl FnOnce(&Store, &Repository) -> Result<T, PushError> + Send + 'static,
     ) -> Result<T, PushError> {
         let of = repository.clone();
-        let done = self.store.run(move |store| {
-            if let Some(why) = refusal(&store.origin(&of)?) {
-                return Ok(Err(PushError::Origin { repository: of, why }));
-            }
-            Ok(work(store, &of))
-        });
-        done.await?
+        self.store.write(move |store| unless_refused(store, &of, work)).await?
+    }
+
+    /// The same for work that only takes away.
+    pub(super) async fn change<T: Send + 'static>(
+        &self,
+        repository: &Repository,
+        work: impl FnOnce(&Store, &Repository) -> Result<T, PushError> + Send + 'static,
+    ) -> Result<T, PushError> {
+        let of = repository.clone();
+        self.store.change(move |store| unless_refused(store, &of, work)).await?
     }
 
     /// A new upload to this repository.
@@ -63,7 +67,7 @@ impl Hosted {
         let digest = *digest;
         Ok(self
             .store
-            .run({
+            .change({
                 let of = repository.clone();
                 move |store| store.lease_blob(&of, &digest)
             })
@@ -158,6 +162,17 @@ impl Hosted {
         let of = |tag: &Tag| Some((tag.clone(), self.options.immutability(repository, tag)?.to_owned()));
         tags.iter().filter_map(of).collect()
     }
+}
+
+fn unless_refused<T>(
+    store: &Store,
+    repository: &Repository,
+    work: impl FnOnce(&Store, &Repository) -> Result<T, PushError>,
+) -> Result<Result<T, PushError>, store::Error> {
+    Ok(match refusal(&store.origin(repository)?) {
+        Some(why) => Err(PushError::Origin { repository: repository.clone(), why }),
+        None => work(store, repository),
+    })
 }
 
 /// Why a repository of this origin is not written to.

@@ -16,6 +16,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use self::settled::Settled;
+use super::health::{Health, Watched};
 use super::{Error, layout};
 use crate::disk::{Disk, Entry, File, Space, Stat};
 
@@ -25,6 +26,7 @@ pub struct Home {
     disk: Arc<dyn Disk>,
     staged: Arc<AtomicU64>,
     settled: Arc<Settled>,
+    health: Arc<Health>,
 }
 
 /// Data on its way into a Home. Dropped without a commit, it is removed.
@@ -64,8 +66,9 @@ fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 }
 
 impl Home {
-    pub fn new(root: PathBuf, disk: Arc<dyn Disk>) -> Self {
-        Self { root: root.into(), disk, staged: Arc::default(), settled: Arc::default() }
+    pub fn new(root: PathBuf, disk: Arc<dyn Disk>, health: Arc<Health>) -> Self {
+        let disk = Arc::new(Watched::new(disk, health.clone(), root.clone()));
+        Self { root: root.into(), disk, staged: Arc::default(), settled: Arc::default(), health }
     }
 
     /// The empty key is the root, without a slash behind it that would lead through a symbolic link.
@@ -150,7 +153,10 @@ impl Home {
             self.make_unsettled(dir_of(dir))?;
             made = self.disk.create_dir(dir);
         }
-        made.map(drop).map_err(failed("make directory", dir))
+        if made.map_err(failed("make directory", dir))? {
+            self.settled.made_unsettled(dir);
+        }
+        Ok(())
     }
 
     /// A file that is there, for reading and writing.
@@ -203,6 +209,24 @@ impl Home {
         self.sync_names(dir, before)?;
         self.settled.add_anew(&path);
         Ok(())
+    }
+
+    /// What is under a key, staged anew; `told` of each piece.
+    pub fn copy(&self, key: &str, mut told: impl FnMut(&[u8])) -> Result<Option<Staged>, Error> {
+        const PIECE: usize = 1024 * 1024;
+        let Some(from) = self.open(key)? else { return Ok(None) };
+        let (staged, mut buffer, mut at) = (self.stage()?, vec![0; PIECE], 0);
+        loop {
+            let count = from.read_at(&mut buffer, at).map_err(failed("read", &self.path(key)))?;
+            if count == 0 {
+                return Ok(Some(staged));
+            }
+            let piece = &buffer[..count];
+            told(piece);
+            let written = staged.file.write_at(&[IoSlice::new(piece)], at);
+            written.map_err(failed("write", &staged.path))?;
+            at += count as u64;
+        }
     }
 
     /// Writes `bytes` under `key`, durably and in one step.
@@ -315,6 +339,41 @@ impl Home {
         Ok(entries)
     }
 
+    /// Writes, syncs and removes a file of this size that nobody else uses.
+    pub fn probe(&self, key: &str, size: usize) -> Result<(), Error> {
+        let path = self.path(key);
+        let dir = dir_of(&path);
+        // One that could not be removed is not left beside others.
+        found(self.disk.remove(&path)).map_err(failed("remove", &path))?;
+        let file = match self.disk.create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.settled.forget_all();
+                self.settle_path(dir)?;
+                self.disk.create(&path)
+            }
+            created => created,
+        };
+        let file = file.map_err(failed("create", &path))?;
+        let written = file.write_at(&[IoSlice::new(&vec![0; size])], 0).and_then(|()| file.sync());
+        // The place it takes may be what is missing.
+        let removed = self.disk.remove(&path);
+        written.map_err(failed("write", &path))?;
+        removed.map_err(failed("remove", &path))?;
+        self.disk.sync_dir(dir).map_err(failed("sync directory", dir))
+    }
+
+    /// Removes staged files that were left behind while the disk stood still.
+    pub fn sweep(&self, left: Vec<PathBuf>) {
+        left.iter().for_each(|path| self.remove_staged(path));
+    }
+
+    fn remove_staged(&self, path: &Path) {
+        // What cannot be removed now is removed at the next start.
+        if let Err(error) = self.disk.remove(path) {
+            tracing::debug!(path = %path.display(), %error, "unfinished file left behind");
+        }
+    }
+
     pub fn space(&self) -> Result<Space, Error> {
         self.disk.space(&self.root).map_err(failed("measure", &self.root))
     }
@@ -334,11 +393,11 @@ impl Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        // What cannot be removed now is removed at the next start.
-        if !self.kept
-            && let Err(error) = self.home.disk.remove(&self.path)
-        {
-            tracing::debug!(path = %self.path.display(), %error, "unfinished file left behind");
+        match self.kept {
+            true => {}
+            // Whoever it is would be held up.
+            false if self.home.health.is_stalled() => self.home.health.leave(std::mem::take(&mut self.path)),
+            false => self.home.remove_staged(&self.path),
         }
     }
 }

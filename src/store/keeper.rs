@@ -30,7 +30,7 @@ impl Keeper {
         if let Some(reserved) = self.store.reserve(more) {
             return Some(reserved);
         }
-        let made = self.store.run(move |store| store.make_room(more));
+        let made = self.store.change(move |store| store.make_room(more));
         match tokio::time::timeout(PATIENCE, made).await {
             Ok(made) => made.inspect_err(|error| tracing::error!(%error, "no room can be made")).ok()?,
             Err(_) => None,

@@ -13,6 +13,8 @@ pub const REPOSITORIES_DIR: &str = REPOSITORIES;
 pub const STORED_NAME_MAX: usize = 600;
 /// Unfinished fills and writes; emptied at start.
 pub const STAGING_DIR: &str = "forebay/fills";
+/// What shows whether the disk takes writes.
+pub const PROBE: &str = "forebay/fills/probe";
 pub const ORIGINS_DIR: &str = "forebay/origins";
 /// Our own files.
 pub const OWN_DIR: &str = "forebay";

@@ -80,6 +80,10 @@ impl Store {
             // Anybody may ask for anything: what is not here takes no place among the leases.
             return Ok(false);
         }
+        if self.health.is_stalled() {
+            // Whoever removes data may hold it for as long.
+            return Ok(false);
+        }
         let _kept = self.leases.keep_data();
         self.leases.renew_data(digest);
         Ok(self.home.stat(&layout::data(digest))?.is_some())
@@ -147,9 +151,26 @@ impl Store {
         self.leases.renew(repository, digest);
         self.leases.renew(repository, &data);
         self.ensure_claimed(grant)?;
-        self.home.settle(&layout::data(&data))?;
+        self.settle_data(&data)?;
         self.link_pushed(repository, digest, &data)?;
         Ok(true)
+    }
+
+    /// Makes a blob's bytes durable. What failed to sync before is copied: only what is written anew can
+    /// be synced.
+    pub(super) fn settle_data(&self, data: &Digest) -> Result<(), Error> {
+        let key = layout::data(data);
+        match self.home.settle(&key) {
+            Err(doubt) if self.home.is_in_doubt(&key) => {
+                let mut hasher = data.algorithm().hasher();
+                let copy = self.home.copy(&key, |piece| hasher.update(piece))?;
+                match copy.filter(|_| hasher.finish() == *data) {
+                    Some(copy) => self.home.commit(copy, &key),
+                    None => Err(doubt),
+                }
+            }
+            settled => settled,
+        }
     }
 
     /// Renews the lease on the link of a blob or manifest, where there is one, and tells the blob's size

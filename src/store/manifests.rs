@@ -133,8 +133,9 @@ impl Store {
             // Only what is there: a manifest can name more than could be remembered.
             self.leases.renew(repository, digest);
             self.leases.renew(repository, &data);
-            self.home.settle(&link)?;
-            self.home.settle(&layout::data(&data))?;
+            // Written anew where it is in doubt.
+            self.home.put_if_absent(&link, data.to_string().as_bytes())?;
+            self.settle_data(&data)?;
         }
         Ok(missing)
     }

@@ -10,6 +10,7 @@ mod data;
 mod directory;
 mod evict;
 mod fill;
+mod health;
 mod home;
 mod index;
 mod keeper;
@@ -37,6 +38,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use self::buffers::Buffers;
+use self::health::Health;
 use self::home::{Home, Staged};
 use self::index::Index;
 use self::keeper::Keeper;
@@ -57,6 +59,7 @@ pub use self::evict::{Evicted, Remembers};
 pub use self::fill::{
     Demand, Fill, FillError, FillOptions, FillReader, Place, Source, SourceError, SourceStream,
 };
+pub use self::health::{Trouble, state_of};
 pub use self::index::Victim;
 pub use self::manifests::{ManifestCommit, NewManifest, Removal};
 pub use self::origins::{Origin, OriginState, Visibility};
@@ -103,6 +106,13 @@ pub struct Error {
     pub path: PathBuf,
     #[source]
     pub source: Arc<std::io::Error>,
+}
+
+impl Error {
+    /// What the disk is known to suffer from, where nothing was tried or waited for because of it.
+    pub fn trouble(&self) -> Option<&Trouble> {
+        Trouble::of(&self.source)
+    }
 }
 
 /// The data directory cannot be used.
@@ -164,6 +174,7 @@ pub struct Held {
 pub struct Store {
     options: Options,
     home: Home,
+    health: Arc<Health>,
     buffers: Arc<Buffers>,
     fills: Mutex<HashMap<FillKey, Vec<Arc<Fill>>>>,
     room: Arc<Room>,
@@ -229,7 +240,8 @@ impl Store {
         clock: Clock,
         tasks: Tasks,
     ) -> Result<Arc<Self>, OpenError> {
-        let home = Home::new(options.data.clone(), disk.clone());
+        let health = Arc::new(Health::new(metrics.clone(), clock.clone()));
+        let home = Home::new(options.data.clone(), disk.clone(), health.clone());
         directory::check(&home)?;
         home.make_dir(layout::OWN_DIR)?;
         home.make_dir(layout::REPOSITORIES_DIR)?;
@@ -246,6 +258,7 @@ impl Store {
         let store = Self {
             options,
             home,
+            health,
             buffers,
             fills,
             room: Arc::default(),
@@ -293,6 +306,37 @@ impl Store {
         result.inspect_err(|_| self.metrics.store_errors.inc())
     }
 
+    /// Why the disk takes no writes, if it takes none. Pulls are answered all the same.
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.health.trouble()
+    }
+
+    /// Runs blocking calls that keep something, as [`Self::run`] does; refused while the disk is in
+    /// trouble.
+    pub async fn write<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Store) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.check_disk().await?;
+        self.change(work).await
+    }
+
+    /// The same for calls that need no room. Refused only while the disk does not answer; then it may
+    /// be done all the same, later.
+    pub async fn change<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Store) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let store = self.clone();
+        let done = self.health.write(move || work(&store)).await;
+        let done = done.unwrap_or_else(|stalled| Err(self.not_written(stalled)));
+        done.inspect_err(|_| self.metrics.store_errors.inc())
+    }
+
+    fn not_written(&self, why: std::io::Error) -> Error {
+        Error { operation: "write to", path: self.options.data.clone(), source: Arc::new(why) }
+    }
+
     pub fn read(&self, held: Held, range: Option<ByteRange>) -> BlobReader {
         BlobReader::file(held, range, self.buffers.clone())
     }
@@ -314,7 +358,7 @@ impl Store {
     /// A first reader of a new fill, unless somebody's fill or commit came first: looking for one
     /// and listing the new one are one step, so nothing is fetched twice. With `unless_held`, a blob
     /// that is on disk by now is not fetched; without, what is on disk is known to be no good.
-    pub fn start_fill(
+    pub async fn start_fill(
         self: &Arc<Self>,
         grant: &Grant,
         digest: &Digest,
@@ -322,8 +366,25 @@ impl Store {
         demand: Demand,
         unless_held: bool,
     ) -> Start {
+        let mut staged = self.stage().await;
+        let start = self.begin_fill(grant, digest, source, demand, unless_held, &mut staged);
+        if let Some(unused) = staged {
+            // Removing it blocks, and is not waited for where it would for long.
+            let _ = self.health.write(move || drop(unused)).await;
+        }
+        start
+    }
+
+    fn begin_fill(
+        self: &Arc<Self>,
+        grant: &Grant,
+        digest: &Digest,
+        source: Arc<dyn Source>,
+        demand: Demand,
+        unless_held: bool,
+        staged: &mut Option<Staged>,
+    ) -> Start {
         let depth = source.depth();
-        let staged = self.stage();
         let key = (grant.domain.clone(), *digest);
         let mut fills = lock(&self.fills);
         let listed = fills.get(&key).into_iter().flatten().find(|fill| fill.may_be_awaited(depth));
@@ -356,12 +417,13 @@ impl Store {
                 range_idle: self.options.range_idle,
             },
             buffers: self.buffers.clone(),
+            health: self.health.clone(),
             metrics: self.metrics.clone(),
             tasks: self.tasks.clone(),
         };
         Start::Reading(fill::start(grant.clone(), *digest, source, file, demand, loan, |fill| {
             fills.entry(key).or_default().push(fill.clone());
-            Keeper::new(self.clone(), staged)
+            Keeper::new(self.clone(), staged.take())
         }))
     }
 
@@ -377,13 +439,15 @@ impl Store {
     }
 
     /// A file for a fill; `None` where the disk gives none, and the blob is only passed on.
-    fn stage(&self) -> Option<Staged> {
-        let staged = self.home.stage();
+    async fn stage(self: &Arc<Self>) -> Option<Staged> {
+        let staged = self.write(|store| store.home.stage()).await;
         staged
             .inspect_err(|error| {
-                self.metrics.store_errors.inc();
                 self.metrics.fill_relays.inc();
-                tracing::error!(%error, "nothing can be kept on disk: blobs are passed on");
+                // Trouble that is known was told when it began.
+                if error.trouble().is_none() {
+                    tracing::error!(%error, "a blob is passed on without being kept");
+                }
             })
             .ok()
     }

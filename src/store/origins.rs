@@ -89,17 +89,20 @@ impl Store {
 
     /// Before a repository's first content, and again when its visibility has changed.
     pub(super) fn ensure_claimed(&self, grant: &Grant) -> Result<(), Error> {
+        let stored_name = grant.repository.stored_name();
+        let settle = |origin: Origin| {
+            // Another thread may have written the record just now. In doubt, it is written anew.
+            let settled = self.home.settle(&layout::origin(&stored_name));
+            settled.or_else(|_| self.claim_stored(&stored_name, &origin))
+        };
         match self.ensure_own(grant)? {
-            OriginState::Known(origin) if origin.visibility == grant.visibility => {
-                // Another thread may have written the record just now.
-                self.home.settle(&layout::origin(&grant.repository.stored_name()))
-            }
+            OriginState::Known(origin) if origin.visibility == grant.visibility => settle(origin),
             // What was begun while anybody could pull it ends after it was made private: it stays so
             // until upstream is seen to give it to anybody again.
-            OriginState::Known(Origin { visibility: Visibility::PerCaller, .. })
+            OriginState::Known(origin @ Origin { visibility: Visibility::PerCaller, .. })
                 if grant.visibility == Visibility::Public =>
             {
-                self.home.settle(&layout::origin(&grant.repository.stored_name()))
+                settle(origin)
             }
             _ => self.claim(&grant.repository, grant.visibility),
         }

@@ -56,18 +56,20 @@ pub struct HeldUpload {
 impl Store {
     /// Begins an upload into the grant's repository.
     pub async fn start_upload(self: &Arc<Self>, grant: &Grant, id: UploadId) -> Result<Upload, Error> {
-        let turn = self.uploads.take(id).await;
+        let turn = self.turn(id).await?;
         let of = grant.clone();
         let create = move |store: &Store| {
             store.ensure_own(&of)?;
             let name = of.repository.stored_name();
+            // A name that fails to sync can be taken back only while nothing is in the directory.
+            store.home.make_dir(&layout::repository(&of.repository))?;
             let started = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
             let key = layout::upload_started(&name, id);
             let written = store.home.create(&key)?.write_at(&[IoSlice::new(started.as_bytes())], 0);
             written.map_err(|error| store.failed("write", &key, error))?;
             store.home.create(&layout::upload_data(&name, id))
         };
-        let file = self.run(create).await?;
+        let file = self.write(create).await?;
         Ok(Upload::new(self.clone(), grant.clone(), id, file, turn))
     }
 
@@ -78,7 +80,7 @@ impl Store {
         grant: &Grant,
         id: UploadId,
     ) -> Result<Option<Upload>, Error> {
-        let turn = self.uploads.take(id).await;
+        let turn = self.turn(id).await?;
         let of = grant.clone();
         let key = layout::upload_data(&of.repository.stored_name(), id);
         let data = key.clone();
@@ -88,11 +90,17 @@ impl Store {
             let size = file.size().map_err(|error| store.failed("measure", &data, error))?;
             Ok(Some((file, size)))
         };
-        let Some((file, size)) = self.run(open).await? else { return Ok(None) };
+        let Some((file, size)) = self.write(open).await? else { return Ok(None) };
         let mut upload = Upload::new(self.clone(), grant.clone(), id, file, turn);
         upload.sink.absorb(size).await.map_err(|error| self.failed("read", &key, error))?;
         upload.received = size;
         Ok(Some(upload))
+    }
+
+    /// One upload's turn. What it was given last may never come to the disk.
+    async fn turn(&self, id: UploadId) -> Result<Turn, Error> {
+        let turn = self.health.unless_stalled(self.uploads.take(id)).await;
+        turn.map_err(|stalled| self.not_written(stalled))
     }
 
     /// All unfinished uploads of all repositories. Blocks.
@@ -152,7 +160,7 @@ impl Store {
 
 impl Upload {
     fn new(store: Arc<Store>, grant: Grant, id: UploadId, file: Arc<dyn File>, turn: Turn) -> Self {
-        let sink = Sink::new(Algorithm::Sha256.hasher(), Some(file.clone()));
+        let sink = Sink::new(Algorithm::Sha256.hasher(), Some(file.clone()), store.health.clone());
         Self { store, grant, id, file, sink, received: 0, broken: false, turn: Some(turn) }
     }
 
@@ -222,7 +230,7 @@ impl Upload {
         self.flush().await?;
         let (store, digest) = (self.store.clone(), *digest);
         // Goes on where the caller does not wait for the end.
-        store.run(move |store| self.finish(store, &digest)).await
+        store.write(move |store| self.finish(store, &digest)).await
     }
 
     fn finish(&mut self, store: &Store, digest: &Digest) -> Result<Committed, Error> {
@@ -267,18 +275,20 @@ impl Upload {
         while self.sink.is_busy() && self.sink.done().await.is_some() {}
         let store = self.store.clone();
         let name = self.grant.repository.stored_name();
-        store.run(move |store| store.drop_upload(&name, self.id)).await
+        store.change(move |store| store.drop_upload(&name, self.id)).await
     }
 }
 
 impl Drop for Upload {
     /// A request that breaks off leaves what it brought: that goes to the disk before the next turn.
     fn drop(&mut self) {
-        if !self.sink.is_busy() || tokio::runtime::Handle::try_current().is_err() {
+        if !(self.sink.is_busy() || self.sink.is_stuck()) || tokio::runtime::Handle::try_current().is_err() {
             return;
         }
-        let mut sink = std::mem::replace(&mut self.sink, Sink::new(Algorithm::Sha256.hasher(), None));
+        let other = Sink::new(Algorithm::Sha256.hasher(), None, self.store.health.clone());
+        let mut sink = std::mem::replace(&mut self.sink, other);
         let (turn, metrics) = (self.turn.take(), self.store.metrics.clone());
+        let stopping = self.store.tasks.stopping();
         self.store.tasks.spawn("upload", async move {
             while sink.is_busy()
                 && let Some(done) = sink.done().await
@@ -287,6 +297,11 @@ impl Drop for Upload {
                     None => metrics.store_written_bytes.inc_by(done.bytes),
                     Some(_) => metrics.store_errors.inc(),
                 }
+            }
+            // What comes to the file late would be in the way of what comes next.
+            tokio::select! {
+                () = sink.unstuck() => {}
+                () = stopping => {}
             }
             drop(turn);
         });

@@ -420,7 +420,8 @@ async fn data_is_not_removed_between_its_commit_and_its_link() {
             store.put_manifest(&grant, &digest, &bytes).unwrap();
         } else {
             let source = Arc::new(Whole(bytes));
-            let Start::Reading(mut reader) = store.start_fill(&grant, &digest, source, Demand::Whole, true)
+            let Start::Reading(mut reader) =
+                store.start_fill(&grant, &digest, source, Demand::Whole, true).await
             else {
                 panic!("nothing is held");
             };

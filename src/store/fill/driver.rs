@@ -86,9 +86,7 @@ impl<K: Keeper> Driver<K> {
                     state.total = Some(state.head);
                     state.phase = Phase::Verified;
                 });
-                if end == FillEnd::Committed {
-                    self.commit().await;
-                }
+                self.put_away(end == FillEnd::Committed).await;
             }
             Err(error) => {
                 // What never began is told to who asked, and logged there.
@@ -96,7 +94,7 @@ impl<K: Keeper> Driver<K> {
                     tracing::warn!(digest = %self.fill.digest, %error, "blob not fetched");
                 }
                 self.fail(error);
-                self.keeper.discard();
+                self.put_away(false).await;
             }
         }
     }
@@ -107,14 +105,20 @@ impl<K: Keeper> Driver<K> {
         self.fill.state.send_modify(|state| state.phase = Phase::Failed(error));
     }
 
-    async fn commit(mut self) {
-        // Sync and rename block; the driver goes along and ends there.
-        let commit = move || {
+    /// Keeps the file or removes it. Both block, so the driver goes along and ends there; a disk that
+    /// stands still is not waited for.
+    async fn put_away(mut self, keep: bool) {
+        let health = self.fill.health.clone();
+        let put_away = move || {
             let fill = self.fill.clone();
-            self.keeper.commit(&fill);
+            if keep {
+                self.keeper.commit(&fill);
+            } else {
+                self.keeper.discard();
+            }
         };
-        if let Err(error) = tokio::task::spawn_blocking(commit).await {
-            tracing::error!(%error, "a fetched blob could not be kept");
+        if let Err(error) = health.write(put_away).await {
+            tracing::error!(%error, "the disk did not end its work on a fetched blob");
         }
     }
 

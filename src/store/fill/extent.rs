@@ -180,7 +180,7 @@ impl Run {
             let slices: Vec<IoSlice> = batch.iter().map(|piece| IoSlice::new(piece)).collect();
             file.write_at(&slices, at)
         };
-        tokio::task::spawn_blocking(write).await.map_err(io::Error::other)??;
+        self.fill.health.write(write).await??;
         self.fill.metrics.store_written_bytes.inc_by(bytes);
         self.fill.state.send_modify(|state| state.written.insert(at..at + bytes));
         Ok(at + bytes)

@@ -30,6 +30,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use self::state::{Phase, State};
 use super::Grant;
 use super::buffers::Buffers;
+use super::health::Health;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Repository};
 use crate::tasks::{Tasks, lock};
@@ -117,6 +118,7 @@ pub struct Fill {
     moved: Notify,
     links: Mutex<Links>,
     buffers: Arc<Buffers>,
+    health: Arc<Health>,
     metrics: Arc<Metrics>,
     tasks: Tasks,
 }

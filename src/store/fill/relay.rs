@@ -11,7 +11,8 @@ use crate::tasks::lock;
 const RELAY_WINDOW: u64 = 4 * 1024 * 1024;
 
 impl<K: Keeper> Driver<K> {
-    /// From now on the blob is passed on and not kept. What is in the file stays readable.
+    /// From now on the blob is passed on and not kept. What is in the file stays readable, and the file
+    /// for as long as that.
     pub fn relay(&mut self, why: &str) {
         if !self.fill.state.borrow().kept {
             return;
@@ -21,7 +22,6 @@ impl<K: Keeper> Driver<K> {
         self.sink.give_up_file();
         self.fill.state.send_modify(|state| state.kept = false);
         self.keeper.delist(&self.fill);
-        self.keeper.discard();
     }
 
     /// Where nothing is kept, the source waits for the slowest reader, and that not for ever.

@@ -4,30 +4,39 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::task::JoinHandle;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::oneshot;
 
 use crate::disk::File;
 use crate::oci::{Digest, Hasher};
+use crate::store::health::Health;
 
 /// Bytes gathered while the batch before is being written. Two such are in memory at most.
 const BATCH: usize = 1024 * 1024;
 
 pub struct Sink {
-    /// None only while a batch is with its thread.
+    /// None only while a batch is being hashed.
     hasher: Option<Hasher>,
     /// None where the bytes are hashed and not kept.
     file: Option<Arc<dyn File>>,
+    health: Arc<Health>,
     /// Hashed so far.
     offset: u64,
     gathered: Vec<Bytes>,
     gathered_bytes: usize,
-    at_work: Option<JoinHandle<Batch>>,
+    at_work: Option<Batch>,
+    /// A write that was not waited for to its end.
+    stuck: Option<Written>,
 }
 
+type Written = BoxFuture<'static, io::Result<()>>;
+
 struct Batch {
-    hasher: Hasher,
     bytes: u64,
-    written: io::Result<()>,
+    /// Comes back before the batch is written: however long that takes, the hash goes on.
+    hashed: oneshot::Receiver<Hasher>,
+    written: Written,
 }
 
 /// A batch is done: hashed and, where a file takes it, written.
@@ -39,8 +48,17 @@ pub struct Done {
 }
 
 impl Sink {
-    pub fn new(hasher: Hasher, file: Option<Arc<dyn File>>) -> Self {
-        Self { hasher: Some(hasher), file, offset: 0, gathered: Vec::new(), gathered_bytes: 0, at_work: None }
+    pub fn new(hasher: Hasher, file: Option<Arc<dyn File>>, health: Arc<Health>) -> Self {
+        Self {
+            hasher: Some(hasher),
+            file,
+            health,
+            offset: 0,
+            gathered: Vec::new(),
+            gathered_bytes: 0,
+            at_work: None,
+            stuck: None,
+        }
     }
 
     pub fn has_room(&self) -> bool {
@@ -63,34 +81,89 @@ impl Sink {
 
     /// Sends what is gathered to a thread, unless one is at work.
     fn work(&mut self) {
-        if self.gathered.is_empty() {
+        if self.gathered.is_empty() || self.at_work.is_some() {
             return;
         }
         let Some(mut hasher) = self.hasher.take() else { return };
         let chunks = std::mem::take(&mut self.gathered);
         let bytes = std::mem::take(&mut self.gathered_bytes) as u64;
-        let (file, offset) = (self.file.clone(), self.offset);
-        self.at_work = Some(tokio::task::spawn_blocking(move || {
+        let (offset, (hash, hashed)) = (self.offset, oneshot::channel());
+        let work = move |file: Option<Arc<dyn File>>| {
             chunks.iter().for_each(|chunk| hasher.update(chunk));
+            // Whoever waited may have left.
+            let _ = hash.send(hasher);
             let slices: Vec<IoSlice> = chunks.iter().map(|chunk| IoSlice::new(chunk)).collect();
-            let written = file.map_or(Ok(()), |file| file.write_at(&slices, offset));
-            Batch { hasher, bytes, written }
-        }));
+            file.map_or(Ok(()), |file| file.write_at(&slices, offset))
+        };
+        let written = match (self.file.clone(), self.health.free_writer()) {
+            (None, _) => blocking(move || work(None)).boxed(),
+            (Some(file), Some(writer)) => blocking(move || {
+                let _writer = writer;
+                work(Some(file))
+            })
+            .boxed(),
+            (Some(file), None) => {
+                let health = self.health.clone();
+                async move {
+                    match health.writer().await {
+                        Ok(writer) => {
+                            blocking(move || {
+                                let _writer = writer;
+                                work(Some(file))
+                            })
+                            .await
+                        }
+                        Err(stalled) => blocking(move || work(None)).await.and(Err(stalled)),
+                    }
+                }
+                .boxed()
+            }
+        };
+        self.at_work = Some(Batch { bytes, hashed, written });
     }
 
-    /// Waits for the batch at work. Safe to drop and call again. `None` where none is, or where its
-    /// thread was lost (then no digest will come).
+    /// Waits for the batch at work; not for a disk that stands still. Safe to drop and call again.
+    /// `None` where none is, or where its thread was lost (then no digest will come).
     pub async fn done(&mut self) -> Option<Done> {
-        let batch = self.at_work.as_mut()?.await;
-        self.at_work = None;
-        let batch = batch.ok()?;
-        self.hasher = Some(batch.hasher);
+        let batch = self.at_work.as_mut()?;
+        let ended = loop {
+            tokio::select! {
+                biased;
+                hashed = &mut batch.hashed, if self.hasher.is_none() => match hashed {
+                    Ok(hasher) => self.hasher = Some(hasher),
+                    Err(_) => break None,
+                },
+                written = &mut batch.written => break Some((written, true)),
+                stalled = self.health.stalled(), if self.hasher.is_some() => break Some((Err(stalled), false)),
+            }
+        };
+        let mut batch = self.at_work.take()?;
+        let (written, ended) = ended?;
+        if self.hasher.is_none() {
+            self.hasher = Some(batch.hashed.try_recv().ok()?);
+        }
+        if !ended {
+            self.stuck = Some(batch.written);
+        }
         self.offset += batch.bytes;
-        if batch.written.is_err() {
+        if written.is_err() {
             self.file = None;
         }
         self.work();
-        Some(Done { end: self.offset, bytes: batch.bytes, disk_error: batch.written.err() })
+        Some(Done { end: self.offset, bytes: batch.bytes, disk_error: written.err() })
+    }
+
+    /// Whether a write is under way that was given up.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.is_some()
+    }
+
+    /// Waits for that, however long it takes.
+    pub async fn unstuck(&mut self) {
+        if let Some(stuck) = self.stuck.take() {
+            // It was given up: how it ends does not matter.
+            let _ = stuck.await;
+        }
     }
 
     /// Hashes bytes that are in the file already, up to `end`. Only when idle.
@@ -123,4 +196,12 @@ impl Sink {
         let idle = self.at_work.is_none() && self.gathered.is_empty();
         idle.then(|| self.hasher.take()).flatten().map(Hasher::finish)
     }
+}
+
+/// Begins at once on a blocking thread.
+fn blocking(
+    work: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> impl Future<Output = io::Result<()>> + Send {
+    let thread = tokio::task::spawn_blocking(work);
+    async move { thread.await.unwrap_or_else(|gone| Err(io::Error::other(gone))) }
 }

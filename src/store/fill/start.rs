@@ -15,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::oci::Digest;
 use crate::store::Grant;
 use crate::store::buffers::Buffers;
+use crate::store::health::Health;
 use crate::tasks::Tasks;
 
 /// How a fill bears trouble.
@@ -49,6 +50,7 @@ pub enum Demand {
 pub struct Loan {
     pub options: FillOptions,
     pub buffers: Arc<Buffers>,
+    pub health: Arc<Health>,
     pub metrics: Arc<Metrics>,
     pub tasks: Tasks,
 }
@@ -63,7 +65,7 @@ pub trait Keeper: Send + 'static {
     fn delist(&self, fill: &Arc<Fill>);
     /// The digest is right: keep the file. Blocks.
     fn commit(&mut self, fill: &Arc<Fill>);
-    /// The file is of no use any more.
+    /// The file is of no use any more. Blocks.
     fn discard(&mut self);
 }
 
@@ -78,7 +80,7 @@ pub fn start<K: Keeper>(
     loan: Loan,
     enlist: impl FnOnce(&Arc<Fill>) -> K,
 ) -> FillReader {
-    let sink = Sink::new(digest.algorithm().hasher(), file.clone());
+    let sink = Sink::new(digest.algorithm().hasher(), file.clone(), loan.health.clone());
     let mut state = State::new(file);
     // An empty blob has no range that could be asked for.
     let empty = digest == Digest::of(digest.algorithm(), b"");
@@ -97,6 +99,7 @@ pub fn start<K: Keeper>(
         moved: Notify::new(),
         links: Mutex::new(Links { waiting: vec![grant], committed: false }),
         buffers: loan.buffers,
+        health: loan.health,
         metrics: loan.metrics,
         tasks: loan.tasks.clone(),
     });

@@ -242,13 +242,17 @@ impl Rig {
         Self { dir, store, metrics, tasks, repository, grant }
     }
 
-    fn start(&self, content: &Bytes, acts: impl IntoIterator<Item = Act>) -> (FillReader, Arc<Scripted>) {
-        self.start_with(Demand::Whole, Scripted::new(content, acts))
+    async fn start(
+        &self,
+        content: &Bytes,
+        acts: impl IntoIterator<Item = Act>,
+    ) -> (FillReader, Arc<Scripted>) {
+        self.start_with(Demand::Whole, Scripted::new(content, acts)).await
     }
 
-    fn start_with(&self, demand: Demand, source: Scripted) -> (FillReader, Arc<Scripted>) {
+    async fn start_with(&self, demand: Demand, source: Scripted) -> (FillReader, Arc<Scripted>) {
         let (digest, source) = (Digest::sha256(&source.content), Arc::new(source));
-        let started = self.store.start_fill(&self.grant, &digest, source.clone(), demand, true);
+        let started = self.store.start_fill(&self.grant, &digest, source.clone(), demand, true).await;
         let Start::Reading(reader) = started else { panic!("nothing is held or under way") };
         (reader, source)
     }
@@ -306,7 +310,7 @@ fn random(size: usize) -> Bytes {
 async fn every_size_arrives_and_is_kept() {
     for size in [0, 1, 16 * 1024, 16 * 1024 + 1, 59_999, 60_000, MIB, 3 * MIB + 7, 20 * MIB] {
         let (rig, content) = (Rig::new(), random(size));
-        let (reader, source) = rig.start(&content, []);
+        let (reader, source) = rig.start(&content, []).await;
         assert_eq!(reader.fill().opened().await.unwrap(), Some(size as u64));
         assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content, "{size}");
         assert!(rig.is_kept(&content).await);
@@ -318,39 +322,40 @@ async fn every_size_arrives_and_is_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_committed_meanwhile_is_not_fetched_again() {
     let (rig, content) = (Rig::new(), random(100));
-    let (reader, source) = rig.start(&content, []);
+    let (reader, source) = rig.start(&content, []).await;
     let digest = Digest::sha256(&content);
     assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
     while rig.store.fill(&rig.grant, &digest, 0).is_some() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     assert!(matches!(
-        rig.store.start_fill(&rig.grant, &digest, source.clone(), Demand::Whole, true),
+        rig.store.start_fill(&rig.grant, &digest, source.clone(), Demand::Whole, true).await,
         Start::Held
     ));
     let name = "library/other".parse().unwrap();
     let other = Grant { repository: Repository { name, ..rig.repository.clone() }, ..rig.grant.clone() };
     assert!(matches!(
-        rig.store.start_fill(&other, &digest, source.clone(), Demand::Whole, true),
+        rig.store.start_fill(&other, &digest, source.clone(), Demand::Whole, true).await,
         Start::Unproven
     ));
-    let again = rig.store.start_fill(&rig.grant, &digest, source.clone(), Demand::Whole, false);
+    let again = rig.store.start_fill(&rig.grant, &digest, source.clone(), Demand::Whole, false).await;
     assert!(matches!(again, Start::Reading(_)), "when what is held is no good");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_repository_must_show_its_right_before_it_joins() {
     let (rig, content) = (Rig::new(), random(3 * MIB));
-    let (reader, source) = rig.start(&content, [Act::Slow]);
+    let (reader, source) = rig.start(&content, [Act::Slow]).await;
     let name = "library/other".parse().unwrap();
     let other = Grant { repository: Repository { name, ..rig.repository.clone() }, ..rig.grant.clone() };
     let digest = Digest::sha256(&content);
     assert!(matches!(
-        rig.store.start_fill(&other, &digest, source.clone(), Demand::Whole, true),
+        rig.store.start_fill(&other, &digest, source.clone(), Demand::Whole, true).await,
         Start::Unproven
     ));
     assert!(reader.fill().link_later(&other));
-    let Start::Reading(joined) = rig.store.start_fill(&other, &digest, source.clone(), Demand::Whole, true)
+    let Start::Reading(joined) =
+        rig.store.start_fill(&other, &digest, source.clone(), Demand::Whole, true).await
     else {
         panic!("shown by now")
     };
@@ -378,7 +383,7 @@ fn blobs_on_their_way_share_the_room_that_is_left() {
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_readers_share_one_transfer_and_the_first_may_leave() {
     let (rig, content) = (Rig::new(), random(8 * MIB));
-    let (mut first, source) = rig.start(&content, [Act::Slow]);
+    let (mut first, source) = rig.start(&content, [Act::Slow]).await;
     assert!(first.next().await.unwrap().is_ok());
     let fill = first.fill().clone();
     drop(first);
@@ -404,7 +409,7 @@ async fn a_body_that_breaks_is_taken_up_where_it_broke() {
     let (rig, content) = (Rig::new(), random(5 * MIB));
     let acts =
         [Act::CutAfter(MIB), Act::Refuse, Act::CutAfter(100_000), Act::CutAfter(100), Act::CutAfter(2 * MIB)];
-    let (reader, source) = rig.start(&content, acts);
+    let (reader, source) = rig.start(&content, acts).await;
     assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
     assert!(rig.is_kept(&content).await);
     assert_eq!(source.sent.load(Ordering::SeqCst), content.len() as u64, "every byte once");
@@ -415,12 +420,12 @@ async fn a_body_that_breaks_is_taken_up_where_it_broke() {
 async fn a_source_that_never_recovers_breaks_the_body_off() {
     let (rig, content) = (Rig::new(), random(2 * MIB));
     let acts = [Act::CutAfter(MIB), Act::Refuse, Act::Refuse, Act::Refuse, Act::Refuse];
-    let (reader, source) = rig.start(&content, acts);
+    let (reader, source) = rig.start(&content, acts).await;
     assert!(read(BlobKind::Fill(reader)).await.is_err());
     assert!(!rig.is_kept(&content).await);
     assert_eq!(lock(&source.opens).len(), 1 + 3, "as many resumes as configured");
     let rig = Rig::new();
-    let (reader, source) = rig.start(&content, [Act::Refuse]);
+    let (reader, source) = rig.start(&content, [Act::Refuse]).await;
     assert!(reader.fill().opened().await.is_err(), "no body: the client learns at once");
     drop(reader);
     assert!(!rig.is_kept(&content).await);
@@ -430,7 +435,7 @@ async fn a_source_that_never_recovers_breaks_the_body_off() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_gives_little_each_time_is_given_up() {
     let (rig, content) = (Rig::new(), random(2 * MIB));
-    let (reader, source) = rig.start(&content, (0..1000).map(|_| Act::CutAfter(1000)));
+    let (reader, source) = rig.start(&content, (0..1000).map(|_| Act::CutAfter(1000))).await;
     assert!(read(BlobKind::Fill(reader)).await.is_err());
     assert!(!rig.is_kept(&content).await);
     assert_eq!(lock(&source.opens).len(), 1 + 3);
@@ -441,7 +446,7 @@ async fn wrong_bytes_are_never_completed_nor_kept() {
     let content = random(3 * MIB);
     for at in [0, MIB, 3 * MIB - 1] {
         let rig = Rig::new();
-        let (mut reader, _) = rig.start(&content, [Act::Flip(at)]);
+        let (mut reader, _) = rig.start(&content, [Act::Flip(at)]).await;
         let mut got = 0;
         let error = loop {
             match reader.next().await {
@@ -461,7 +466,7 @@ async fn wrong_bytes_are_never_completed_nor_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_body_is_no_answer_for_a_blob_that_is_not_empty() {
     let (rig, content) = (Rig::new(), random(100));
-    let (reader, _) = rig.start(&content, [Act::Empty]);
+    let (reader, _) = rig.start(&content, [Act::Empty]).await;
     assert!(reader.fill().opened().await.is_err(), "a head without a body would be a whole answer");
     drop(reader);
     assert!(!rig.is_kept(&content).await);
@@ -473,28 +478,28 @@ async fn odd_answers_of_the_source() {
     let content = random(3 * MIB);
     // No length: told by the digest alone.
     let rig = Rig::new();
-    let (reader, _) = rig.start(&content, [Act::NoLength]);
+    let (reader, _) = rig.start(&content, [Act::NoLength]).await;
     assert_eq!(reader.fill().opened().await.unwrap(), None);
     assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
     assert!(rig.is_kept(&content).await);
     // No range at resume: the beginning comes again and is skipped.
     let rig = Rig::new();
-    let (reader, _) = rig.start(&content, [Act::CutAfter(MIB), Act::IgnoreRange]);
+    let (reader, _) = rig.start(&content, [Act::CutAfter(MIB), Act::IgnoreRange]).await;
     assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
     assert!(rig.is_kept(&content).await);
     // Another size at resume: other content.
     let rig = Rig::new();
-    let (reader, _) = rig.start(&content, [Act::CutAfter(MIB), Act::Resize]);
+    let (reader, _) = rig.start(&content, [Act::CutAfter(MIB), Act::Resize]).await;
     assert!(read(BlobKind::Fill(reader)).await.is_err());
     assert!(!rig.is_kept(&content).await);
     // A size at resume that is less than what came.
     let rig = Rig::new();
-    let (reader, _) = rig.start(&content, [Act::NoLengthCut(2 * MIB), Act::Short(MIB)]);
+    let (reader, _) = rig.start(&content, [Act::NoLengthCut(2 * MIB), Act::Short(MIB)]).await;
     assert!(read(BlobKind::Fill(reader)).await.is_err());
     assert!(!rig.is_kept(&content).await);
     // A length beyond what comes.
     let rig = Rig::new();
-    let (reader, _) = rig.start(&content, [Act::Resize]);
+    let (reader, _) = rig.start(&content, [Act::Resize]).await;
     assert!(read(BlobKind::Fill(reader)).await.is_err());
     assert!(!rig.is_kept(&content).await);
 }
@@ -502,7 +507,7 @@ async fn odd_answers_of_the_source() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_range_follows_the_fill_and_a_distant_one_comes_ahead() {
     let (rig, content) = (Rig::new(), random(40 * MIB));
-    let (first, source) = rig.start(&content, [Act::Stall(MIB)]);
+    let (first, source) = rig.start(&content, [Act::Stall(MIB)]).await;
     let fill = first.fill().clone();
     fill.opened().await.unwrap();
     let range = |start: usize, end: usize| {
@@ -525,7 +530,7 @@ async fn a_range_follows_the_fill_and_a_distant_one_comes_ahead() {
 async fn a_range_that_is_refused_is_not_asked_for_again_and_again() {
     let (rig, content) = (Rig::new(), random(20 * MIB));
     let acts = [Act::Slow].into_iter().chain((0..1000).map(|_| Act::Refuse));
-    let (first, source) = rig.start(&content, acts);
+    let (first, source) = rig.start(&content, acts).await;
     first.fill().opened().await.unwrap();
     let mut far = first.fill().reader().unwrap();
     far.restrict(ByteRange { start: 18 * MIB as u64, end: 19 * MIB as u64 });
@@ -539,7 +544,7 @@ async fn a_range_that_is_refused_is_not_asked_for_again_and_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_came_ahead_is_not_fetched_again() {
     let (rig, content) = (Rig::new(), random(40 * MIB));
-    let (first, source) = rig.start(&content, [Act::Slow]);
+    let (first, source) = rig.start(&content, [Act::Slow]).await;
     let fill = first.fill().clone();
     fill.opened().await.unwrap();
     let mut far = fill.reader().unwrap();
@@ -559,7 +564,7 @@ async fn a_full_disk_relays_from_the_start_and_in_mid_fill() {
     let content = random(12 * MIB);
     for (room, creates) in [(0, true), (5 * MIB as u64, true), (0, false)] {
         let rig = Rig::with(Arc::new(failing(room, creates)), |_| {});
-        let (first, source) = rig.start(&content, [Act::Slow]);
+        let (first, source) = rig.start(&content, [Act::Slow]).await;
         let second = first.fill().reader().unwrap();
         let second = tokio::spawn(read(BlobKind::Fill(second)));
         assert_eq!(read(BlobKind::Fill(first)).await.unwrap(), content);
@@ -575,7 +580,7 @@ async fn a_full_disk_relays_from_the_start_and_in_mid_fill() {
 async fn a_relayed_blob_is_checked_too_and_a_late_reader_is_turned_away() {
     let content = random(12 * MIB);
     let rig = Rig::with(Arc::new(RealDisk), |options| options.max_size = Some(20 * MIB as u64));
-    let (reader, _) = rig.start(&content, [Act::Flip(12 * MIB - 1)]);
+    let (reader, _) = rig.start(&content, [Act::Flip(12 * MIB - 1)]).await;
     let fill = reader.fill().clone();
     assert!(read(BlobKind::Fill(reader)).await.is_err());
     assert!(fill.reader().is_none(), "its beginning is gone");
@@ -587,7 +592,7 @@ async fn a_relayed_blob_is_checked_too_and_a_late_reader_is_turned_away() {
 async fn a_blob_without_a_length_is_measured_as_it_grows() {
     let content = random(12 * MIB);
     let rig = Rig::with(Arc::new(RealDisk), |options| options.max_size = Some(8 * MIB as u64));
-    let (reader, _) = rig.start(&content, [Act::NoLength]);
+    let (reader, _) = rig.start(&content, [Act::NoLength]).await;
     assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
     assert!(!rig.is_kept(&content).await);
     assert_eq!(rig.ended(FillEnd::Relayed), 1);
@@ -597,7 +602,7 @@ async fn a_blob_without_a_length_is_measured_as_it_grows() {
 async fn the_slowest_reader_of_a_relay_is_cut_and_the_others_go_on() {
     let content = random(12 * MIB);
     let rig = Rig::with(Arc::new(RealDisk), |options| options.max_size = Some(MIB as u64));
-    let (quick, source) = rig.start(&content, []);
+    let (quick, source) = rig.start(&content, []).await;
     let mut stuck = quick.fill().reader().unwrap();
     assert!(stuck.next().await.unwrap().is_ok());
     assert_eq!(read(BlobKind::Fill(quick)).await.unwrap(), content);
@@ -611,7 +616,7 @@ async fn the_slowest_reader_of_a_relay_is_cut_and_the_others_go_on() {
 async fn a_relay_ends_when_its_last_reader_is_cut() {
     let content = random(12 * MIB);
     let rig = Rig::with(Arc::new(RealDisk), |options| options.max_size = Some(MIB as u64));
-    let (mut stuck, source) = rig.start(&content, []);
+    let (mut stuck, source) = rig.start(&content, []).await;
     assert!(stuck.next().await.unwrap().is_ok());
     // The client that has stopped reading keeps its reader for long yet.
     assert!(rig.tasks.drain(Duration::from_secs(20)).await);
@@ -625,13 +630,13 @@ async fn a_relay_ends_when_its_last_reader_is_cut() {
 async fn a_fill_that_nobody_reads_ends_at_its_budget() {
     let content = random(12 * MIB);
     let rig = Rig::with(Arc::new(RealDisk), |options| options.unread_budget = 2 * MIB as u64);
-    let (reader, source) = rig.start(&content, [Act::Slow]);
+    let (reader, source) = rig.start(&content, [Act::Slow]).await;
     drop(reader);
     assert!(!rig.is_kept(&content).await);
     assert_eq!(rig.ended(FillEnd::Abandoned), 1);
     assert!(source.sent.load(Ordering::SeqCst) < 4 * MIB as u64);
     let rig = Rig::new();
-    let (reader, _) = rig.start(&content, []);
+    let (reader, _) = rig.start(&content, []).await;
     drop(reader);
     while rig.ended(FillEnd::Committed) == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -642,7 +647,7 @@ async fn a_fill_that_nobody_reads_ends_at_its_budget() {
 #[tokio::test(flavor = "multi_thread")]
 async fn shutdown_ends_a_stalled_fill_once_its_reader_leaves() {
     let (rig, content) = (Rig::new(), random(12 * MIB));
-    let (mut reader, _) = rig.start(&content, [Act::Stall(MIB)]);
+    let (mut reader, _) = rig.start(&content, [Act::Stall(MIB)]).await;
     assert!(reader.next().await.unwrap().is_ok());
     assert!(!rig.tasks.drain(Duration::from_millis(50)).await, "somebody reads");
     drop(reader);

@@ -33,6 +33,10 @@ struct Known {
     /// How often a sync of each has failed.
     doubtful: HashMap<PathBuf, u64>,
     failures: u64,
+    /// Directories whose names this process has synced before any such sync failed; but not since one
+    /// was made in them that was not synced.
+    swept: HashSet<PathBuf>,
+    unsettled: u64,
     /// There were more than could be remembered.
     all_doubtful: bool,
 }
@@ -82,7 +86,39 @@ impl Settled {
 
     /// Somebody else has changed the tree.
     pub fn forget_all(&self) {
-        lock(&self.known).settled.clear();
+        let mut known = lock(&self.known);
+        known.settled.clear();
+        known.swept.clear();
+    }
+
+    /// A directory was made, and is not synced for now.
+    pub fn made_unsettled(&self, dir: &Path) {
+        let mut known = lock(&self.known);
+        known.unsettled += 1;
+        known.swept.remove(dir_of(dir));
+    }
+
+    fn unsettled(&self) -> u64 {
+        lock(&self.known).unsettled
+    }
+
+    /// The names in a directory were synced, all that were there when so many were `unsettled`.
+    fn sweep(&self, dir: &Path, unsettled: u64) {
+        let mut known = lock(&self.known);
+        if known.all_doubtful || known.doubtful.contains_key(dir) || known.unsettled != unsettled {
+            return;
+        }
+        if known.swept.len() >= SETTLED_MAX {
+            known.swept.clear();
+        }
+        known.swept.insert(dir.to_owned());
+    }
+
+    /// Whether a directory that this process did not make is durable by name, though a sync of names
+    /// beside it has failed: it was there when they were synced before.
+    fn outlives_doubt(&self, dir: &Path) -> bool {
+        let known = lock(&self.known);
+        !known.all_doubtful && known.swept.contains(dir_of(dir)) && !known.doubtful.contains_key(dir)
     }
 
     /// A sync of this file, or of the names in this directory, has failed.
@@ -165,16 +201,16 @@ impl Home {
         if is_inside && !made {
             self.check_own(dir)?;
         }
-        if is_inside && !made && before != 0 {
+        if is_inside && !made && before != 0 && !self.settled.outlives_doubt(dir) {
             // Only a name that is made anew is synced by another sync; one that is in use cannot be.
             self.disk.remove_dir(dir).map_err(|_| self.in_doubt(dir))?;
             made = self.disk.create_dir(dir).map_err(failed("make directory", dir))?;
         }
         if dir.parent().is_some() {
             let synced = self.sync_names(parent, before);
-            if synced.is_err() && made {
-                // Where this fails too, there is a name in doubt.
-                let _ = self.disk.remove_dir(dir);
+            // Where this fails too, there is a name in doubt.
+            if synced.is_err() && made && self.disk.remove_dir(dir).is_err() {
+                self.settled.doubt(dir);
             }
             match synced {
                 // A directory above the data directory need not let us in, nor be one that can be synced.
@@ -188,6 +224,7 @@ impl Home {
 
     /// Makes the names in a directory durable that were made since its doubts were `before`.
     pub(super) fn sync_names(&self, dir: &Path, before: u64) -> Result<(), Error> {
+        let unsettled = self.settled.unsettled();
         if let Err(error) = self.disk.sync_dir(dir) {
             // What is not there has no names in doubt.
             if !super::is_missing(&error) {
@@ -196,7 +233,11 @@ impl Home {
             return Err(failed("sync directory", dir)(error));
         }
         // The failure may have been told to another thread that synced it just now.
-        if self.settled.doubts(dir) == before { Ok(()) } else { Err(self.in_doubt(dir)) }
+        if self.settled.doubts(dir) != before {
+            return Err(self.in_doubt(dir));
+        }
+        self.settled.sweep(dir, unsettled);
+        Ok(())
     }
 
     pub(super) fn in_doubt(&self, path: &Path) -> Error {
@@ -221,6 +262,13 @@ impl Home {
         self.sync_names(dir, 0)?;
         self.settled.add(&path);
         Ok(())
+    }
+
+    /// Whether a sync of it, or of the names beside it, has failed, and it was not written anew since.
+    pub fn is_in_doubt(&self, key: &str) -> bool {
+        let path = self.path(key);
+        let doubtful = self.settled.is_doubtful(&path) || self.settled.is_doubtful(dir_of(&path));
+        doubtful && !self.settled.has(&path)
     }
 
     /// Whether a file of this size is under a key, and this process has made it durable.

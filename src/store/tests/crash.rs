@@ -109,6 +109,37 @@ async fn what_was_acknowledged_survives_every_failure_of_the_disk() {
     }
 }
 
+/// At every call the disk fails once. What is pushed after that is taken, by the same process, and is no
+/// lie.
+#[tokio::test]
+async fn what_is_pushed_after_a_failure_is_taken_without_a_restart() {
+    let adds = |step: &Step| matches!(step, Step::Upload { .. } | Step::Mount { .. } | Step::Push { .. });
+    for seed in 0..6 {
+        let steps: Vec<Step> = steps_of(seed).into_iter().filter(adds).collect();
+        for at in 0.. {
+            let (disk, mut model) = (Simulated::default(), Model::default());
+            let store = start(&disk).unwrap();
+            disk.make(Some(Trouble::Failure(at, io::ErrorKind::Other)));
+            for (number, step) in steps.iter().enumerate() {
+                // As a client does that is started again: what its blobs are is asked for first.
+                let mut tries = 0;
+                while take(&store, &steps[..=number], &mut model).await <= number {
+                    tries += 1;
+                    assert!(tries < 3, "seed {seed}, call {at}: {step:?} is not taken any more");
+                }
+            }
+            let is_over = disk.calls().0 <= at;
+            disk.make(None);
+            drop(store);
+            let when = format!("seed {seed}, a failure at call {at}, then power loss");
+            model.check(&start(&disk.after_power_loss(|| false)).unwrap(), &when).await;
+            if is_over {
+                break;
+            }
+        }
+    }
+}
+
 /// The same steps over a real disk, each by a process of its own.
 #[tokio::test]
 async fn the_same_steps_over_a_real_disk() {

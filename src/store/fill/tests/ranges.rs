@@ -80,7 +80,7 @@ async fn open_ranges_at_once_take_each_byte_once() {
     for (chunk, at_once) in [(MIB, 3), (4 * MIB, 4), (10 * MIB, 3), (20 * MIB, 8)] {
         let (rig, content) = (Rig::new(), random(60 * MIB + 12345));
         let source = Scripted::new(&content, (0..20).map(|_| Act::Slow));
-        let (reader, source) = rig.start_with(Demand::Ranges, source);
+        let (reader, source) = rig.start_with(Demand::Ranges, source).await;
         by_chunks(reader.fill(), &content, chunk, at_once).await;
         drop(reader);
         assert!(rig.is_kept(&content).await);
@@ -94,7 +94,7 @@ async fn several_connections_take_each_byte_once() {
     for size in [100, 8 * MIB, 8 * MIB + 1, 50 * MIB] {
         let rig = Rig::with(Arc::new(RealDisk), |options| options.fill_connections = 4);
         let content = random(size);
-        let (reader, source) = rig.start(&content, (0..20).map(|_| Act::Slow));
+        let (reader, source) = rig.start(&content, (0..20).map(|_| Act::Slow)).await;
         assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
         assert!(rig.is_kept(&content).await);
         let asked = lock(&source.opens).len();
@@ -106,7 +106,7 @@ async fn several_connections_take_each_byte_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_blob_is_not_asked_for_by_range() {
     let rig = Rig::with(Arc::new(RealDisk), |options| options.fill_connections = 4);
-    let (reader, source) = rig.start(&Bytes::new(), []);
+    let (reader, source) = rig.start(&Bytes::new(), []).await;
     assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), Bytes::new());
     assert_eq!(lock(&source.opens).as_slice(), [(0, None)]);
 }
@@ -115,7 +115,7 @@ async fn an_empty_blob_is_not_asked_for_by_range() {
 async fn without_a_place_to_spare_ranges_wait_for_the_rest() {
     let (rig, content) = (Rig::new(), random(40 * MIB));
     let source = Scripted { places: Arc::new(Semaphore::new(0)), ..Scripted::new(&content, []) };
-    let (reader, source) = rig.start_with(Demand::Ranges, source);
+    let (reader, source) = rig.start_with(Demand::Ranges, source).await;
     by_chunks(reader.fill(), &content, 8 * MIB, 5).await;
     assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
     assert!(rig.is_kept(&content).await);
@@ -182,7 +182,7 @@ async fn with_trouble(trouble: Trouble) -> (Vec<(u64, Option<u64>)>, u64) {
     let stretch = 20 * MIB as u64..40 * MIB as u64;
     let source = Arc::new(Troubled { blob: Scripted::new(&content, []), stretch, trouble });
     let digest = Digest::sha256(&content);
-    let started = rig.store.start_fill(&rig.grant, &digest, source.clone(), Demand::Ranges, true);
+    let started = rig.store.start_fill(&rig.grant, &digest, source.clone(), Demand::Ranges, true).await;
     let Start::Reading(reader) = started else { panic!() };
     let fill = reader.fill().clone();
     fill.opened().await.unwrap();
@@ -232,7 +232,8 @@ async fn ranges_of_a_wrong_blob_never_reach_its_end() {
     let wrong = Bytes::from(wrong);
     let source = Arc::new(Scripted::new(&wrong, []));
     let digest = Digest::sha256(&content);
-    let Start::Reading(reader) = rig.store.start_fill(&rig.grant, &digest, source, Demand::Ranges, true)
+    let Start::Reading(reader) =
+        rig.store.start_fill(&rig.grant, &digest, source, Demand::Ranges, true).await
     else {
         panic!()
     };
@@ -253,7 +254,7 @@ async fn ranges_of_a_wrong_blob_never_reach_its_end() {
 async fn a_source_that_ignores_ranges_is_read_in_order() {
     let (rig, content) = (Rig::new(), random(40 * MIB));
     let source = Scripted::new(&content, (0..100).map(|_| Act::IgnoreRange));
-    let (reader, source) = rig.start_with(Demand::Ranges, source);
+    let (reader, source) = rig.start_with(Demand::Ranges, source).await;
     by_chunks(reader.fill(), &content, 8 * MIB, 5).await;
     assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
     assert!(rig.is_kept(&content).await);
@@ -264,7 +265,7 @@ async fn a_source_that_ignores_ranges_is_read_in_order() {
 async fn an_extent_that_breaks_off_is_taken_up() {
     let (rig, content) = (Rig::new(), random(48 * MIB));
     let acts = (0..12).map(|i| if i % 2 == 1 { Act::CutAfter(MIB + i) } else { Act::Slow });
-    let (reader, source) = rig.start_with(Demand::Ranges, Scripted::new(&content, acts));
+    let (reader, source) = rig.start_with(Demand::Ranges, Scripted::new(&content, acts)).await;
     by_chunks(reader.fill(), &content, 8 * MIB, 4).await;
     drop(reader);
     assert!(rig.is_kept(&content).await);
@@ -279,7 +280,7 @@ async fn a_disk_that_fills_up_in_an_extent_breaks_no_range() {
             options.reader_timeout = Duration::from_secs(20);
         });
         let source = Scripted::new(&content, (0..6).map(|_| Act::Slow));
-        let (reader, _) = rig.start_with(Demand::Ranges, source);
+        let (reader, _) = rig.start_with(Demand::Ranges, source).await;
         let fill = reader.fill().clone();
         fill.opened().await.unwrap();
         let readings = (0..6).map(|i| follow(&fill, &content, span(i * 8 * MIB, 8 * MIB)));
@@ -296,16 +297,20 @@ const HUGE: usize = 40 * MIB;
 
 impl Rig {
     /// A blob of which a quarter may be read before the whole is fetched.
-    fn part(&self, content: &Bytes, acts: impl IntoIterator<Item = Act>) -> (FillReader, Arc<Scripted>) {
+    async fn part(
+        &self,
+        content: &Bytes,
+        acts: impl IntoIterator<Item = Act>,
+    ) -> (FillReader, Arc<Scripted>) {
         let demand = Demand::Part { size: HUGE as u64, most: HUGE as u64 / 4 };
-        self.start_with(demand, Scripted::new(content, acts))
+        self.start_with(demand, Scripted::new(content, acts)).await
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn small_ranges_fetch_what_they_ask_for_once() {
     let (rig, content) = (Rig::new(), random(HUGE));
-    let (reader, source) = rig.part(&content, []);
+    let (reader, source) = rig.part(&content, []).await;
     let fill = reader.fill().clone();
     // The footer first, as lazy clients have it, then here and there, many at once and overlapping.
     assert!(follow(&fill, &content, span(HUGE - 10_240, 10_240)).await);
@@ -325,7 +330,7 @@ async fn small_ranges_fetch_what_they_ask_for_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn small_ranges_that_come_to_much_fetch_the_rest_too() {
     let (rig, content) = (Rig::new(), random(HUGE));
-    let (reader, source) = rig.part(&content, []);
+    let (reader, source) = rig.part(&content, []).await;
     let fill = reader.fill().clone();
     for i in 0..11 {
         assert!(follow(&fill, &content, span(i * 3 * MIB, MIB)).await);
@@ -341,7 +346,7 @@ async fn small_ranges_that_come_to_much_fetch_the_rest_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_wants_the_whole_gets_it_from_the_pieces_and_the_rest() {
     let (rig, content) = (Rig::new(), random(HUGE));
-    let (reader, source) = rig.part(&content, []);
+    let (reader, source) = rig.part(&content, []).await;
     let fill = reader.fill().clone();
     assert!(follow(&fill, &content, span(HUGE - 5, 5)).await);
     assert!(follow(&fill, &content, span(7, 100)).await);
@@ -355,7 +360,7 @@ async fn who_wants_the_whole_gets_it_from_the_pieces_and_the_rest() {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_pieces_are_not_each_worth_a_request() {
     let (rig, content) = (Rig::new(), random(HUGE));
-    let (reader, source) = rig.part(&content, []);
+    let (reader, source) = rig.part(&content, []).await;
     let fill = reader.fill().clone();
     for i in 0..200 {
         assert!(follow(&fill, &content, span(i * 200_000, 100 + i)).await);
@@ -373,7 +378,7 @@ async fn many_pieces_are_not_each_worth_a_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn so_many_pieces_are_remembered_of_a_blob() {
     let (rig, content) = (Rig::new(), random(HUGE));
-    let (reader, source) = rig.part(&content, []);
+    let (reader, source) = rig.part(&content, []).await;
     let fill = reader.fill().clone();
     for i in 0..1030 {
         assert!(follow(&fill, &content, span(i * 10_000, 1)).await);
@@ -390,7 +395,7 @@ async fn so_many_pieces_are_remembered_of_a_blob() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_under_way_counts_once() {
     let (rig, content) = (Rig::new(), random(HUGE));
-    let (reader, _) = rig.part(&content, [Act::Slow]);
+    let (reader, _) = rig.part(&content, [Act::Slow]).await;
     let fill = reader.fill().clone();
     let (most, little) = tokio::join!(follow(&fill, &content, span(0, 9 * MIB)), async {
         while fill.state.borrow().written.end_of(0).is_none_or(|end| end < 3 * MIB as u64) {
@@ -405,7 +410,7 @@ async fn what_is_under_way_counts_once() {
 async fn what_is_too_large_to_keep_is_never_fetched_as_a_whole_for_ranges() {
     let rig = Rig::with(Arc::new(RealDisk), |options| options.max_size = Some(20 * MIB as u64));
     let content = random(HUGE);
-    let (reader, source) = rig.part(&content, []);
+    let (reader, source) = rig.part(&content, []).await;
     let fill = reader.fill().clone();
     for i in 0..11 {
         assert!(follow(&fill, &content, span(i * 3 * MIB, MIB)).await);
@@ -425,7 +430,7 @@ async fn what_is_too_large_to_keep_is_never_fetched_as_a_whole_for_ranges() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_small_range_that_comes_in_crumbs_is_given_up() {
     let (rig, content) = (Rig::new(), random(HUGE));
-    let (reader, source) = rig.part(&content, (0..100).map(|_| Act::CutAfter(10)));
+    let (reader, source) = rig.part(&content, (0..100).map(|_| Act::CutAfter(10))).await;
     assert!(!follow(reader.fill(), &content, span(0, 100_000)).await);
     let opens = lock(&source.opens).len();
     assert_eq!(opens, 6);
@@ -434,7 +439,7 @@ async fn a_small_range_that_comes_in_crumbs_is_given_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_refuses_ends_what_is_read_in_parts() {
     let (rig, content) = (Rig::new(), random(HUGE));
-    let (reader, _) = rig.part(&content, [Act::Slow, Act::Deny]);
+    let (reader, _) = rig.part(&content, [Act::Slow, Act::Deny]).await;
     let fill = reader.fill().clone();
     assert!(follow(&fill, &content, span(0, 100)).await);
     assert!(!follow(&fill, &content, span(MIB, 100)).await);
@@ -444,7 +449,7 @@ async fn a_source_that_refuses_ends_what_is_read_in_parts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_is_tired_ends_one_range_alone() {
     let (rig, content) = (Rig::new(), random(HUGE));
-    let (reader, source) = rig.part(&content, [Act::Slow, Act::Throttle]);
+    let (reader, source) = rig.part(&content, [Act::Slow, Act::Throttle]).await;
     let fill = reader.fill().clone();
     assert!(follow(&fill, &content, span(0, 100_000)).await);
     assert!(!follow(&fill, &content, span(MIB, 100)).await);
@@ -461,7 +466,7 @@ async fn a_fill_that_has_begun_keeps_its_place_to_the_end() {
     let acts = [Act::Slow, Act::CutAfter(MIB), Act::Slow, Act::Slow];
     let source = Scripted { queue: places.clone(), ..Scripted::new(&content, acts) };
     let source = Scripted { places: Arc::new(Semaphore::new(0)), ..source };
-    let (reader, source) = rig.start_with(Demand::Ranges, source);
+    let (reader, source) = rig.start_with(Demand::Ranges, source).await;
     reader.fill().opened().await.unwrap();
     let (whole, ()) = tokio::join!(read(BlobKind::Fill(reader)), async {
         let _place = places.acquire().await.unwrap();
@@ -475,7 +480,7 @@ async fn a_fill_that_has_begun_keeps_its_place_to_the_end() {
 async fn pieces_are_forgotten_when_nobody_reads_for_long() {
     let rig = Rig::with(Arc::new(RealDisk), |options| options.range_idle = Duration::from_millis(100));
     let content = random(HUGE);
-    let (reader, _) = rig.part(&content, []);
+    let (reader, _) = rig.part(&content, []).await;
     let digest = Digest::sha256(&content);
     assert!(follow(reader.fill(), &content, span(5, 100)).await);
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -493,7 +498,7 @@ async fn pieces_are_forgotten_when_nobody_reads_for_long() {
 #[tokio::test(flavor = "multi_thread")]
 async fn small_ranges_of_a_source_that_has_none_come_with_the_whole() {
     let (rig, content) = (Rig::new(), random(HUGE));
-    let (reader, _) = rig.part(&content, (0..100).map(|_| Act::IgnoreRange));
+    let (reader, _) = rig.part(&content, (0..100).map(|_| Act::IgnoreRange)).await;
     let fill = reader.fill().clone();
     assert!(follow(&fill, &content, span(20 * MIB, 1000)).await);
     drop((reader, fill));
@@ -506,7 +511,7 @@ async fn small_ranges_of_a_source_that_has_none_come_with_the_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_small_range_that_is_refused_is_told_and_the_next_one_may_be_had() {
     let (rig, content) = (Rig::new(), random(HUGE));
-    let (reader, source) = rig.part(&content, [Act::Refuse, Act::CutAfter(50_000), Act::Refuse]);
+    let (reader, source) = rig.part(&content, [Act::Refuse, Act::CutAfter(50_000), Act::Refuse]).await;
     let fill = reader.fill().clone();
     let mut refused = fill.reader().unwrap();
     refused.restrict(ByteRange { start: 100, end: 200 });
@@ -538,7 +543,7 @@ async fn so_many_blobs_are_read_in_parts_at_once() {
     for i in 0..66 {
         let content = Bytes::from(vec![i; 1000]);
         let demand = Demand::Part { size: 1000, most: 100 };
-        readers.push(rig.start_with(demand, Scripted::new(&content, [])).0);
+        readers.push(rig.start_with(demand, Scripted::new(&content, [])).await.0);
         let partial = readers.last().unwrap().fill().is_partial();
         assert_eq!(partial, i < 64, "{i}");
     }
@@ -604,7 +609,7 @@ proptest! {
                 _ => Demand::Part { size: HUGE as u64, most: HUGE as u64 / 4 },
             };
             let faultless = acts.iter().all(|act| matches!(act, Act::Slow | Act::CutAfter(_)));
-            let (reader, source) = rig.start_with(demand, Scripted::new(&content, acts.clone()));
+            let (reader, source) = rig.start_with(demand, Scripted::new(&content, acts.clone())).await;
             let fill = reader.fill().clone();
             fill.opened().await.unwrap();
             let ranges = join_all(readings.iter().map(|reading| follow(&fill, &content, reading.clone())));
