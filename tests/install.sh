@@ -10,7 +10,7 @@ packages="
   podman
   skopeo buildah
   busybox-static
-  iproute2 nftables mount rsync
+  iproute2 nftables mount e2fsprogs rsync strace
   nginx-light wrk
 "
 

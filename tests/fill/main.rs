@@ -10,6 +10,7 @@ mod once;
 mod parallel;
 mod ranges;
 mod sharing;
+mod trouble;
 
 use bytes::Bytes;
 use reqwest::Response;

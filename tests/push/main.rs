@@ -7,6 +7,7 @@ mod support;
 mod backup;
 mod clients;
 mod collect;
+mod disk;
 mod indexes;
 mod lists;
 mod login;
