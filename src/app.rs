@@ -1,6 +1,8 @@
 //! The composition root: checked options in, a running server out.
 
 mod collecting;
+mod exporting;
+mod importing;
 mod warming;
 
 use std::collections::HashMap;
@@ -253,6 +255,10 @@ impl App {
             Ok(bound) => {
                 let commands = control::Commands::from([
                     ("gc", collecting::collecting(collector.clone())),
+                    ("export", exporting::exporting(service.clone(), self.store.clone())),
+                    ("read", exporting::reading(service.clone(), self.store.clone())),
+                    ("wanted", importing::wanting(service.clone())),
+                    ("put", importing::taking(service.clone())),
                     ("warm", warming::warming(service)),
                 ]);
                 self.tasks.spawn("control", control::serve(bound, commands, self.tasks.clone()));

@@ -20,6 +20,7 @@
 //! | [`app`] | the composition root: checked options in, a running server out; reload and shutdown |
 //! | [`config`] | file, environment and flags become checked options; `defaults` has every default |
 //! | [`control`] | the socket by which commands speak to the running server: both sides of it |
+//! | [`layout`] | OCI image layouts, which commands write and read for whoever runs them |
 //! | [`http`] | listeners, TLS, routes, heads and bodies; `error` gives failures their status codes |
 //! | [`access`] | who a client is, seen through trusted proxies, what it may do and how much it may ask for |
 //! | [`events`] | webhooks: what happened to images, posted to whoever wants to know |
@@ -152,6 +153,7 @@ pub mod control;
 pub mod disk;
 pub mod events;
 pub mod http;
+pub mod layout;
 pub mod metrics;
 pub mod mirror;
 pub mod oci;

@@ -13,8 +13,10 @@ fn main() -> anyhow::Result<ExitCode> {
             Command::CheckConfig(args) => cli::check_config::run(args),
             Command::ClientConfig(args) => cli::client_config::run(args),
             Command::Ca(args) => cli::ca::run(args),
+            Command::Export(args) => cli::export::run(args).await,
             Command::Gc(args) => cli::gc::run(args).await,
             Command::Htpasswd(args) => cli::htpasswd::run(args),
+            Command::Import(args) => cli::import::run(args).await,
             Command::Warm(args) => cli::warm::run(args).await,
         }
     });

@@ -60,19 +60,27 @@ async fn one(
     platforms: &Platforms,
     told: &Report<WarmLine>,
 ) -> Result<Warmed, String> {
+    let tell = progress(told, &image.text, WarmLine::Progress);
+    let warmed = mirror.warm(image, platforms, Account::Background, &tell).await;
+    warmed.map_err(|error| error.to_string())
+}
+
+/// Tells of an image's progress, so often and no more.
+pub fn progress<'a, L: serde::Serialize>(
+    told: &'a Report<L>,
+    image: &'a str,
+    line: impl Fn(WarmProgress) -> L + Send + Sync + 'a,
+) -> impl Fn(Tally) + Send + Sync + 'a {
     let (begun, next) = (Instant::now(), AtomicU64::new(0));
-    let tell = |Tally { bytes, bytes_here, .. }: Tally| {
+    move |Tally { bytes, bytes_here, .. }| {
         let now = begun.elapsed().as_millis() as u64;
         let due = next.load(Ordering::Relaxed);
         if now >= due {
             next.store(now + TICK.as_millis() as u64, Ordering::Relaxed);
-            let progress = WarmProgress { image: image.text.clone(), bytes, bytes_here };
             // Where the client is slow, it hears of the next.
-            told.try_tell(&WarmLine::Progress(progress));
+            told.try_tell(&line(WarmProgress { image: image.to_owned(), bytes, bytes_here }));
         }
-    };
-    let warmed = mirror.warm(image, platforms, Account::Background, &tell).await;
-    warmed.map_err(|error| error.to_string())
+    }
 }
 
 fn line(image: String, ended: Result<Warmed, String>) -> (WarmLine, WarmTotals) {

@@ -1,11 +1,15 @@
 //! The command line: a file for each subcommand.
 
+mod bars;
 pub mod ca;
 pub mod check_config;
 pub mod client_config;
+pub mod export;
 pub mod gc;
 pub mod htpasswd;
 mod images;
+pub mod import;
+mod moved;
 mod running;
 pub mod serve;
 pub mod warm;
@@ -37,8 +41,10 @@ pub enum Command {
     CheckConfig(check_config::CheckConfigArgs),
     ClientConfig(client_config::ClientConfigArgs),
     Ca(ca::CaArgs),
+    Export(export::ExportArgs),
     Gc(gc::GcArgs),
     Htpasswd(htpasswd::HtpasswdArgs),
+    Import(import::ImportArgs),
     Warm(warm::WarmArgs),
 }
 
@@ -241,7 +247,9 @@ mod tests {
             &["serve", "--help"],
             &["check-config", "--help"],
             &["client-config", "--help"],
+            &["export", "--help"],
             &["gc", "--help"],
+            &["import", "--help"],
             &["htpasswd", "--help"],
             &["warm", "--help"],
             &["help"],
@@ -261,7 +269,9 @@ mod tests {
         {
             assert!(help.contains(part), "{part} in\n{help}");
         }
-        for command in ["serve", "check-config", "client-config", "gc", "htpasswd", "warm"] {
+        for command in
+            ["serve", "check-config", "client-config", "export", "gc", "htpasswd", "import", "warm"]
+        {
             let help = parse(&[command, "--help"]).unwrap_err().to_string();
             assert!(help.contains("Examples:"), "{help}");
         }

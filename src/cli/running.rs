@@ -9,6 +9,7 @@ use clap::Args;
 use super::{FAILED, misused};
 use crate::config::{self, Flags};
 use crate::control::{Client, ClientError};
+use crate::layout;
 
 /// Which server.
 #[derive(Args, Clone, Debug)]
@@ -44,6 +45,8 @@ pub enum Ended {
     /// The server says why.
     #[error("it ended early: {0}")]
     Early(String),
+    #[error(transparent)]
+    Layout(#[from] layout::Error),
     /// Nobody reads what is said.
     #[error("standard output: {0}")]
     Output(#[from] io::Error),

@@ -1,17 +1,15 @@
 //! `forebay warm`
 
-use std::collections::HashSet;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::images::Source;
+use super::images::Named;
 use super::running::{Ended, Server};
 use super::warm_output::Output;
 use super::{FAILED, MISUSED};
-use crate::control::{Client, IMAGES_MAX, WarmLine, WarmRequest, parse};
+use crate::control::{Client, WarmLine, WarmRequest, parse};
 
 /// Fetch images before anybody asks for them
 ///
@@ -20,21 +18,11 @@ use crate::control::{Client, IMAGES_MAX, WarmLine, WarmRequest, parse};
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct WarmArgs {
-    /// As for a client: `nginx:1.27`, `ghcr.io/org/app@sha256:...`
-    #[arg(value_name = "IMAGE")]
-    images: Vec<String>,
+    #[command(flatten)]
+    images: Named,
     /// Which of an image's platforms: `linux/amd64,linux/arm64`, or `all` [default: the server's own]
     #[arg(long, value_name = "PLATFORM", value_delimiter = ',')]
     platform: Vec<String>,
-    /// A list of images, one a line, remarks behind `#`; `-` is standard input
-    #[arg(long, value_name = "FILE")]
-    file: Vec<PathBuf>,
-    /// A compose file whose services' images are fetched
-    #[arg(long, value_name = "FILE")]
-    compose: Vec<PathBuf>,
-    /// Kubernetes manifests, a file or a directory of them, whose pods' images are fetched
-    #[arg(long, value_name = "FILE|DIRECTORY")]
-    kubernetes: Vec<PathBuf>,
     /// One JSON object a line: `progress`, `held` or `failed` for each image, `totals` at the end
     #[arg(long)]
     json: bool,
@@ -56,7 +44,7 @@ It leaves a registry's pull limit to clients where that becomes scarce. Images t
 the configuration: [[warm]].";
 
 pub async fn run(args: WarmArgs) -> ExitCode {
-    let images = match images(&args) {
+    let images = match args.images.all() {
         Ok(images) => images,
         Err(why) => {
             eprintln!("forebay: {why}");
@@ -77,28 +65,6 @@ pub async fn run(args: WarmArgs) -> ExitCode {
         Ok(_) => FAILED.into(),
         Err(ended) => ended.told(),
     }
-}
-
-/// All images that are named, each once.
-fn images(args: &WarmArgs) -> Result<Vec<String>, String> {
-    let lists = args.file.iter().cloned().map(Source::List);
-    let composes = args.compose.iter().cloned().map(Source::Compose);
-    let manifests = args.kubernetes.iter().cloned().map(Source::Kubernetes);
-    let mut images = args.images.clone();
-    for source in lists.chain(composes).chain(manifests) {
-        images.extend(source.images().map_err(|error| error.to_string())?);
-    }
-    let mut seen = HashSet::new();
-    images.retain(|image| seen.insert(image.clone()));
-    if images.is_empty() {
-        return Err(
-            "no image is named: name some, or a file with --file, --compose or --kubernetes".to_owned()
-        );
-    }
-    if images.len() > IMAGES_MAX {
-        return Err(format!("{} images are named: warm {IMAGES_MAX} at once at most", images.len()));
-    }
-    Ok(images)
 }
 
 /// How many images failed.

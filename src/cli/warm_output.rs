@@ -1,10 +1,8 @@
 //! How `forebay warm` shows what it does: bars on a terminal, else lines.
 
-use std::collections::HashMap;
 use std::io::{self, Write};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-
+use super::bars::Bars;
 use crate::control::{WarmFailed, WarmHeld, WarmLine, WarmProgress, WarmTotals};
 use crate::telemetry::size;
 
@@ -13,22 +11,10 @@ pub struct Output {
     bars: Option<Bars>,
 }
 
-/// One bar for all images, above it one for each that is under way.
-struct Bars {
-    all: MultiProgress,
-    images: ProgressBar,
-    running: HashMap<String, ProgressBar>,
-}
-
 impl Output {
     /// For so many images.
     pub fn new(json: bool, bars: bool, images: usize) -> Self {
-        let bars = bars.then(|| {
-            let all = MultiProgress::new();
-            let bar = ProgressBar::new(images as u64).with_style(style("{wide_bar} {pos}/{len} images"));
-            Bars { images: all.add(bar), all, running: HashMap::new() }
-        });
-        Self { json, bars }
+        Self { json, bars: bars.then(|| Bars::new(images)) }
     }
 
     /// Shows a line; `text` is it as it came. What failed goes to standard error.
@@ -40,7 +26,15 @@ impl Output {
             return writeln!(io::stdout(), "{text}");
         }
         if let Some(bars) = &mut self.bars {
-            bars.line(line);
+            match line {
+                WarmLine::Progress(WarmProgress { image, bytes, bytes_here }) => {
+                    bars.progress(image, *bytes, *bytes_here)
+                }
+                WarmLine::Held(WarmHeld { image, .. }) | WarmLine::Failed(WarmFailed { image, .. }) => {
+                    bars.ended(image)
+                }
+                WarmLine::Totals(_) | WarmLine::Error(_) => bars.finish(),
+            }
         }
         let told = match line {
             WarmLine::Held(held) => told_held(held),
@@ -60,40 +54,10 @@ impl Output {
     /// Writes where no bar is in the way.
     fn above(&self, write: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         match &self.bars {
-            Some(bars) => bars.all.suspend(write),
+            Some(bars) => bars.above(write),
             None => write(),
         }
     }
-}
-
-impl Bars {
-    fn line(&mut self, line: &WarmLine) {
-        match line {
-            WarmLine::Progress(WarmProgress { image, bytes, bytes_here }) => {
-                let bar = self.running.entry(image.clone()).or_insert_with(|| {
-                    let style = style(
-                        "{msg:40!} {bar:30} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}",
-                    );
-                    self.all.insert_before(&self.images, ProgressBar::new(*bytes).with_style(style))
-                });
-                bar.set_message(image.clone());
-                bar.set_length(*bytes);
-                bar.set_position(*bytes_here);
-            }
-            WarmLine::Held(WarmHeld { image, .. }) | WarmLine::Failed(WarmFailed { image, .. }) => {
-                if let Some(bar) = self.running.remove(image) {
-                    bar.finish_and_clear();
-                }
-                self.images.inc(1);
-            }
-            WarmLine::Totals(_) | WarmLine::Error(_) => self.images.finish_and_clear(),
-        }
-    }
-}
-
-fn style(template: &str) -> ProgressStyle {
-    // The templates are literals of this file, and its test reads them all.
-    ProgressStyle::with_template(template).expect("a template").progress_chars("=> ")
 }
 
 fn told_held(held: &WarmHeld) -> String {
@@ -151,6 +115,6 @@ mod tests {
         for line in [progress(0), progress(20), failed, WarmLine::Totals(WarmTotals::default())] {
             output.line(&line, "").unwrap();
         }
-        assert!(output.bars.unwrap().running.is_empty());
+        assert!(output.bars.unwrap().is_idle());
     }
 }

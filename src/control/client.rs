@@ -3,17 +3,17 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
 use http::{Method, Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 
-use super::{PROTOCOL, Refusal, Version, socket, socket_path};
-
-/// Longest line that a server sends: a digest and a name.
-const LINE_MAX: usize = 64 * 1024;
+use super::command::text;
+use super::{LINE_MAX, PROTOCOL, Refusal, Version, socket, socket_path};
 
 /// Why the server did not do what it was told.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,7 @@ impl Client {
     }
 
     pub async fn version(&self) -> Result<Version, ClientError> {
-        let mut lines = self.send(Method::GET, "version", None).await?;
+        let mut lines = self.send(Method::GET, "version", stream::empty().boxed()).await?;
         let line = lines.next().await?.ok_or_else(|| ClientError::Broken("no answer".to_owned()))?;
         parse(&line)
     }
@@ -54,10 +54,26 @@ impl Client {
     /// ends it, unless it is one that goes on.
     pub async fn command(&self, name: &str, request: &impl Serialize) -> Result<Lines, ClientError> {
         let body = serde_json::to_vec(request).map_err(|error| ClientError::Broken(error.to_string()))?;
-        self.send(Method::POST, name, Some(body.into())).await
+        self.send(Method::POST, name, stream::iter([Ok(body.into())]).boxed()).await
     }
 
-    async fn send(&self, method: Method, command: &str, body: Option<Bytes>) -> Result<Lines, ClientError> {
+    /// The same for a command that takes bytes. Where their stream fails, the server is told that they
+    /// broke off.
+    pub async fn command_with(
+        &self,
+        name: &str,
+        request: &impl Serialize,
+        bytes: BoxStream<'static, io::Result<Bytes>>,
+    ) -> Result<Lines, ClientError> {
+        self.send(Method::POST, name, stream::iter([Ok(text(request))]).chain(bytes).boxed()).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        command: &str,
+        body: BoxStream<'static, io::Result<Bytes>>,
+    ) -> Result<Lines, ClientError> {
         let stream = socket::connect(&self.data).await.map_err(|error| self.unreachable(error))?;
         let connected = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = connected.map_err(|error| ClientError::Broken(error.to_string()))?;
@@ -65,14 +81,14 @@ impl Client {
             .method(method)
             .uri(format!("/v{PROTOCOL}/{command}"))
             .header("host", "forebay")
-            .body(Once(body))
+            .body(Sent(body))
             .map_err(|error| ClientError::Broken(error.to_string()))?;
         // The connection is driven as long as its answer is read.
         let driven = tokio::spawn(connection);
         let response =
             sender.send_request(request).await.map_err(|error| ClientError::Broken(error.to_string()))?;
         let is_success = response.status().is_success();
-        let mut lines = Lines { response, read: Vec::new(), _connection: Driven(driven) };
+        let mut lines = Lines { response, read: BytesMut::new(), _connection: Driven(driven) };
         if is_success {
             return Ok(lines);
         }
@@ -100,7 +116,7 @@ pub fn parse<'a, T: Deserialize<'a>>(line: &'a str) -> Result<T, ClientError> {
 /// An answer, line by line. Dropped, it hangs up.
 pub struct Lines {
     response: Response<Incoming>,
-    read: Vec<u8>,
+    read: BytesMut,
     _connection: Driven,
 }
 
@@ -117,48 +133,58 @@ impl Lines {
     pub async fn next(&mut self) -> Result<Option<String>, ClientError> {
         loop {
             if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
-                let line = self.read.drain(..=end).collect::<Vec<u8>>();
+                let line = self.read.split_to(end + 1);
                 return Ok(Some(String::from_utf8_lossy(&line[..end]).into_owned()));
             }
             if self.read.len() > LINE_MAX {
                 return Err(ClientError::Broken("a line without an end".to_owned()));
             }
-            let body = self.response.body_mut();
-            let frame =
-                std::future::poll_fn(|context| std::pin::Pin::new(&mut *body).poll_frame(context)).await;
-            match frame {
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.read.extend_from_slice(&data);
-                    }
-                }
-                Some(Err(error)) => return Err(ClientError::Broken(error.to_string())),
+            match self.data().await? {
+                Some(data) => self.read.extend_from_slice(&data),
                 None if self.read.is_empty() => return Ok(None),
                 None => return Err(ClientError::Broken("half a line".to_owned())),
             }
         }
     }
+
+    /// Some of the bytes that a line announced, `most` at most and one at least.
+    pub async fn bytes(&mut self, most: u64) -> Result<Bytes, ClientError> {
+        while self.read.is_empty() {
+            let data = self.data().await?.ok_or_else(|| ClientError::Broken("half of it".to_owned()))?;
+            if data.len() as u64 <= most && !data.is_empty() {
+                return Ok(data);
+            }
+            self.read.extend_from_slice(&data);
+        }
+        let count = self.read.len().min(usize::try_from(most).unwrap_or(usize::MAX));
+        Ok(self.read.split_to(count).freeze())
+    }
+
+    async fn data(&mut self) -> Result<Option<Bytes>, ClientError> {
+        loop {
+            let body = self.response.body_mut();
+            let frame =
+                std::future::poll_fn(|context| std::pin::Pin::new(&mut *body).poll_frame(context)).await;
+            let Some(frame) = frame else { return Ok(None) };
+            let frame = frame.map_err(|error| ClientError::Broken(error.to_string()))?;
+            if let Ok(data) = frame.into_data() {
+                return Ok(Some(data));
+            }
+        }
+    }
 }
 
-/// A body that is there at once, or none.
-struct Once(Option<Bytes>);
+/// A request's body.
+struct Sent(BoxStream<'static, io::Result<Bytes>>);
 
-impl Body for Once {
+impl Body for Sent {
     type Data = Bytes;
-    type Error = std::convert::Infallible;
+    type Error = io::Error;
 
     fn poll_frame(
         mut self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
+        context: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
-        std::task::Poll::Ready(self.0.take().map(|bytes| Ok(http_body::Frame::data(bytes))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_none()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        http_body::SizeHint::with_exact(self.0.as_ref().map_or(0, |bytes| bytes.len() as u64))
+        self.0.poll_next_unpin(context).map(|next| next.map(|piece| piece.map(http_body::Frame::data)))
     }
 }

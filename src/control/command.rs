@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
@@ -18,10 +19,15 @@ pub type Commands = HashMap<&'static str, Command>;
 #[derive(Clone)]
 pub struct Command {
     start: Start,
+    /// Whether its request is one line, and bytes follow it.
+    pub takes_bytes: bool,
 }
 
 type Start = Arc<dyn Fn(&[u8]) -> Result<Started, String> + Send + Sync>;
-type Run = Box<dyn FnOnce(mpsc::Sender<Bytes>) -> BoxFuture<'static, Result<Bytes, String>> + Send>;
+type Run = Box<dyn FnOnce(mpsc::Sender<Bytes>, Brought) -> BoxFuture<'static, Result<Bytes, String>> + Send>;
+
+/// The bytes behind a request, in pieces. The error says why they ended before their end.
+pub type Brought = BoxStream<'static, Result<Bytes, String>>;
 
 /// A command whose request was understood.
 pub struct Started {
@@ -66,6 +72,11 @@ impl<L: Serialize> Report<L> {
         self.lines.blocking_send(text(line)).is_ok()
     }
 
+    /// Sends bytes behind a line that says how many. False: nobody listens any more.
+    pub async fn bytes(&self, line: &L, bytes: Bytes) -> bool {
+        self.tell(line).await && self.lines.send(bytes).await.is_ok()
+    }
+
     /// Tells it only where there is room, for news that the next overtakes.
     pub fn try_tell(&self, line: &L) {
         let _ = self.lines.try_send(text(line));
@@ -77,6 +88,20 @@ impl Command {
     pub fn new<R: Request, L: Serialize + Send + 'static>(
         run: impl Fn(R, Report<L>) -> BoxFuture<'static, Result<L, String>> + Send + Sync + 'static,
     ) -> Self {
+        Self::of(move |request, _, report| run(request, report), false)
+    }
+
+    /// The same with bytes behind the request.
+    pub fn taking_bytes<R: Request, L: Serialize + Send + 'static>(
+        run: impl Fn(R, Brought, Report<L>) -> BoxFuture<'static, Result<L, String>> + Send + Sync + 'static,
+    ) -> Self {
+        Self::of(run, true)
+    }
+
+    fn of<R: Request, L: Serialize + Send + 'static>(
+        run: impl Fn(R, Brought, Report<L>) -> BoxFuture<'static, Result<L, String>> + Send + Sync + 'static,
+        takes_bytes: bool,
+    ) -> Self {
         let run = Arc::new(run);
         let start = move |request: &[u8]| {
             // To ask for nothing in particular takes no body.
@@ -86,13 +111,13 @@ impl Command {
             request.check()?;
             let outlives_client = request.outlives_client();
             let run = run.clone();
-            let run: Run = Box::new(move |lines| {
+            let run: Run = Box::new(move |lines, brought| {
                 let report = Report { lines, line: PhantomData };
-                run(request, report).map(|last| last.map(|line| text(&line))).boxed()
+                run(request, brought, report).map(|last| last.map(|line| text(&line))).boxed()
             });
             Ok(Started { run, outlives_client })
         };
-        Self { start: Arc::new(start) }
+        Self { start: Arc::new(start), takes_bytes }
     }
 
     /// Reads a request. The error says why it is refused.

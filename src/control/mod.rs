@@ -3,7 +3,9 @@
 //! The protocol is versioned by its paths. `GET /v1/version` tells both versions; every other command is
 //! a `POST` of a JSON object, answered by one JSON object a line: what it has to tell, then how it ended,
 //! a [`Refusal`] where it ended early. `gc` takes a [`GcRequest`] and answers [`Line`]s, `warm` a
-//! [`WarmRequest`] and [`WarmLine`]s. Whoever may open the socket, its owner and root, may do all of it.
+//! [`WarmRequest`] and [`WarmLine`]s; [`transfer`] has what images are taken out and brought in by. Bytes
+//! go along in two ways: behind the line that is a request, to its body's end; and behind a line of an
+//! answer that says how many. Whoever may open the socket, its owner and root, may do all of it.
 
 mod client;
 mod command;
@@ -12,6 +14,7 @@ mod server;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod warm;
 
 use std::path::{Path, PathBuf};
@@ -19,14 +22,21 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use client::{Client, ClientError, parse};
-pub use command::{Command, Commands, Report, Request};
+pub use command::{Brought, Command, Commands, Report, Request};
 pub use gc::{GcRequest, Line, Removed, Totals};
 pub use server::serve;
 pub use socket::{Bound, SocketError};
+pub use transfer::{
+    ExportEntry, ExportLine, ExportPart, ExportReady, ExportRequest, ExportTotals, PutKind, PutLine,
+    PutRequest, ReadLine, ReadRequest, WantedLine, WantedRequest,
+};
 pub use warm::{IMAGES_MAX, WarmFailed, WarmHeld, WarmLine, WarmProgress, WarmRequest, WarmTotals};
 
 /// The version that is the first component of every path.
 pub const PROTOCOL: u32 = 1;
+
+/// Longest line, but for a request that is a whole body: digests and names.
+const LINE_MAX: usize = 64 * 1024;
 
 /// Where the server of a data directory listens.
 pub fn socket_path(data: &Path) -> PathBuf {

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{Method, Response, StatusCode};
 use http_body::{Body, Frame};
@@ -19,9 +20,9 @@ use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::command::{Started, text};
+use super::command::{Brought, Started, text};
 use super::socket::Bound;
-use super::{Commands, PROTOCOL, Refusal, Version};
+use super::{Commands, LINE_MAX, PROTOCOL, Refusal, Version};
 use crate::tasks::Tasks;
 
 const CONNECTIONS_MAX: usize = 8;
@@ -39,7 +40,7 @@ const ACCEPT_REST: Duration = Duration::from_millis(200);
 pub struct Patience {
     /// For the head of its request.
     pub head: Duration,
-    /// To take the next line.
+    /// To take the next line, or to bring the next bytes.
     pub line: Duration,
 }
 
@@ -154,25 +155,26 @@ impl Server {
                 "what is asked for stands in the body, not in the address",
             );
         }
-        let body = match tokio::time::timeout(self.patience.head, whole(body)).await {
+        let read = async { if command.takes_bytes { line(body).await } else { whole(body).await } };
+        let (request, rest) = match tokio::time::timeout(self.patience.head, read).await {
             Err(_) => return refusal(StatusCode::REQUEST_TIMEOUT, "the request did not come to its end"),
-            Ok(Err(None)) => {
-                let why = format!("the request has more than {BODY_MAX} bytes: ask for less at once");
+            Ok(Err(Unread::TooLong(max))) => {
+                let why = format!("the request has more than {max} bytes: ask for less at once");
                 return refusal(StatusCode::PAYLOAD_TOO_LARGE, &why);
             }
-            Ok(Err(Some(error))) => return refusal(StatusCode::BAD_REQUEST, &error),
-            Ok(Ok(body)) => body,
+            Ok(Err(Unread::Broken(error))) => return refusal(StatusCode::BAD_REQUEST, &error),
+            Ok(Ok(read)) => read,
         };
-        match command.start(&body) {
-            Ok(started) => self.run(started),
+        match command.start(&request) {
+            Ok(started) => self.run(started, brought(rest, self.patience.line)),
             Err(why) => refusal(StatusCode::BAD_REQUEST, &why),
         }
     }
 
-    fn run(&self, command: Started) -> Response<Lines> {
+    fn run(&self, command: Started, brought: Brought) -> Response<Lines> {
         let (client, response) = self.lines();
         let stop = self.tasks.stopping();
-        self.tasks.spawn("command", run(command, client, stop));
+        self.tasks.spawn("command", run(command, brought, client, stop));
         response
     }
 
@@ -186,24 +188,76 @@ impl Server {
     }
 }
 
-/// A body of bounded size. `Err(None)`: it is larger.
-async fn whole(mut body: Incoming) -> Result<Vec<u8>, Option<String>> {
+/// Why there is no request.
+enum Unread {
+    /// It has more bytes than these.
+    TooLong(usize),
+    Broken(String),
+}
+
+/// What comes behind a request: what was read with it, then the body.
+type Rest = Option<(Bytes, Incoming)>;
+
+/// The next data of a body. None: it has ended.
+async fn data(body: &mut Incoming) -> Result<Option<Bytes>, String> {
+    loop {
+        let frame = std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await;
+        match frame.transpose().map_err(|error| error.to_string())?.map(Frame::into_data) {
+            Some(Ok(data)) => return Ok(Some(data)),
+            Some(Err(_)) => {}
+            None => return Ok(None),
+        }
+    }
+}
+
+/// A request that is all of a body.
+async fn whole(mut body: Incoming) -> Result<(Vec<u8>, Rest), Unread> {
     let mut read = Vec::new();
-    while let Some(frame) = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-        let frame = frame.map_err(|error| Some(error.to_string()))?;
-        let Ok(data) = frame.into_data() else { continue };
+    while let Some(data) = data(&mut body).await.map_err(Unread::Broken)? {
         if read.len() + data.len() > BODY_MAX {
-            return Err(None);
+            return Err(Unread::TooLong(BODY_MAX));
         }
         read.extend_from_slice(&data);
     }
-    Ok(read)
+    Ok((read, None))
+}
+
+/// A request that is the first line of a body.
+async fn line(mut body: Incoming) -> Result<(Vec<u8>, Rest), Unread> {
+    let mut read = Vec::new();
+    while let Some(mut data) = data(&mut body).await.map_err(Unread::Broken)? {
+        let end = data.iter().position(|byte| *byte == b'\n');
+        if read.len() + end.unwrap_or(data.len()) > LINE_MAX {
+            return Err(Unread::TooLong(LINE_MAX));
+        }
+        let Some(end) = end else {
+            read.extend_from_slice(&data);
+            continue;
+        };
+        read.extend_from_slice(&data[..end]);
+        return Ok((read, Some((data.split_off(end + 1), body))));
+    }
+    Err(Unread::Broken("the request's line has no end".to_owned()))
+}
+
+/// What follows a request's line, as long as it goes on coming.
+fn brought(rest: Rest, patience: Duration) -> Brought {
+    let Some((first, body)) = rest else { return stream::empty().boxed() };
+    let next = move |body: Option<Incoming>| async move {
+        let mut body = body?;
+        match tokio::time::timeout(patience, data(&mut body)).await {
+            Ok(Ok(data)) => Some((Ok(data?), Some(body))),
+            Ok(Err(error)) => Some((Err(error), None)),
+            Err(_) => Some((Err(format!("nothing came for {} s", patience.as_secs())), None)),
+        }
+    };
+    stream::iter([Ok(first)]).chain(stream::unfold(Some(body), next)).boxed()
 }
 
 /// Runs a command and tells its client, who may leave: then it ends too, unless it is one that goes on.
-async fn run(command: Started, mut client: Listener, stop: impl Future<Output = ()>) {
+async fn run(command: Started, brought: Brought, mut client: Listener, stop: impl Future<Output = ()>) {
     let (report, mut lines) = mpsc::channel(LINES);
-    let mut run = (command.run)(report);
+    let mut run = (command.run)(report, brought);
     let mut stop = std::pin::pin!(stop);
     let ended = loop {
         tokio::select! {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::FutureExt;
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt, stream};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -188,6 +189,89 @@ async fn images_are_asked_for_in_a_body_with_a_limit() {
     }
     assert!(raw(r#"{"images":[]}"#).await.starts_with("HTTP/1.1 200 "));
     assert!(server.raw(b"GET /v1/warm HTTP/1.1\r\nhost: x\r\n\r\n").await.contains("use POST"));
+}
+
+/// Takes bytes until there are as many as it was told, then gives them back.
+fn echoing() -> Command {
+    Command::taking_bytes(|request: PutRequest, mut brought: Brought, report: Report<ReadLine>| {
+        async move {
+            let mut taken = Vec::new();
+            while let Some(piece) = brought.next().await {
+                taken.extend_from_slice(&piece?);
+                if taken.len() as u64 > request.size {
+                    return Err("more than was said".to_owned());
+                }
+            }
+            for piece in taken.chunks(100_000) {
+                let piece = Bytes::copy_from_slice(piece);
+                report.bytes(&ReadLine::Bytes(piece.len() as u64), piece).await;
+            }
+            Ok(ReadLine::Complete(taken.len() as u64))
+        }
+        .boxed()
+    })
+}
+
+#[tokio::test]
+async fn bytes_go_both_ways() {
+    let commands = Commands::from([("put", echoing())]);
+    let server = Server::with(commands, Arc::default(), Patience::default()).await;
+    let request =
+        |size: u64| PutRequest { image: "a".into(), digest: "sha256:00".into(), size, kind: PutKind::Blob };
+    let client = server.client();
+    let put = async |size: u64, pieces: Vec<std::io::Result<Bytes>>| {
+        let sent = stream::iter(pieces).boxed();
+        let mut lines = client.command_with("put", &request(size), sent).await?;
+        let mut bytes = Vec::new();
+        loop {
+            let line = lines.next().await?.ok_or_else(|| ClientError::Broken("no end".to_owned()))?;
+            let mut left = match parse(&line)? {
+                ReadLine::Bytes(count) => count,
+                ReadLine::Complete(size) => {
+                    assert_eq!(size, bytes.len() as u64);
+                    return Ok(bytes);
+                }
+                ReadLine::Error(why) => return Err(ClientError::Refused(why)),
+            };
+            while left > 0 {
+                let piece = lines.bytes(left).await?;
+                left -= piece.len() as u64;
+                bytes.extend_from_slice(&piece);
+            }
+        }
+    };
+    let all: Vec<u8> = (0..3_000_000_u32).map(|at| (at * 7 >> 3) as u8).collect();
+    let pieces = |size: usize| all.chunks(size).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+    for size in [1 << 20, 77_777, 4096] {
+        assert!(put(all.len() as u64, pieces(size)).await.unwrap() == all, "{size}");
+    }
+    assert!(put(0, vec![]).await.unwrap().is_empty());
+    // One that ends early is told why, though it has much to send still.
+    for _ in 0..20 {
+        let endless: Vec<_> = std::iter::repeat_n(Bytes::from_owner(vec![0; 1 << 20]), 64).map(Ok).collect();
+        let error = put(7, endless).await.unwrap_err().to_string();
+        assert!(error.contains("more than was said"), "{error}");
+    }
+    // Bytes that break off are no end.
+    let broken = vec![Ok(Bytes::from_static(b"abc")), Err(std::io::ErrorKind::InvalidData.into())];
+    assert!(put(3, broken).await.is_err());
+    let line = "x".repeat(LINE_MAX + 1);
+    let head = format!("POST /v1/put HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", line.len());
+    assert!(server.raw((head + &line).as_bytes()).await.starts_with("HTTP/1.1 413 "));
+    let answer = server.raw(b"POST /v1/put HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}").await;
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("has no end"), "{answer}");
+    let answer = server.raw(b"POST /v1/put HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n{}\n").await;
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("missing field"), "{answer}");
+}
+
+#[tokio::test]
+async fn bytes_that_do_not_come_are_not_waited_for() {
+    let patience = Patience { line: Duration::from_millis(100), ..Patience::default() };
+    let server = Server::with(Commands::from([("put", echoing())]), Arc::default(), patience).await;
+    let request = r#"{"image":"a","digest":"b","size":9,"kind":"blob"}"#;
+    let head = format!("POST /v1/put HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{request}\nabc");
+    let answer = server.raw(head.as_bytes()).await;
+    assert!(answer.contains("nothing came for"), "{answer}");
 }
 
 /// What other programs read: these lines are a format.

@@ -24,17 +24,47 @@ impl Owners {
     /// without one it is Docker Hub's. Forebay's own spellings are known too: aliases, and names
     /// behind this server's address on this machine, at `port`.
     pub fn image(&self, text: &str, port: Option<u16>) -> Result<(Repository, Reference), InvalidImage> {
+        let (repository, reference) = self.any_image(text, port)?;
+        match repository.owner {
+            Owner::Upstream(_) => Ok((repository, reference)),
+            Owner::Hosted => Err(InvalidImage::Hosted(repository.to_string())),
+        }
+    }
+
+    /// The same for hosted images too.
+    pub fn any_image(&self, text: &str, port: Option<u16>) -> Result<(Repository, Reference), InvalidImage> {
         let form = || InvalidImage::Form(text.chars().take(80).collect());
         if text.is_empty() || text.len() > LONGEST || text.contains(char::is_whitespace) {
             return Err(form());
         }
         let (name, reference) = parted(text);
         let reference: Reference = reference.parse()?;
-        let repository = self.repository(name, port)?;
-        match repository.owner {
-            Owner::Upstream(_) => Ok((repository, reference)),
-            Owner::Hosted => Err(InvalidImage::Hosted(repository.to_string())),
-        }
+        Ok((self.repository(name, port)?, reference))
+    }
+
+    /// The image of a name that another Forebay gave it. By loopback's address that one means what it
+    /// hosts, whatever its port; unless a registry there is configured here.
+    pub fn named_elsewhere(
+        &self,
+        text: &str,
+        port: Option<u16>,
+    ) -> Result<(Repository, Reference), InvalidImage> {
+        let host = text.split_once('/').map(|(host, _)| host).filter(|host| self.upstream(host).is_err());
+        let theirs = host.and_then(|host| host.rsplit_once(':')?.1.parse().ok());
+        let theirs = theirs.filter(|theirs| host.is_some_and(|host| is_here(host, *theirs)));
+        self.any_image(text, theirs.or(port))
+    }
+
+    /// What clients call an image, with its registry: for a hosted one that names none, this server at
+    /// `port` of this machine.
+    pub fn full_name(repository: &Repository, reference: &Reference, port: u16) -> String {
+        let name = repository.to_string();
+        let has_registry = name.split_once('/').is_some_and(|(first, _)| {
+            repository.owner != Owner::Hosted || first.contains(['.', ':']) || first == "localhost"
+        });
+        let host = if has_registry { String::new() } else { format!("localhost:{port}/") };
+        let mark = if matches!(reference, Reference::Digest(_)) { '@' } else { ':' };
+        format!("{host}{name}{mark}{reference}")
     }
 
     fn repository(&self, name: &str, port: Option<u16>) -> Result<Repository, UnknownName> {
@@ -132,6 +162,30 @@ mod tests {
         }
         assert_eq!(image(&format!("nginx@{digest}")), format!("docker.io/library/nginx@{digest}"));
         assert_eq!(image(&format!("ghcr.io/a/b:1@{digest}")), format!("ghcr.io/a/b@{digest}"));
+    }
+
+    #[test]
+    fn full_names_lead_back_to_the_image() {
+        let owners = owners();
+        for (text, expected) in [
+            ("nginx:1", "docker.io/library/nginx:1"),
+            ("gh/org/app", "ghcr.io/org/app:latest"),
+            ("localhost:5001/app:x", "localhost:5001/app:x"),
+            ("127.0.0.1:5000/myapp:1", "localhost:5000/myapp:1"),
+            ("corp.internal/team/app", "corp.internal/team/app:latest"),
+        ] {
+            let (repository, reference) = owners.any_image(text, Some(5000)).unwrap();
+            let name = Owners::full_name(&repository, &reference, 5000);
+            assert_eq!(name, expected);
+            for port in [5000, 6000] {
+                let again = owners.named_elsewhere(&name, Some(port)).unwrap();
+                assert_eq!(again, (repository.clone(), reference.clone()), "{name}");
+            }
+        }
+        let digest: Reference = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+        let (repository, _) = owners.any_image("nginx", None).unwrap();
+        let name = Owners::full_name(&repository, &digest, 5000);
+        assert_eq!(owners.named_elsewhere(&name, None).unwrap().1, digest);
     }
 
     #[test]

@@ -131,6 +131,11 @@ impl Memory {
         self.refusals.insert((who, repository.clone(), subject.clone()), (error, until));
     }
 
+    /// What was refused to everybody is asked for anew.
+    pub fn allow(&self, repository: &Repository, subject: Subject) {
+        self.refusals.invalidate(&(None, repository.clone(), subject));
+    }
+
     pub fn refusal(
         &self,
         who: Who,

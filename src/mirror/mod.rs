@@ -4,6 +4,7 @@
 //! manifests, [`blob`] answers blobs, [`list`] and [`referrers`] lists; each looks into [`memory`], then into the store, then upstream.
 
 mod blob;
+mod brought;
 mod freshness;
 mod list;
 mod manifest;
@@ -38,6 +39,7 @@ use crate::store::{Evicted, Remembers, Store};
 use crate::tasks::{Flights, Tasks};
 use crate::upstream::{self, HeldBack, Hops, Spender, Upstream};
 
+pub use self::brought::BringError;
 pub use self::freshness::Freshness;
 pub use self::pinned::{Pinned, Pins};
 pub use self::reserved::Reserved;
@@ -209,6 +211,10 @@ impl Mirror {
 
     pub fn upstreams(&self) -> &HashMap<UpstreamHost, Arc<Upstream>> {
         &self.upstreams
+    }
+
+    pub fn is_offline(&self) -> bool {
+        self.options.offline
     }
 
     fn upstream(&self, repository: &Repository) -> Result<&Arc<Upstream>, Error> {

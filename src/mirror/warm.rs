@@ -17,7 +17,7 @@ use super::standing::Standing;
 use super::{Asker, Mirror, Toll};
 use crate::answer::{BlobWant, Error, Served, subject};
 use crate::metrics::Warmth;
-use crate::oci::{Descriptor, Digest, Manifest, ManifestKind, Platform, Platforms, Reference, Repository};
+use crate::oci::{Descriptor, Digest, Manifest, ManifestKind, Platforms, Reference, Repository};
 use crate::upstream::{Hops, Purpose};
 
 /// Images at once, and blobs of each: what clients wait for has most of an upstream's places.
@@ -217,13 +217,14 @@ impl Mirror {
                 ManifestKind::Image { config, layers } => [vec![config], layers].concat(),
                 ManifestKind::Artifact { blobs } => blobs,
                 ManifestKind::Index { manifests } => {
-                    let (fitting, missing) = fitting(&manifests, platforms);
-                    if let Some(wanted) = missing {
+                    let (fitting, missing) = platforms.fitting(&manifests);
+                    if !missing.is_empty() {
+                        let wanted = missing.join(", ");
                         let (subject, offered) = (subject.clone(), offered(&manifests));
                         absent.get_or_insert(WarmError::Platform { subject, wanted, offered });
                     }
-                    let fitting = fitting.into_iter().filter(|digest| seen.insert(*digest));
-                    next.extend(fitting.map(|digest| (digest, None)));
+                    let fitting = fitting.into_iter().map(|manifest| manifest.digest);
+                    next.extend(fitting.filter(|digest| seen.insert(*digest)).map(|digest| (digest, None)));
                     continue;
                 }
             };
@@ -332,27 +333,6 @@ impl Mirror {
             Err(error) => Err(Error::Disk { subject, why: error.to_string() }.into()),
         }
     }
-}
-
-/// The manifests of an index that serve these platforms, and the platforms that none serves. What says
-/// no platform may be for any.
-fn fitting(manifests: &[Descriptor], platforms: &Platforms) -> (Vec<Digest>, Option<String>) {
-    let Platforms::These(wanted) = platforms else {
-        return (manifests.iter().map(|manifest| manifest.digest).collect(), None);
-    };
-    let takes = |offered: &Option<Platform>| match offered {
-        Some(offered) => wanted.iter().any(|wanted| wanted.takes(offered)),
-        None => true,
-    };
-    let is_served = |wanted: &&Platform| {
-        manifests
-            .iter()
-            .any(|manifest| manifest.platform.as_ref().is_none_or(|offered| wanted.takes(offered)))
-    };
-    let missing: Vec<String> =
-        wanted.iter().filter(|wanted| !is_served(wanted)).map(ToString::to_string).collect();
-    let digests = manifests.iter().filter(|manifest| takes(&manifest.platform));
-    (digests.map(|manifest| manifest.digest).collect(), (!missing.is_empty()).then(|| missing.join(", ")))
 }
 
 /// For messages: the platforms of an index, a few of them.

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::Descriptor;
+
 /// An operating system and architecture, as in `linux/arm64/v8`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Platform {
@@ -66,6 +68,23 @@ impl Platform {
 impl Platforms {
     pub fn of_this_machine() -> Self {
         Self::These(vec![Platform::of_this_machine()])
+    }
+
+    /// The manifests of an index that serve these platforms, and the platforms that none serves. What
+    /// says no platform may be for any.
+    pub fn fitting<'a>(&self, manifests: &'a [Descriptor]) -> (Vec<&'a Descriptor>, Vec<String>) {
+        let Self::These(wanted) = self else { return (manifests.iter().collect(), Vec::new()) };
+        let takes = |offered: &Option<Platform>| match offered {
+            Some(offered) => wanted.iter().any(|wanted| wanted.takes(offered)),
+            None => true,
+        };
+        let is_served = |wanted: &&Platform| {
+            manifests
+                .iter()
+                .any(|manifest| manifest.platform.as_ref().is_none_or(|offered| wanted.takes(offered)))
+        };
+        let missing = wanted.iter().filter(|wanted| !is_served(wanted)).map(ToString::to_string).collect();
+        (manifests.iter().filter(|manifest| takes(&manifest.platform)).collect(), missing)
     }
 
     /// Reads `linux/amd64`, or `all`, which stands alone. Nothing: this machine's.

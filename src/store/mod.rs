@@ -6,6 +6,7 @@
 
 mod buffers;
 mod collect;
+mod contents;
 mod data;
 mod directory;
 mod evict;
@@ -54,6 +55,7 @@ use crate::oci::{ByteRange, Digest, Owner, Repository};
 use crate::tasks::{Tasks, lock};
 
 pub use self::collect::{CollectError, Marked, Pass, Removed, What};
+pub use self::contents::{Contents, Part};
 pub use self::directory::Unfit;
 pub use self::evict::{Evicted, Remembers};
 pub use self::fill::{

@@ -4,6 +4,7 @@
 mod support;
 
 mod addresses;
+mod airgap;
 mod chain;
 mod configuration;
 mod control;

@@ -5,6 +5,7 @@ mod support;
 
 mod bots;
 mod builds;
+mod carried;
 mod forward;
 mod links;
 mod many;

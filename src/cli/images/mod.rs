@@ -5,14 +5,60 @@ mod kubernetes;
 mod list;
 mod yaml;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::control::IMAGES_MAX;
 
 /// Larger than any manifest that was written for a cluster.
 const FILE_MAX: u64 = 32 << 20;
 /// Files of a directory.
 const FILES_MAX: usize = 10_000;
+
+/// Images on a command line, or in files that it names.
+#[derive(Args, Clone, Debug)]
+pub struct Named {
+    /// As for a client: `nginx:1.27`, `ghcr.io/org/app@sha256:...`
+    #[arg(value_name = "IMAGE")]
+    images: Vec<String>,
+    /// A list of images, one a line, remarks behind `#`; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    file: Vec<PathBuf>,
+    /// A compose file, for its services' images
+    #[arg(long, value_name = "FILE")]
+    compose: Vec<PathBuf>,
+    /// Kubernetes manifests, a file or a directory of them, for their pods' images
+    #[arg(long, value_name = "FILE|DIRECTORY")]
+    kubernetes: Vec<PathBuf>,
+}
+
+impl Named {
+    /// All images that are named, each once.
+    pub fn all(&self) -> Result<Vec<String>, String> {
+        let lists = self.file.iter().cloned().map(Source::List);
+        let composes = self.compose.iter().cloned().map(Source::Compose);
+        let manifests = self.kubernetes.iter().cloned().map(Source::Kubernetes);
+        let mut images = self.images.clone();
+        for source in lists.chain(composes).chain(manifests) {
+            images.extend(source.images().map_err(|error| error.to_string())?);
+        }
+        let mut seen = HashSet::new();
+        images.retain(|image| seen.insert(image.clone()));
+        if images.is_empty() {
+            return Err(
+                "no image is named: name some, or a file with --file, --compose or --kubernetes".to_owned()
+            );
+        }
+        if images.len() > IMAGES_MAX {
+            return Err(format!("{} images are named: {IMAGES_MAX} at once at most", images.len()));
+        }
+        Ok(images)
+    }
+}
 
 /// Where images are named.
 #[derive(Clone, Debug)]
