@@ -103,6 +103,8 @@
 //! | the forward proxy answers for configured registries and reaches no private address | `http::forward`, `tests/weather/forward.rs` |
 //! | a login that fails is said once, tried seldom, and holds up nobody | `upstream::login`, `upstream::helper`, `tests/faults/credentials.rs` |
 //! | what was warmed is pulled though its registry is gone | `tests/life/warm.rs`; `mirror::warm` |
+//! | what is carried to a site without a way out is pulled there | `tests/life/airgap.rs`, `tests/weather/carried.rs`; `mirror::brought` |
+//! | no layout leads outside its directory, or brings what it is not | `layout` (`tests.rs`) |
 //! | no manifest is given whose blobs cannot be had | `tests/mirror.rs` |
 //! | a disk that is full, read-only or gone breaks no pull | `tests/fill/disk.rs` |
 //! | a disk in trouble is told, refuses pushes, holds up nobody, and is used again when it is well | `tests/fill/trouble.rs`; `store::health` |

@@ -85,7 +85,6 @@ const FILES: &[(&str, &str)] = &[
     ("http/socket.rs", "makes and removes the Unix sockets that are listened on"),
     ("http/tls.rs", "reads certificate and key, again whenever they change"),
     ("layout/directory.rs", "opens what is in a layout, and nothing outside"),
-    ("layout/write.rs", "makes the directory of a layout"),
     ("upstream/client.rs", "reads the CA file of an upstream"),
     ("upstream/helper.rs", "looks for the programs that are asked for logins"),
     ("upstream/source.rs", "reads a password when it is needed, so that a rotated one is taken up"),

@@ -7,7 +7,6 @@ use arc_swap::ArcSwap;
 use futures_util::{FutureExt, StreamExt, stream};
 
 use super::warming;
-use crate::answer::subject;
 use crate::control::{
     Command, ExportEntry, ExportLine, ExportPart, ExportReady, ExportRequest, ExportTotals, ReadLine,
     ReadRequest, Report, WarmFailed,
@@ -163,7 +162,8 @@ impl Exporter<'_> {
             (_, true) => "this server is offline and fetches nothing",
             (_, false) => "leave out --held-only to have it fetched",
         };
-        format!("{} is not held whole, it lacks {shown}{more}: {remedy}", subject(repository, reference))
+        let name = Owners::full_name(repository, reference, self.service.public.port);
+        format!("{name} is not held whole, it lacks {shown}{more}: {remedy}")
     }
 
     /// Tells of a manifest and all that it consists of.

@@ -93,18 +93,23 @@ async fn put(service: &Service, request: PutRequest, brought: Brought) -> Result
         };
     }
     let bytes = manifest(&content.hosted, request.size, brought).await?;
-    let tag = match reference {
-        Reference::Tag(tag) if request.kind == PutKind::Image => Some(tag),
+    let is_root = request.kind == PutKind::Image;
+    let tag = match &reference {
+        Reference::Tag(tag) if is_root => Some(tag.clone()),
         _ => None,
     };
-    if is_hosted {
+    let put = if is_hosted {
         let naming = Naming { digest: Some(digest), tags: tag.into_iter().collect() };
         let put = content.hosted.put_manifest(&repository, naming, None, bytes).await;
         put.map(drop).map_err(|error| error.to_string())
     } else {
         let put = content.mirror.bring_manifest(&repository, &digest, tag, bytes).await;
         put.map_err(|error| error.to_string())
+    };
+    if is_root && put.is_ok() {
+        tracing::info!(%repository, %reference, %digest, "an image was imported");
     }
+    put
 }
 
 /// A manifest's bytes, no more than a pusher may send.

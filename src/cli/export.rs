@@ -94,10 +94,11 @@ async fn export(
     directory: &std::path::Path,
     output: Output,
 ) -> Result<u64, Ended> {
-    // Whether there is a server comes first: else a directory is made for nothing.
-    let ready = list(client, &request, output).await?;
-    let Listed { images, output } = ready;
-    let mut export = Export { client, output, layout: Writer::open(directory)?, there: HashSet::new() };
+    // In this order: neither is a directory made nor anything fetched for nothing.
+    client.version().await?;
+    let layout = Writer::open(directory)?;
+    let Listed { images, output } = list(client, &request, output).await?;
+    let mut export = Export { client, output, layout, there: HashSet::new() };
     for image in images {
         match export.image(&image).await {
             Ok(moved) => export.output.moved(moved)?,

@@ -1,5 +1,6 @@
 //! `forebay import`
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,7 +10,7 @@ use super::moved::{Count, Moved, Output};
 use super::running::{Ended, Server};
 use super::{FAILED, misused};
 use crate::control::{Client, ClientError, PutKind, PutLine, PutRequest, WantedLine, WantedRequest, parse};
-use crate::layout::{self, Image, Layout, Part};
+use crate::layout::{self, Digest, Image, Layout, Part};
 
 /// Take in images from a directory that was brought here
 ///
@@ -145,7 +146,14 @@ struct Import {
     output: Output,
 }
 
-/// An image and what refers to it, under a name.
+/// What has no name, and refers to others perhaps.
+struct Beside {
+    digest: Digest,
+    image: Image,
+    is_taken: bool,
+}
+
+/// An image, or what refers to it, under the image's name.
 struct Named<'a> {
     name: &'a str,
     image: &'a Image,
@@ -158,7 +166,7 @@ impl Import {
         for place in plan.unnamed {
             let entry = &self.layout.entries[place];
             match self.layout.image(entry) {
-                Ok(image) => beside.push((entry.digest, image, false)),
+                Ok(image) => beside.push(Beside { digest: entry.digest, image, is_taken: false }),
                 Err(error) => self.output.failed(&entry.digest.to_string(), &error.to_string())?,
             }
         }
@@ -175,12 +183,9 @@ impl Import {
                 Err(other) => return Err(other),
             }
         }
-        for (digest, _, taken) in beside {
-            if !taken {
-                self.output.warn(&format!(
-                    "{digest} is left out: it has no name, and refers to no image that was taken"
-                ));
-            }
+        for Beside { digest, .. } in beside.into_iter().filter(|beside| !beside.is_taken) {
+            let why = "it has no name, and refers to no image that was taken";
+            self.output.warn(&format!("{digest} is left out: {why}"));
         }
         self.output.end()?;
         Ok(self.output.totals.failed)
@@ -192,20 +197,21 @@ impl Import {
         name: &str,
         place: usize,
         image: &Image,
-        beside: &mut [(crate::layout::Digest, Image, bool)],
+        beside: &mut [Beside],
     ) -> Result<Moved, Ended> {
         let digest = self.layout.entries[place].digest;
         let named = Named { name, image };
-        let (full, bytes, mut moved) = self.parts(&named, true).await?;
-        let mut bytes = bytes;
+        let (full, mut bytes, mut moved) = self.parts(&named, true).await?;
         let mut taken: Vec<_> = image.manifests.iter().map(|(digest, _)| *digest).collect();
+        let mut seen: HashSet<Digest> = taken.iter().copied().collect();
         while let Some(subject) = taken.pop() {
-            for (_, image, is_taken) in
-                beside.iter_mut().filter(|(_, image, _)| image.subject == Some(subject))
-            {
+            let refers = |beside: &&mut Beside| beside.image.subject == Some(subject);
+            for Beside { image, is_taken, .. } in beside.iter_mut().filter(refers) {
                 let (_, more, new) = self.parts(&Named { name, image }, false).await?;
                 (bytes, moved, *is_taken) = (bytes + more, moved + new, true);
-                taken.extend(image.manifests.iter().map(|(digest, _)| *digest));
+                // An index may refer to what it has.
+                let new = image.manifests.iter().map(|(digest, _)| *digest);
+                taken.extend(new.filter(|digest| seen.insert(*digest)));
             }
         }
         let Image { platforms, left_out, .. } = image.clone();

@@ -240,7 +240,7 @@ async fn bytes_go_both_ways() {
             }
         }
     };
-    let all: Vec<u8> = (0..3_000_000_u32).map(|at| (at * 7 >> 3) as u8).collect();
+    let all: Vec<u8> = (0..3_000_000_u32).map(|at| ((at * 7) >> 3) as u8).collect();
     let pieces = |size: usize| all.chunks(size).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
     for size in [1 << 20, 77_777, 4096] {
         assert!(put(all.len() as u64, pieces(size)).await.unwrap() == all, "{size}");

@@ -2,7 +2,7 @@
 //! that somebody put there leads elsewhere, also while it is looked at.
 
 use std::ffi::OsString;
-use std::fs::File;
+pub use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
@@ -18,6 +18,12 @@ const READABLE: Mode = Mode::from_raw_mode(0o644);
 const ENTERABLE: Mode = Mode::from_raw_mode(0o755);
 
 impl Directory {
+    /// The same, made where it is not there.
+    pub fn make_all(path: &Path) -> io::Result<Self> {
+        std::fs::create_dir_all(path)?;
+        Self::open(path)
+    }
+
     /// By a path that the caller trusts.
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(Self(fs::openat(CWD, path, DIRECTORY, Mode::empty())?))

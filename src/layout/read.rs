@@ -1,7 +1,6 @@
 //! Reading: what images there are, what each consists of, and its bytes, which are what they are named.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -11,7 +10,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
-use super::directory::Directory;
+use super::directory::{Directory, File};
 use super::write::read_index;
 use super::{BLOBS, CONTAINERD_NAME, Error, INDEX, MARK, REF_NAME, place};
 use crate::oci::{Descriptor, Digest, MANIFEST_CEILING, Manifest, ManifestKind, MediaType};

@@ -255,7 +255,7 @@ fn an_image_is_taken_whole_or_its_fault_is_named() {
     hand.file(place(&manifest).to_str().unwrap(), &vec![b' '; size]);
     assert!(hand.wrong_at(&image).contains("its digest is"));
     let none = hand.json(MediaType::OCI_MANIFEST, json!({ "a": 1 }));
-    hand.list(&[none.clone()]);
+    hand.list(std::slice::from_ref(&none));
     hand.wrong_at(&none);
 }
 
@@ -276,7 +276,7 @@ fn indexes_are_taken_as_deep_as_any_image_has_them() {
     assert_eq!((read.manifests.len(), read.blobs.len(), read.left_out), (2, 3, 1));
     assert_eq!(read.platforms, ["linux/amd64"]);
     let index = hand.index(&[absent]);
-    hand.list(&[index.clone()]);
+    hand.list(std::slice::from_ref(&index));
     assert!(hand.wrong_at(&index).contains("none of the manifests"));
     for _ in 0..9 {
         image = hand.index(&[image]);

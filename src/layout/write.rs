@@ -1,7 +1,6 @@
 //! Writing: blobs first, each under its name once it is verified and synced, then the index. What is there
 //! already stays, so whatever ends this early is taken up where it stood.
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Map, Value, json};
 
-use super::directory::Directory;
+use super::directory::{Directory, File};
 use super::{BLOBS, CONTAINERD_NAME, Error, INDEX, INDEX_MAX, MARK, REF_NAME, is_ref_name, place};
 use crate::oci::{Digest, Hasher, MediaType};
 
@@ -68,8 +67,7 @@ impl Writer {
     /// Opens a layout, or makes one where there is nothing or an empty directory.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let at = |error: std::io::Error| Error::new(path, error);
-        std::fs::create_dir_all(path).map_err(at)?;
-        let home = Directory::open(path).map_err(at)?;
+        let home = Directory::make_all(path).map_err(at)?;
         if !home.lock().map_err(at)? {
             return Err(Error::new(path, "another export writes to it: let that end first"));
         }
@@ -147,8 +145,11 @@ impl Writer {
     }
 }
 
-/// The index of a layout, and its entries apart. None: there is none yet.
-pub fn read_index(path: &Path, home: &Directory) -> Result<Option<(Map<String, Value>, Vec<Value>)>, Error> {
+/// An index without its entries, and those.
+type Index = (Map<String, Value>, Vec<Value>);
+
+/// The index of a layout. None: there is none yet.
+pub fn read_index(path: &Path, home: &Directory) -> Result<Option<Index>, Error> {
     let wrong = |why: &dyn std::fmt::Display| Error::new(path.join(INDEX), why);
     let Some((file, size)) = home.file(INDEX).map_err(|error| wrong(&error))? else { return Ok(None) };
     if size > INDEX_MAX {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::support::faulty::Upstream;
-use super::support::image::{Content, EMPTY, Image, LAYER, MANIFEST};
+use super::support::image::{Content, EMPTY, INDEX, Image, LAYER, MANIFEST};
 use super::support::mirror::{Mirror, MirrorOptions, forebay};
 use super::support::process::{PATIENCE, attempt, command, free_port, run};
 use super::support::repository::Repository;
@@ -224,6 +224,10 @@ async fn what_other_programs_write_is_taken_under_a_name() {
     assert!(said.contains("`quay.io` is not mirrored here; start with `--upstream quay.io`"), "{said}");
     run(import(&site, &at("skopeo"), &["--as", "ghcr.io/org/app"])).await;
     assert_eq!(pulled(&site, "ghcr.io/org/app", "3.0").await.len(), 11);
+    // What one repository of a registry has, another need not be sent.
+    let said = run(import(&site, &at("plain"), &["--as", "ghcr.io/org/again:1", "--json"])).await;
+    assert_eq!(totals(&said)["bytes_moved"], 0, "{said}");
+    assert!(pulled(&site, "ghcr.io/org/again", "1").await.contains_key(image.digest()));
     let hosted = format!("{}/fixed", site.host());
     run(import(&site, &at("plain"), &["--as", &hosted])).await;
     assert!(pulled(&site, "fixed", "2.0").await.contains_key(image.digest()));
@@ -361,6 +365,17 @@ async fn signatures_go_along() {
         }
         assert_eq!(taken.get(&format!("manifests/{tag}")).await.expect(200).body, beside.bytes);
     }
+    // An index may refer to what it has, and is taken once.
+    let mut index = json!({
+        "schemaVersion": 2, "mediaType": INDEX, "artifactType": "text/x",
+        "subject": image.manifests[0].descriptor(), "manifests": [image.manifests[0].descriptor()],
+    });
+    index["annotations"] = json!({ "note": "circle" });
+    let circle = Content::new(INDEX, index.to_string());
+    own.push_manifest(&circle.digest, &circle).await;
+    run(export(&here, &at("circle"), &[&name])).await;
+    run(import(&there, &at("circle"), &["--as", "docker.io/org/circle"])).await;
+    assert!(Repository::new(&there.url(), "org/circle").whole(&circle.digest).await.is_ok());
     // And on from there, though nothing of it was ever pulled.
     run(export(&there, &at("on"), &["org/app:1"])).await;
     assert!([&signature, &about_it, &beside].iter().all(|content| blob(&at("on"), &content.digest).exists()));

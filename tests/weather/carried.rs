@@ -42,7 +42,10 @@ fn what_was_carried_there_is_pulled_and_runs() {
         // Without a Forebay: clients take the directory itself, or an archive of it.
         let podman = Podman::start(&at("podman"), &nobody).await;
         let name = format!("oci:{}:docker.io/library/app:1", at("disk").display());
-        run(podman.podman(["pull", "--quiet", &name])).await;
+        // It makes a name of the path, which is to be in lower case.
+        let mut pull = podman.podman(["pull", "--quiet", "oci:disk:docker.io/library/app:1"]);
+        pull.current_dir(&directory);
+        run(pull).await;
         let mut tar = command("tar", ["-cf".as_ref(), at("disk.tar").as_os_str()]);
         tar.arg("-C").arg(at("disk")).arg(".");
         run(tar).await;
