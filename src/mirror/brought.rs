@@ -12,7 +12,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::Semaphore;
 
 use super::Mirror;
-use super::memory::{HeldManifest, Subject};
+use super::memory::Subject;
 use super::standing::Standing;
 use crate::answer::Error;
 use crate::oci::{
@@ -164,8 +164,10 @@ impl Mirror {
         let manifest = Manifest::parse(&bytes, None).map_err(|error| BringError::Manifest(*digest, error))?;
         let grant = self.grant(repository, &*self.carried(repository).await?)?;
         let (of, seen) = (*digest, self.clock.wall());
-        let (named, kept, subject) = (tag.clone(), bytes.clone(), manifest.subject.clone());
+        let (named, subject) = (tag.clone(), manifest.subject.as_ref().map(|subject| subject.digest));
         let (blobs, referrer) = (blobs(&manifest), referrer(&manifest, digest, bytes.len()));
+        // What was pulled before is not to overwrite what is brought now.
+        self.writes.settled(repository).await;
         let done = self.store.run(move |store| {
             let repository = &grant.repository;
             for blob in blobs {
@@ -173,21 +175,18 @@ impl Mirror {
                     return Ok(Some(blob));
                 }
             }
-            store.put_manifest(&grant, &of, &kept)?;
+            store.put_manifest(&grant, &of, &bytes)?;
             if let Some(tag) = &named {
                 store.put_tag(&grant, tag, &of, seen)?;
             }
             if let Some(subject) = subject {
-                list(store, &grant, &subject.digest, referrer)?;
+                list(store, &grant, &subject, referrer)?;
             }
             Ok(None)
         });
         if let Some(blob) = done.await.map_err(|error| disk(repository, &error))? {
             return Err(BringError::Lacks { manifest: *digest, blob, repository: repository.clone() });
         }
-        let subject = manifest.subject.as_ref().map(|subject| subject.digest);
-        let held = Arc::new(HeldManifest { digest: *digest, bytes, manifest });
-        self.memory.manifests.insert((repository.clone(), *digest), held);
         self.forget_absence(repository, digest, tag, subject);
         Ok(())
     }
