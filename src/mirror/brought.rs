@@ -108,8 +108,9 @@ impl Mirror {
             // A link without its data is no reason to leave it.
             let is_linked =
                 self.store.has_layer(repository, digest).map_err(|error| disk(repository, &error))?;
-            let fill = match self.store.start_fill(&grant, digest, source.clone(), Demand::Whole, !is_linked)
-            {
+            let started =
+                self.store.start_fill(&grant, digest, source.clone(), Demand::Whole, !is_linked).await;
+            let fill = match started {
                 Start::Reading(mut reader) => {
                     reader.fill().want_whole();
                     while let Some(piece) = reader.next().await {
