@@ -3,6 +3,7 @@
 mod collecting;
 mod exporting;
 mod importing;
+mod verifying;
 mod warming;
 
 use std::collections::HashMap;
@@ -24,7 +25,7 @@ use crate::http::{
     RequestIds, Service,
 };
 use crate::metrics::Metrics;
-use crate::mirror::{Mirror, Pins};
+use crate::mirror::{Mirror, Pins, Scrubber};
 use crate::oci::{Owner, UpstreamHost};
 use crate::registry::{Collector, Hosted};
 use crate::store::{OpenError, OriginState, Store};
@@ -75,7 +76,9 @@ pub async fn run(
     let hosted = app.hosted(&config, None);
     let service = Arc::new(ArcSwap::from_pointee(app.service(&config, hosted.clone(), None)?));
     let collector = Collector::new(config.gc.clone(), hosted, app.metrics.clone(), app.clock.clone());
-    app.take_commands(&collector, service.clone()).await?;
+    let mirror = service.load().content.as_ref().map(|content| content.mirror.clone());
+    let scrubber = Scrubber::new(config.scrub.clone(), app.store.clone(), mirror, app.clock.clone());
+    app.take_commands(&collector, &scrubber, service.clone()).await?;
     let forward = app.forward(&config).await?;
     let pins =
         service.load().content.as_ref().map(|content| Pins::new(config.warm.clone(), content.mirror.clone()));
@@ -98,8 +101,9 @@ pub async fn run(
     let _ = tokio::time::timeout(SURVEY, app.store.surveyed()).await;
     app.tend_uploads(service.clone());
     collector.schedule(&app.tasks);
+    scrubber.schedule(&app.tasks);
     pins.iter().for_each(|pins| pins.schedule(&app.tasks));
-    app.follow_hangups(service.clone(), collector, pins, config, reload)?;
+    app.follow_hangups(service.clone(), collector, scrubber, pins, config, reload)?;
     let asked = stop_signals()?;
     let begun = OnceLock::new();
     let shutdown = async {
@@ -112,6 +116,10 @@ pub async fn run(
     // What was answered is being written behind the answers: that gets its time whatever clients took.
     if !app.tasks.drain(grace.saturating_sub(spent).max(LAST_WRITES)).await {
         tracing::warn!("background work was cut short; it is taken up again when asked for");
+    }
+    let store = app.store.clone();
+    if let Err(error) = store.run(Store::end_run).await {
+        tracing::warn!(%error, "the next start will not know that this stop was a clean one");
     }
     tracing::info!("stopped");
     Ok(())
@@ -152,7 +160,10 @@ impl App {
         let (metrics, tasks, clock) = (Arc::new(Metrics::new()), Tasks::default(), Clock::default());
         let (options, counted) = (config.store.clone(), metrics.clone());
         let (timed, tracked) = (clock.clone(), tasks.clone());
-        let open = move || Store::open(options, Arc::new(RealDisk), counted, timed, tracked);
+        let open = move || {
+            let opened = Store::open(options, Arc::new(RealDisk), counted, timed, tracked);
+            opened.inspect(|store| store.begin_run())
+        };
         let store = tokio::task::spawn_blocking(open).await??;
         let log = AccessLog::new(&config.telemetry, metrics.access_lines_dropped.clone());
         let access_log = log.is_enabled().then(|| Arc::new(log));
@@ -249,6 +260,7 @@ impl App {
     async fn take_commands(
         &self,
         collector: &Arc<Collector>,
+        scrubber: &Arc<Scrubber>,
         service: Arc<ArcSwap<Service>>,
     ) -> Result<(), Error> {
         match control::Bound::bind(self.store.data_dir()).await {
@@ -259,6 +271,7 @@ impl App {
                     ("read", exporting::reading(service.clone(), self.store.clone())),
                     ("wanted", importing::wanting(service.clone())),
                     ("put", importing::taking(service.clone())),
+                    ("verify", verifying::verifying(scrubber.clone())),
                     ("warm", warming::warming(service)),
                 ]);
                 self.tasks.spawn("control", control::serve(bound, commands, self.tasks.clone()));
@@ -335,6 +348,7 @@ impl App {
         self: &Arc<Self>,
         service: Arc<ArcSwap<Service>>,
         collector: Arc<Collector>,
+        scrubber: Arc<Scrubber>,
         pins: Option<Arc<Pins>>,
         mut config: Config,
         reload: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
@@ -353,6 +367,8 @@ impl App {
                         if let (Some(pins), Some(content)) = (&pins, &replacement.content) {
                             pins.follow(new.warm.clone(), content.mirror.clone());
                         }
+                        let mirror = replacement.content.as_ref().map(|content| content.mirror.clone());
+                        scrubber.follow(new.scrub.clone(), mirror);
                         service.store(Arc::new(replacement));
                         config = new;
                         tracing::info!("the configuration was read again");
@@ -403,7 +419,7 @@ impl App {
                 (http.max_connections, http.header_timeout, http.idle_timeout)
                     != (was.max_connections, was.header_timeout, was.idle_timeout),
             ),
-            ("data, adopt, cache and gc.lease", new.store != self.started.store),
+            ("data, adopt, cache, gc.lease and scrub.quarantine", new.store != self.started.store),
             ("log", new.telemetry != self.started.telemetry),
         ];
         parts.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()

@@ -28,7 +28,7 @@
 //! | [`registry`] | hosted repositories: uploads, manifests, deletes, referrers; never fetched |
 //! | [`answer`] | what mirror and registry both answer, and why there may be no answer |
 //! | [`upstream`] | one remote registry: requests, tokens, redirects, quota, limits, retries |
-//! | [`store`] | verified content at rest: blobs, fills, uploads, manifests, tags, origins, collection |
+//! | [`store`] | verified content at rest: blobs, fills, uploads, manifests, tags, origins, collection, scrub |
 //! | [`disk`] | the file-system calls, behind a trait that a simulated disk can take |
 //! | [`oci`] | the vocabulary, pure: names, tags, digests, ranges, media types, manifests |
 //! | [`clock`], [`tasks`], [`metrics`], [`telemetry`] | the ground floor: time, tracked tasks and shared flights, counters, logs |
@@ -98,6 +98,7 @@
 //! | collection takes nothing that a pusher or an image relies on | `store/collect/tests.rs`, `tests/push/race.rs`, `collect.rs` |
 //! | real clients push, log in and find what is theirs | `tests/push/` |
 //! | kill -9 leaves right bytes or none | `tests/crash/` |
+//! | what rots on disk is found, put aside, and fetched again or told | `store::scrub` (`tests.rs`), `mirror::scrub`, `tests/life/verify.rs`, `tests/crash/rot.rs` |
 //! | what we hold, we serve, and say that it is stale | `tests/mirror.rs`, `tests/weather/`, `tests/crash/`, `tests/clients.rs` |
 //! | an upstream that is slow, gone or in a circle holds up nobody | `upstream::breaker`, `upstream::round`, `upstream/tests/weather.rs`, `tests/weather/links.rs`, `tests/life/chain.rs` |
 //! | the forward proxy answers for configured registries and reaches no private address | `http::forward`, `tests/weather/forward.rs` |

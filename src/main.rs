@@ -17,6 +17,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Command::Gc(args) => cli::gc::run(args).await,
             Command::Htpasswd(args) => cli::htpasswd::run(args),
             Command::Import(args) => cli::import::run(args).await,
+            Command::Verify(args) => cli::verify::run(args).await,
             Command::Warm(args) => cli::warm::run(args).await,
         }
     });

@@ -91,6 +91,7 @@ fn every_key_is_explained_and_no_other() {
         "log.",
         "events.",
         "gc.",
+        "scrub.",
         "auth.",
         "access.",
     ];

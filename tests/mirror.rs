@@ -163,6 +163,7 @@ impl Rig {
             range_floor: 0,
             range_idle: MINUTE,
             lease: MINUTE,
+            quarantine: 1 << 30,
             adopt: None,
         };
         let disk = Arc::new(RealDisk);

@@ -115,7 +115,7 @@ impl Exporter<'_> {
     ) -> Result<(Digest, Option<String>), String> {
         let Content { mirror, hosted } = self.content;
         if repository.owner == Owner::Hosted {
-            let found = hosted.manifest(repository, reference).await;
+            let found = hosted.manifest(repository, reference, true).await;
             return found.map(|found| (found.digest, None)).map_err(|error| error.to_string());
         }
         mirror.may_be_carried(repository).await.map_err(|error| error.to_string())?;

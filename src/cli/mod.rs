@@ -12,6 +12,7 @@ pub mod import;
 mod moved;
 mod running;
 pub mod serve;
+pub mod verify;
 pub mod warm;
 mod warm_output;
 
@@ -45,6 +46,7 @@ pub enum Command {
     Gc(gc::GcArgs),
     Htpasswd(htpasswd::HtpasswdArgs),
     Import(import::ImportArgs),
+    Verify(verify::VerifyArgs),
     Warm(warm::WarmArgs),
 }
 
@@ -251,6 +253,7 @@ mod tests {
             &["gc", "--help"],
             &["import", "--help"],
             &["htpasswd", "--help"],
+            &["verify", "--help"],
             &["warm", "--help"],
             &["help"],
             &["help", "serve"],
@@ -270,7 +273,7 @@ mod tests {
             assert!(help.contains(part), "{part} in\n{help}");
         }
         for command in
-            ["serve", "check-config", "client-config", "export", "gc", "htpasswd", "import", "warm"]
+            ["serve", "check-config", "client-config", "export", "gc", "htpasswd", "import", "verify", "warm"]
         {
             let help = parse(&[command, "--help"]).unwrap_err().to_string();
             assert!(help.contains("Examples:"), "{help}");

@@ -15,7 +15,8 @@ use super::error::ConfigError;
 use super::section::{Found, Section};
 use super::tree::Entries;
 use super::{
-    Choices, Config, defaults, events, forward, gc, hosted, listeners, names, presets, units, upstreams, warm,
+    Choices, Config, defaults, events, forward, gc, hosted, listeners, names, presets, scrub, units,
+    upstreams, warm,
 };
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -53,6 +54,7 @@ pub fn build(
     let upstreams: Vec<_> =
         upstreams.into_iter().map(|options| budgeted(options, &access, &mirror)).collect();
     let (gc, lease) = gc::read(root.section("gc")?, &mut hosted)?;
+    let (scrub, quarantine) = scrub::read(root.section("scrub")?)?;
     let auth = super::access::read(&mut root, push, &http, &owners, &mut warnings)?;
     http.forward = forward::read(root.section("forward_proxy")?, &upstreams, auth.mirror, &mut warnings)?;
     let config = Config {
@@ -63,9 +65,14 @@ pub fn build(
         access,
         registry: hosted::read(&mut hosted)?,
         gc,
+        scrub,
         mirror,
         upstreams,
-        store: store::Options { lease, ..store_options(&mut root, &mut cache, adopt, environment)? },
+        store: store::Options {
+            lease,
+            quarantine,
+            ..store_options(&mut root, &mut cache, adopt, environment)?
+        },
         events: events::read(root.section("events")?, &mut warnings)?,
         telemetry,
         choices: Choices { shadow, log_format },
@@ -273,6 +280,7 @@ fn store_options(
         range_floor: cache.read("range_floor", units::size)?.unwrap_or(defaults::RANGE_FLOOR),
         range_idle: defaults::RANGE_IDLE,
         lease: defaults::LEASE,
+        quarantine: defaults::QUARANTINE,
         adopt,
     })
 }

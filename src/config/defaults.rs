@@ -1,7 +1,7 @@
 //! Every default, and why it is so.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use crate::access::Rate;
@@ -119,6 +119,16 @@ pub const RANGE_IDLE: Duration = minutes(5);
 pub const GC_INTERVAL: Duration = hours(24);
 /// Longer than the largest push takes from its first layer to its manifest.
 pub const LEASE: Duration = hours(2);
+
+/// Bits rot in years; a round a month finds them while the other copy is still there.
+pub const SCRUB_INTERVAL: Duration = hours(30 * 24);
+/// 1.7 TB in a day, a seventh of what one disk gives.
+pub const SCRUB_RATE: NonZeroU64 = match NonZeroU64::new(20 * MIB) {
+    Some(rate) => rate,
+    None => NonZeroU64::MIN,
+};
+/// Enough to look into what has happened.
+pub const QUARANTINE: u64 = 10 << 30;
 
 /// Cold manifests spend the upstream's quota, so one client cannot have it all; a node that starts
 /// fifty pods at once passes.

@@ -162,6 +162,13 @@ impl Config {
             Some(time) => p.time("untagged", time),
             None => p.line("untagged", "keep"),
         }
+        p.section("scrub");
+        match self.scrub.interval {
+            Some(interval) => p.time("interval", interval),
+            None => p.line("interval", "off"),
+        }
+        p.line("rate", format_size(self.scrub.rate.get()));
+        p.line("quarantine", format_size(self.store.quarantine));
         p.section("cache");
         match self.store.max_size {
             Some(size) => p.line("max_size", format_size(size)),

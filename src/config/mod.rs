@@ -21,6 +21,7 @@ mod listeners;
 mod names;
 mod permissions;
 mod presets;
+mod scrub;
 mod section;
 mod tree;
 mod units;
@@ -41,6 +42,7 @@ use environment::Environment;
 
 pub use environment::Flags;
 pub use error::{ConfigError, Origin, Place};
+pub use units::size as parse_size;
 pub use upstreams::is_loopback;
 
 /// Where each value that is not a default was written, by its dotted key.
@@ -58,6 +60,7 @@ pub struct Config {
     pub warm: Vec<mirror::Pinned>,
     pub registry: registry::Options,
     pub gc: registry::CollectOptions,
+    pub scrub: mirror::ScrubOptions,
     /// The default one first, if there is one, then in the order of the file. The same order as in `owners`.
     pub upstreams: Vec<upstream::Options>,
     pub store: store::Options,

@@ -3,9 +3,10 @@
 //! The protocol is versioned by its paths. `GET /v1/version` tells both versions; every other command is
 //! a `POST` of a JSON object, answered by one JSON object a line: what it has to tell, then how it ended,
 //! a [`Refusal`] where it ended early. `gc` takes a [`GcRequest`] and answers [`Line`]s, `warm` a
-//! [`WarmRequest`] and [`WarmLine`]s; [`transfer`] has what images are taken out and brought in by. Bytes
-//! go along in two ways: behind the line that is a request, to its body's end; and behind a line of an
-//! answer that says how many. Whoever may open the socket, its owner and root, may do all of it.
+//! [`WarmRequest`] and [`WarmLine`]s, `verify` a [`VerifyRequest`] and [`VerifyLine`]s; [`transfer`] has what
+//! images are taken out and brought in by. Bytes go along in two ways: behind the line that is a request, to
+//! its body's end; and behind a line of an answer that says how many. Whoever may open the socket, its owner
+//! and root, may do all of it.
 
 mod client;
 mod command;
@@ -15,6 +16,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod verify;
 mod warm;
 
 use std::path::{Path, PathBuf};
@@ -30,6 +32,7 @@ pub use transfer::{
     ExportEntry, ExportLine, ExportPart, ExportReady, ExportRequest, ExportTotals, PutKind, PutLine,
     PutRequest, ReadLine, ReadRequest, WantedLine, WantedRequest,
 };
+pub use verify::{VerifyFound, VerifyLine, VerifyProgress, VerifyRequest, VerifyTotals};
 pub use warm::{IMAGES_MAX, WarmFailed, WarmHeld, WarmLine, WarmProgress, WarmRequest, WarmTotals};
 
 /// The version that is the first component of every path.

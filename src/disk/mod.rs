@@ -55,6 +55,11 @@ pub trait File: Send + Sync + 'static {
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize>;
     /// The same, but only what is in memory already; `None` where it would have to wait.
     fn read_ready(&self, into: &mut [u8], offset: u64) -> io::Result<Option<usize>>;
+    /// The same as `read_at`, for a file that was opened to be looked through: it brings nothing into
+    /// memory that others would have to give way to.
+    fn read_aside(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_at(into, offset)
+    }
     /// Writes all of `from`, one piece after the other.
     fn write_at(&self, from: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
     /// Makes what was written survive a power loss. After an error, what was written is lost for
@@ -68,6 +73,8 @@ pub struct Stat {
     pub modified: SystemTime,
     pub is_file: bool,
     pub is_dir: bool,
+    /// Which file it is, among those that are there or open at the same time.
+    pub id: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

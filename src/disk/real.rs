@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustix::fs::{Access, AtFlags, CWD, FlockOperation, OFlags};
+use rustix::fs::{Access, Advice, AtFlags, CWD, FlockOperation, OFlags, fadvise};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::{Disk, Entry, File, Space, Stat};
@@ -61,7 +62,7 @@ impl Disk for RealDisk {
     fn stat(&self, path: &Path) -> io::Result<Stat> {
         let meta = fs::symlink_metadata(path)?;
         let (is_file, is_dir) = (meta.is_file(), meta.is_dir());
-        Ok(Stat { len: meta.len(), modified: meta.modified()?, is_file, is_dir })
+        Ok(Stat { len: meta.len(), modified: meta.modified()?, is_file, is_dir, id: meta.ino() })
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -144,7 +145,9 @@ impl Disk for RealDisk {
 
 impl File for RealFile {
     fn size(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        let meta = self.0.metadata()?;
+        // A directory can be opened too.
+        if meta.is_file() { Ok(meta.len()) } else { Err(io::Error::other("this is no regular file")) }
     }
 
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -163,6 +166,22 @@ impl File for RealFile {
             Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INVAL | Errno::INTR | Errno::NOSYS) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn read_aside(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        if let Some(count) = self.read_ready(into, offset)?
+            && count > 0
+        {
+            return Ok(count);
+        }
+        // Nothing is read ahead, so that what is let go of is what this call has brought. All this is
+        // advice: where it is not taken, more stays in memory.
+        let _ = fadvise(&self.0, 0, None, Advice::Random);
+        let count = self.read_at(into, offset)?;
+        if let Some(len) = NonZeroU64::new(count as u64) {
+            let _ = fadvise(&self.0, offset, Some(len), Advice::DontNeed);
+        }
+        Ok(count)
     }
 
     fn write_at(&self, from: &[IoSlice<'_>], offset: u64) -> io::Result<()> {

@@ -222,7 +222,7 @@ impl Service {
                 let asker = self.asker(&toll, hops, caller, repository);
                 content.mirror.manifest(asker, repository, reference, body).await
             }
-            Owner::Hosted => content.hosted.manifest(repository, reference).await,
+            Owner::Hosted => content.hosted.manifest(repository, reference, body).await,
         };
         let answer =
             answer.map_err(|error| self.without_content(caller, &error, Kind::Manifest, repository))?;

@@ -112,12 +112,7 @@ impl Service {
     pub(super) fn served(&self, name: &str, origin: &OriginState) -> Option<Repository> {
         match origin {
             OriginState::Known(origin @ Origin { owner: Owner::Upstream(_), .. }) => {
-                // The configured one knows whether it is the default.
-                let host = self.content.as_ref()?.mirror.upstream_of(origin)?;
-                let bare = if host.is_default() { name } else { name.split_once('/')?.1 };
-                let owner = Owner::Upstream(host.clone());
-                let repository = Repository { owner, name: bare.parse().ok()? };
-                (repository.stored_name() == name).then_some(repository)
+                self.content.as_ref()?.mirror.stored(name, origin)
             }
             OriginState::Known(Origin { owner: Owner::Hosted, .. }) | OriginState::Unknown => {
                 self.owners.resolve(None, name).ok().filter(|repository| repository.owner == Owner::Hosted)

@@ -66,6 +66,16 @@ label!(
     Swept = "what" { Tag = "tag", Manifest = "manifest", Link = "link", Blob = "blob" }
 );
 label!(
+    /// What is wrong with data on disk.
+    Damage = "damage" {
+        Bytes = "bytes", Zeros = "zeros", Empty = "empty", Unreadable = "unreadable", NotAFile = "not_a_file",
+    }
+);
+label!(
+    /// What was done about bad or missing data.
+    Mended = "repair" { Fetched = "fetched", Unlinked = "unlinked", Unneeded = "unneeded", Failed = "failed", Lost = "lost" }
+);
+label!(
     /// What was asked of an upstream.
     UpstreamCall = "call" {
         ManifestHead = "manifest_head", ManifestGet = "manifest_get", BlobHead = "blob_head", BlobGet = "blob_get",

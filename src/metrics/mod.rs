@@ -2,6 +2,7 @@
 
 mod budget;
 mod labels;
+mod scrub;
 mod warm;
 
 use std::sync::Mutex;
@@ -16,10 +17,11 @@ use crate::tasks::lock;
 
 pub use budget::BudgetMetrics;
 pub use labels::{
-    Choice, Delivery, DiskState, Face, FillEnd, Forwarded, Grid, Held, Kind, Label, Limit, Limited, Login,
-    LoginMethod, Outcome, PassEnd, Refreshed, Row, Saving, Swept, UploadEnd, UpstreamCall, UpstreamStatus,
-    Warmth,
+    Choice, Damage, Delivery, DiskState, Face, FillEnd, Forwarded, Grid, Held, Kind, Label, Limit, Limited,
+    Login, LoginMethod, Mended, Outcome, PassEnd, Refreshed, Row, Saving, Swept, UploadEnd, UpstreamCall,
+    UpstreamStatus, Warmth,
 };
+pub use scrub::ScrubMetrics;
 pub use warm::WarmMetrics;
 
 /// What is counted of one upstream.
@@ -110,6 +112,7 @@ pub struct Metrics {
     pub gc_freed_bytes: IntCounter,
     pub gc_seconds: Gauge,
     pub access_lines_dropped: IntCounter,
+    pub scrub: ScrubMetrics,
     pub warm: WarmMetrics,
     upstream: UpstreamVectors,
     budget: BudgetVectors,
@@ -278,6 +281,7 @@ impl Metrics {
                 "forebay_access_lines_dropped_total",
                 "Access log lines dropped because the log's reader was too slow",
             ),
+            scrub: ScrubMetrics::new(&b),
             warm: WarmMetrics::new(&b),
             upstream: UpstreamVectors::new(&b),
             budget: BudgetVectors::new(&b),

@@ -9,12 +9,15 @@ mod freshness;
 mod list;
 mod manifest;
 mod memory;
+mod pace;
 mod pinned;
 mod prefetch;
 mod referrers;
 mod refresh;
 mod reserved;
+mod restore;
 mod right;
+mod scrub;
 mod source;
 mod standing;
 mod tag;
@@ -43,6 +46,9 @@ pub use self::brought::BringError;
 pub use self::freshness::Freshness;
 pub use self::pinned::{Pinned, Pins};
 pub use self::reserved::Reserved;
+pub use self::scrub::{
+    Done, Finding, Found, Named, Progress, ScrubError, ScrubOptions, Scrubber, VerifyTotals,
+};
 pub use self::warm::{Account, IMAGES_AT_ONCE, Image, Tally, WarmError, Warmed};
 pub use crate::oci::{InvalidTagPattern as InvalidPattern, TagPattern as Pattern};
 pub use crate::upstream::{CallerId, Login, Purpose};

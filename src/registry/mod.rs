@@ -157,6 +157,7 @@ impl Hosted {
         &self,
         repository: &Repository,
         reference: &Reference,
+        body: bool,
     ) -> Result<ManifestAnswer, Error> {
         let wanted = reference.clone();
         let found = self.read(repository, move |store, repository| {
@@ -165,10 +166,13 @@ impl Hosted {
                 Reference::Tag(tag) => store.tag(repository, &tag)?.map(|tag| tag.digest),
             };
             let Some(digest) = digest else { return Ok(None) };
-            Ok(store.manifest(repository, &digest)?.map(|bytes| (digest, bytes)))
+            match store.manifest(repository, &digest)? {
+                Some(bytes) => Ok(Some(Some((digest, bytes)))),
+                None => Ok(store.revision(repository, &digest)?.map(|_| None)),
+            }
         });
         let subject = named(repository, reference);
-        let (digest, bytes) = found.await?.ok_or_else(|| Error::NotFound(subject.clone()))?;
+        let (digest, bytes) = there(found.await?, body, &subject)?;
         let manifest = Manifest::parse(&bytes, None)
             .map_err(|error| Error::Unfit { subject, why: format!("what is stored is {error}") })?;
         let (media_type, size) = (manifest.media_type, bytes.len() as u64);
@@ -184,16 +188,17 @@ impl Hosted {
         let wanted = *digest;
         let found =
             self.read(repository, move |store, repository| match store.layer(repository, &wanted)? {
-                Some(stored) => store.blob(&stored),
+                Some(stored) => store.blob(&stored).map(Some),
                 None => Ok(None),
             });
-        let held = found.await?.ok_or_else(|| Error::NotFound(format!("blob {digest} of {repository}")))?;
+        let body = want != BlobWant::Head;
+        let held = there(found.await?, body, &format!("blob {digest} of {repository}"))?;
         let size = held.len;
         let range = match want {
             BlobWant::Range(range) => Some(range.resolve(size).map_err(|_| Error::Range { size })?),
             BlobWant::Head | BlobWant::Whole => None,
         };
-        let body = (want != BlobWant::Head).then(|| self.store.read(held, range));
+        let body = body.then(|| self.store.read(held, range));
         Ok(BlobAnswer { size: Some(size), range, body, served: Served::Hit })
     }
 
@@ -239,6 +244,19 @@ impl Hosted {
             .store
             .run(move |store| Ok(matches!(digest, Digest::Sha512(_)) || store.blob(&digest)?.is_some()));
         Ok(known.await?)
+    }
+}
+
+/// What was found, where its bytes are there as well. That a repository has what the disk has lost would
+/// be a lie to deny, but for a HEAD: a pusher takes that for a request to send it again.
+fn there<T>(found: Option<Option<T>>, body: bool, subject: &str) -> Result<T, Error> {
+    match found {
+        Some(Some(found)) => Ok(found),
+        Some(None) if body => {
+            let why = "the disk has lost it, or holds other bytes than its digest says: push it again";
+            Err(Error::Disk { subject: subject.to_owned(), why: why.to_owned() })
+        }
+        _ => Err(Error::NotFound(subject.to_owned())),
     }
 }
 

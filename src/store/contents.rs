@@ -14,8 +14,8 @@ const DEPTH_MAX: usize = 8;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
     /// Each manifest behind what it names.
-    pub manifests: Vec<Part>,
-    pub blobs: Vec<Part>,
+    pub manifests: Vec<Piece>,
+    pub blobs: Vec<Piece>,
     /// Of an index: the platforms for which there are images, as texts.
     pub platforms: Vec<String>,
     /// Manifests of an index that are left out.
@@ -26,7 +26,7 @@ pub struct Contents {
 
 /// A manifest or blob that is held, with its size in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct Piece {
     pub digest: Digest,
     pub size: u64,
 }
@@ -97,7 +97,7 @@ impl Walk<'_> {
             ManifestKind::Artifact { blobs } => self.blobs(blobs)?,
             ManifestKind::Index { manifests } => self.index(manifests, depth)?,
         };
-        found.manifests.push(Part { digest: *digest, size: bytes.len() as u64 });
+        found.manifests.push(Piece { digest: *digest, size: bytes.len() as u64 });
         Ok(found)
     }
 
@@ -110,7 +110,7 @@ impl Walk<'_> {
                 None => None,
             };
             match stat {
-                Some(stat) => found.blobs.push(Part { digest, size: stat.len }),
+                Some(stat) => found.blobs.push(Piece { digest, size: stat.len }),
                 None => found.lacking.push(format!("blob {digest}")),
             }
         }

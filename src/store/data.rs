@@ -21,7 +21,9 @@ impl Store {
             if matches!(self.home.stat(&key), Ok(None)) {
                 self.index.record(Event::DataGone { digest: *digest });
             }
-        })
+        })?;
+        self.doubt.vouch(digest);
+        Ok(())
     }
 
     /// Removes content, and counts it no more.

@@ -21,6 +21,12 @@ pub const OWN_DIR: &str = "forebay";
 pub const LOCK: &str = "forebay/lock";
 /// In which format all of it is.
 pub const VERSION: &str = "forebay/version";
+/// Bad data, by algorithm and hex: never served, the oldest goes first.
+pub const QUARANTINE_DIR: &str = "forebay/quarantine";
+/// Is there while a process runs; what it holds is told by [`super::scrub`].
+pub const RUNNING: &str = "forebay/running";
+/// How far the scrub has come. May be deleted: then it begins anew.
+pub const SCRUB: &str = "forebay/scrub.json";
 /// What was fetched within each trust domain, a directory each.
 pub const PROOFS_DIR: &str = "forebay/proofs";
 
@@ -41,6 +47,16 @@ pub fn content_root(algorithm: Algorithm) -> String {
 /// Bytes of a blob or manifest.
 pub fn data(digest: &Digest) -> String {
     format!("docker/registry/v2/blobs/{}/data", content(digest))
+}
+
+/// Directory that holds the bytes of a blob or manifest, and nothing else.
+pub fn data_dir(digest: &Digest) -> String {
+    format!("docker/registry/v2/blobs/{}", content(digest))
+}
+
+/// Where bad data of this digest is put aside.
+pub fn quarantined(digest: &Digest) -> String {
+    format!("{QUARANTINE_DIR}/{}-{}", digest.algorithm().as_str(), digest.hex())
 }
 
 /// The parts of a repository under which links to content stand, by algorithm and hex.

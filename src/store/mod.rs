@@ -25,6 +25,7 @@ mod pins;
 mod reader;
 mod referrers;
 mod room;
+mod scrub;
 mod tags;
 mod tend;
 #[cfg(test)]
@@ -55,7 +56,7 @@ use crate::oci::{ByteRange, Digest, Owner, Repository};
 use crate::tasks::{Tasks, lock};
 
 pub use self::collect::{CollectError, Marked, Pass, Removed, What};
-pub use self::contents::{Contents, Part};
+pub use self::contents::{Contents, Piece};
 pub use self::directory::Unfit;
 pub use self::evict::{Evicted, Remembers};
 pub use self::fill::{
@@ -68,6 +69,7 @@ pub use self::origins::{Origin, OriginState, Visibility};
 pub use self::pins::{PINS_MAX, Pinning};
 pub use self::reader::{BlobReader, ReadError};
 pub use self::referrers::HeldReferrers;
+pub use self::scrub::{Checked, Damage, LinkFault, Linker, Part, Round, Shard, Watch, Wrong};
 pub use self::tags::HeldTag;
 pub use self::uploads::{Committed, HeldUpload, Upload};
 
@@ -96,6 +98,8 @@ pub struct Options {
     pub range_idle: Duration,
     /// How long collection leaves alone what a pusher was told of.
     pub lease: Duration,
+    /// Bytes of bad data that are kept aside.
+    pub quarantine: u64,
     /// Repositories of unknown origin are taken for this owner's (`--adopt`).
     pub adopt: Option<Owner>,
 }
@@ -171,6 +175,8 @@ fn own(directory: &Path, is_there: bool, user: u32, group: u32) -> String {
 pub struct Held {
     file: Arc<dyn File>,
     pub len: u64,
+    /// It is to be checked as it is read.
+    doubtful: Option<Digest>,
 }
 
 pub struct Store {
@@ -187,6 +193,7 @@ pub struct Store {
     remembering: Mutex<Vec<Weak<dyn Remembers>>>,
     leases: Leases,
     clock: Clock,
+    doubt: scrub::Doubt,
     uploads: uploads::Turns,
     metrics: Arc<Metrics>,
     tasks: Tasks,
@@ -270,6 +277,7 @@ impl Store {
             pins: Pins::default(),
             remembering: Mutex::default(),
             leases,
+            doubt: scrub::Doubt::new(tasks.clone()),
             clock,
             uploads,
             metrics,
@@ -339,8 +347,8 @@ impl Store {
         Error { operation: "write to", path: self.options.data.clone(), source: Arc::new(why) }
     }
 
-    pub fn read(&self, held: Held, range: Option<ByteRange>) -> BlobReader {
-        BlobReader::file(held, range, self.buffers.clone())
+    pub fn read(self: &Arc<Self>, held: Held, range: Option<ByteRange>) -> BlobReader {
+        BlobReader::file(self, held, range)
     }
 
     /// The fill under way for a blob, in a trust domain, that may be waited for from this `depth`.

@@ -76,6 +76,12 @@ impl Store {
             path: self.options.data.join(key),
             source: Arc::new(source),
         })?;
-        Ok(Some(Held { file, len }))
+        // Nothing could be held back of what has no bytes.
+        if len == 0 && *digest != Digest::of(digest.algorithm(), b"") {
+            self.metrics.store_errors.inc();
+            tracing::error!(%digest, "a blob on disk is empty, and is ignored");
+            return Ok(None);
+        }
+        Ok(Some(Held { file, len, doubtful: self.doubt.is_of(digest).then_some(*digest) }))
     }
 }

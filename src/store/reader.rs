@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Held;
 use super::buffers::Buffers;
 use super::fill::{FillError, FillReader};
+use super::scrub::FirstRead;
+use super::{Held, Store};
 use crate::disk::File;
 use crate::oci::ByteRange;
 
@@ -21,6 +22,8 @@ pub enum ReadError {
     Disk(Arc<std::io::Error>),
     #[error("the blob on disk is shorter than it was")]
     Short,
+    #[error("the blob on disk is not what its digest says")]
+    Rotten,
     #[error(transparent)]
     Fill(#[from] FillError),
 }
@@ -34,6 +37,7 @@ pub struct BlobReader {
 enum Origin {
     Memory(Option<Bytes>),
     File(FileReader),
+    First(Box<FirstRead>),
     Fill(FillReader),
     Done,
 }
@@ -43,10 +47,18 @@ impl BlobReader {
         Self { from: Origin::Memory(Some(bytes)), since_yield: 0 }
     }
 
-    pub(super) fn file(held: Held, range: Option<ByteRange>, buffers: Arc<Buffers>) -> Self {
-        let ByteRange { start, end } = range.unwrap_or(ByteRange { start: 0, end: held.len });
-        let reader = FileReader { file: held.file, buffers, at: start, end };
-        Self { from: Origin::File(reader), since_yield: 0 }
+    pub(super) fn file(store: &Arc<Store>, held: Held, range: Option<ByteRange>) -> Self {
+        let whole = ByteRange { start: 0, end: held.len };
+        let range = range.unwrap_or(whole);
+        let ByteRange { start, end } = range;
+        let reader = FileReader { file: held.file, buffers: store.buffers.clone(), at: start, end };
+        let from = match held.doubtful {
+            None => Origin::File(reader),
+            Some(digest) => {
+                Origin::First(Box::new(FirstRead::new(store.clone(), digest, reader, range == whole)))
+            }
+        };
+        Self { from, since_yield: 0 }
     }
 
     pub fn fill(reader: FillReader) -> Self {
@@ -62,6 +74,7 @@ impl BlobReader {
         let piece = match &mut self.from {
             Origin::Memory(bytes) => bytes.take().map(Ok),
             Origin::File(reader) => reader.next().await,
+            Origin::First(reader) => reader.next().await,
             Origin::Fill(reader) => reader.next().await,
             Origin::Done => None,
         };
@@ -73,7 +86,7 @@ impl BlobReader {
     }
 }
 
-struct FileReader {
+pub(super) struct FileReader {
     file: Arc<dyn File>,
     buffers: Arc<Buffers>,
     at: u64,
@@ -81,7 +94,7 @@ struct FileReader {
 }
 
 impl FileReader {
-    async fn next(&mut self) -> Option<Result<Bytes, ReadError>> {
+    pub(super) async fn next(&mut self) -> Option<Result<Bytes, ReadError>> {
         if self.at >= self.end {
             return None;
         }

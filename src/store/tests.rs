@@ -27,6 +27,7 @@ pub(crate) fn options(data: &Path) -> Options {
         range_floor: 0,
         range_idle: Duration::from_secs(3600),
         lease: Duration::ZERO,
+        quarantine: 1 << 30,
         adopt: None,
     }
 }

@@ -6,6 +6,7 @@ mod support;
 
 mod fills;
 mod pushes;
+mod rot;
 
 use bytes::Bytes;
 

@@ -22,6 +22,7 @@ mod round_trip;
 mod signals;
 mod tls;
 mod tree;
+mod verify;
 mod warm;
 
 use bytes::Bytes;

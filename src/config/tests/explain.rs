@@ -53,6 +53,7 @@ fn the_shipped_example_loads_as_it_is_and_with_every_key_enabled() {
         "hosted.shadow",
         "hosted.retention",
         "gc.untagged",
+        "scrub.quarantine",
         "cache.reader_timeout",
         "cache.fill_connections",
         "cache.range_share",

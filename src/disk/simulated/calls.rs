@@ -33,9 +33,13 @@ impl Disk for Simulated {
         let node = state.find(path)?;
         Ok(match &state.nodes[node] {
             Node::File { seen, modified, .. } => {
-                Stat { len: seen.len() as u64, modified: *modified, is_file: true, is_dir: false }
+                let id = node as u64;
+                Stat { len: seen.len() as u64, modified: *modified, is_file: true, is_dir: false, id }
             }
-            Node::Dir { .. } => Stat { len: 0, modified: SystemTime::now(), is_file: false, is_dir: true },
+            Node::Dir { .. } => {
+                let (modified, id) = (SystemTime::UNIX_EPOCH, node as u64);
+                Stat { len: 0, modified, is_file: false, is_dir: true, id }
+            }
         })
     }
 

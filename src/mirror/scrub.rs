@@ -1,0 +1,496 @@
+//! Checking what is held, round after round at a bounded rate, or all at once on command; and fetching
+//! again what was lost. What was pushed can only be told of.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{Mutex as TurnMutex, Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::Mirror;
+use super::pace::Walk;
+use super::restore::Restored;
+use crate::clock::Clock;
+use crate::metrics::Mended;
+use crate::oci::{Digest, Owner, Repository};
+use crate::store::{self, Damage, LinkFault, OriginState, Part, Round, Shard, Store};
+use crate::tasks::{Tasks, lock};
+
+/// What is configured of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScrubOptions {
+    /// From the beginning of one round to that of the next. None: only on command.
+    pub interval: Option<Duration>,
+    /// Bytes in a second at most.
+    pub rate: NonZeroU64,
+}
+
+/// Something that was found wrong, and what was done about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub found: Found,
+    pub done: Done,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    Data(Damage),
+    /// In this repository, by its name in the tree.
+    Link(String, LinkFault),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// It is held again.
+    Fetched,
+    /// What led to it is gone, for the upstream has it no more.
+    Unlinked,
+    /// Nothing leads to it.
+    Unneeded,
+    /// It will be fetched again: that was not asked for now.
+    Left,
+    /// It was pushed: only another push brings it back.
+    Lost,
+    Failed(String),
+}
+
+/// How far a pass has come.
+#[derive(Debug, Default)]
+pub struct Progress {
+    pub blobs: AtomicU64,
+    pub bytes: AtomicU64,
+    pub repositories: AtomicU64,
+}
+
+/// What a pass has come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VerifyTotals {
+    pub blobs: u64,
+    pub bytes: u64,
+    pub repositories: u64,
+    pub links: u64,
+    pub wrong: u64,
+    /// Of what is wrong, what is no more.
+    pub mended: u64,
+}
+
+/// Why a pass did not come to its end.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ScrubError {
+    #[error("what is held is being verified already: wait for that, then ask again")]
+    Busy,
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+/// Checks what is held.
+pub struct Scrubber {
+    store: Arc<Store>,
+    clock: Clock,
+    settings: Mutex<Settings>,
+    changed: Notify,
+    turn: TurnMutex<()>,
+}
+
+#[derive(Clone)]
+struct Settings {
+    options: ScrubOptions,
+    mirror: Option<Arc<Mirror>>,
+}
+
+/// What starts has other things to do first.
+const START: Duration = Duration::from_secs(60);
+/// After a failure of the disk.
+const AGAIN: Duration = Duration::from_secs(3600);
+/// Findings of one shard that wait to be mended.
+const WAITING: usize = 4;
+/// Digests whose loss is told once, and not again for each link to them.
+const TOLD_MAX: usize = 10_000;
+
+impl Done {
+    /// Whether nothing is wrong any more.
+    pub fn is_mended(&self) -> bool {
+        matches!(self, Self::Fetched | Self::Unlinked | Self::Unneeded)
+    }
+
+    fn label(&self) -> Option<Mended> {
+        Some(match self {
+            Self::Fetched => Mended::Fetched,
+            Self::Unlinked => Mended::Unlinked,
+            Self::Unneeded => Mended::Unneeded,
+            Self::Left => return None,
+            Self::Lost => Mended::Lost,
+            Self::Failed(_) => Mended::Failed,
+        })
+    }
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fetched => f.write_str("fetched again"),
+            Self::Unlinked => f.write_str("unlinked"),
+            Self::Unneeded => f.write_str("put aside; nothing needs it"),
+            Self::Left => {
+                f.write_str("it is fetched again when it is asked for, or by `forebay verify --repair`")
+            }
+            Self::Lost => f.write_str("push it again"),
+            Self::Failed(why) => write!(f, "not fetched again: {why}"),
+        }
+    }
+}
+
+impl Finding {
+    /// What is wrong, for messages.
+    pub fn problem(&self) -> String {
+        match &self.found {
+            Found::Data(damage) => damage.wrong.to_string(),
+            Found::Link(_, fault) => fault.to_string(),
+        }
+    }
+}
+
+fn is_hosted(origin: &OriginState) -> bool {
+    !matches!(origin, OriginState::Known(origin) if origin.owner != Owner::Hosted)
+}
+
+impl Scrubber {
+    pub fn new(
+        options: ScrubOptions,
+        store: Arc<Store>,
+        mirror: Option<Arc<Mirror>>,
+        clock: Clock,
+    ) -> Arc<Self> {
+        let settings = Mutex::new(Settings { options, mirror });
+        Arc::new(Self { store, clock, settings, changed: Notify::new(), turn: TurnMutex::default() })
+    }
+
+    /// Goes by other settings, from the next finding or round on.
+    pub fn follow(&self, options: ScrubOptions, mirror: Option<Arc<Mirror>>) {
+        *lock(&self.settings) = Settings { options, mirror };
+        self.changed.notify_one();
+    }
+
+    /// Checks round after round, until shutdown.
+    pub fn schedule(self: &Arc<Self>, tasks: &Tasks) {
+        let (this, stopping) = (self.clone(), tasks.stopping());
+        tasks.spawn("scrub", async move {
+            tokio::select! { () = stopping => {}, () = this.repeat() => {} }
+        });
+    }
+
+    async fn repeat(&self) {
+        let mut start = START;
+        loop {
+            let options = lock(&self.settings).options.clone();
+            let Some(interval) = options.interval else {
+                self.changed.notified().await;
+                continue;
+            };
+            let pause = self.until_due(interval).await.max(start.min(interval));
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.changed.notified() => continue,
+            }
+            start = Duration::ZERO;
+            if let Err(error) = self.round(options.rate).await {
+                tracing::warn!(%error, "what is held is checked in part: the disk fails");
+                tokio::time::sleep(AGAIN.min(interval)).await;
+            }
+        }
+    }
+
+    async fn until_due(&self, interval: Duration) -> Duration {
+        let round = self.store.run(|store| Ok(store.round())).await.unwrap_or_default();
+        self.count(round.ended);
+        match round {
+            // It was stopped on its way.
+            Round { place: Some(_), .. } | Round { begun: None, .. } => Duration::ZERO,
+            Round { begun: Some(begun), .. } => {
+                // The clock may have been set back.
+                let age = self.clock.wall().duration_since(begun).unwrap_or_default();
+                interval.saturating_sub(age)
+            }
+        }
+    }
+
+    fn count(&self, ended: Option<SystemTime>) {
+        let seconds = ended.and_then(|ended| ended.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let seconds = seconds.map_or(0, |time| i64::try_from(time.as_secs()).unwrap_or(i64::MAX));
+        self.store.metrics().scrub.last_round.set(seconds);
+    }
+
+    /// One round, from where the last one was stopped.
+    async fn round(&self, rate: NonZeroU64) -> Result<(), store::Error> {
+        let mut round = self.store.run(|store| Ok(store.round())).await?;
+        if round.place.is_none() || round.begun.is_none() {
+            round = Round { place: None, begun: Some(self.clock.wall()), ..round };
+        }
+        let (begun, progress) = (Instant::now(), Arc::default());
+        let keep = Some(round.clone());
+        let wrong = self.data(Some(rate), keep, true, &progress, None).await?.len();
+        round = Round { place: None, ended: Some(self.clock.wall()), ..round };
+        self.count(round.ended);
+        self.store.run(move |store| store.keep_round(&round)).await?;
+        self.store.trust();
+        self.store.metrics().scrub.rounds.inc();
+        let (blobs, bytes) = (progress.blobs.load(Ordering::Relaxed), progress.bytes.load(Ordering::Relaxed));
+        let seconds = begun.elapsed().as_secs_f64();
+        tracing::info!(blobs, bytes, wrong, seconds, "what is held was checked");
+        Ok(())
+    }
+
+    /// Checks all that is held, then all links, and with `repair` fetches again what was lost. `told`
+    /// hears of each finding. Dropping the future ends it.
+    pub async fn verify(
+        &self,
+        repair: bool,
+        rate: Option<NonZeroU64>,
+        told: mpsc::Sender<Finding>,
+        progress: &Arc<Progress>,
+    ) -> Result<VerifyTotals, ScrubError> {
+        let _turn = self.turn.try_lock().map_err(|_| ScrubError::Busy)?;
+        let tally = Tally::new(told);
+        let lost = self.data(rate, None, repair, progress, Some(&tally)).await?;
+        self.store.trust();
+        let links = self.links(repair, progress, &tally, &lost).await?;
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let Progress { blobs, bytes, repositories } = &**progress;
+        let (blobs, bytes, repositories) = (of(blobs), of(bytes), of(repositories));
+        let (wrong, mended) = (of(&tally.wrong), of(&tally.mended));
+        tracing::info!(blobs, bytes, repositories, links, wrong, mended, "what is held was verified");
+        Ok(VerifyTotals { blobs, bytes, repositories, links, wrong, mended })
+    }
+
+    /// Checks data, shard by shard. Gives the digests, some of them if there are many, that stay lost.
+    async fn data(
+        &self,
+        rate: Option<NonZeroU64>,
+        keep: Option<Round>,
+        repair: bool,
+        progress: &Arc<Progress>,
+        tally: Option<&Tally>,
+    ) -> Result<HashSet<Digest>, store::Error> {
+        let stopped = CancellationToken::new();
+        let _stop = stopped.clone().drop_guard();
+        let after = keep.as_ref().and_then(|round| round.place);
+        let (news, mut damages) = mpsc::channel(WAITING);
+        let mut walk = Walk::new(rate, stopped, progress.clone(), news, self.store.clone(), keep);
+        let walking = async {
+            let first = after.as_ref().map(Shard::of);
+            for shard in self.store.run(Store::shards).await? {
+                if first.as_ref().is_some_and(|first| shard < *first) {
+                    continue;
+                }
+                walk = self
+                    .store
+                    .run(move |store| {
+                        store.check_shard(&shard, after.as_ref(), &mut walk)?;
+                        walk.keep();
+                        Ok(walk)
+                    })
+                    .await?;
+            }
+            drop(walk);
+            Ok(())
+        };
+        let mut lost = HashSet::new();
+        let mending = async {
+            while let Some(damage) = damages.recv().await {
+                let digest = damage.digest;
+                let done = self.mend(&damage, repair).await;
+                if !done.is_mended() && lost.len() < TOLD_MAX {
+                    lost.insert(digest);
+                }
+                self.told(Finding { found: Found::Data(damage), done }, tally).await;
+            }
+        };
+        let (walked, ()): (Result<(), store::Error>, ()) = tokio::join!(walking, mending);
+        walked.map(|()| lost)
+    }
+
+    /// Fetches data again that was put aside, for whoever links it.
+    async fn mend(&self, damage: &Damage, repair: bool) -> Done {
+        if damage.linkers.is_empty() {
+            return Done::Unneeded;
+        }
+        let (mut why, mut unlinked) = (None, false);
+        for linker in damage.linkers.iter().filter(|linker| !is_hosted(&linker.origin)) {
+            if !repair {
+                return Done::Left;
+            }
+            match self.restore(&linker.name, &linker.origin, linker.part, &damage.digest).await {
+                // For all of them: they lead to the same bytes.
+                Done::Fetched => return Done::Fetched,
+                Done::Unlinked => unlinked = true,
+                Done::Failed(error) => why = Some(error),
+                _ => {}
+            }
+        }
+        match why {
+            Some(why) => Done::Failed(why),
+            None if unlinked && damage.linkers.iter().all(|linker| !is_hosted(&linker.origin)) => {
+                Done::Unlinked
+            }
+            None => Done::Lost,
+        }
+    }
+
+    /// Fetches again what a mirrored repository links, or takes the link away.
+    async fn restore(&self, name: &str, origin: &OriginState, part: Part, digest: &Digest) -> Done {
+        let (mirror, repository) = match self.mirrored(name, origin) {
+            Ok(found) => found,
+            Err(failed) => return failed,
+        };
+        match mirror.restore(&repository, part, digest).await {
+            Ok(Restored::Held) => Done::Fetched,
+            Ok(Restored::Gone) => {
+                let unlinked = mirror.unlink(&repository, part, digest).await;
+                unlinked.map_or_else(|error| Done::Failed(error.to_string()), |()| Done::Unlinked)
+            }
+            Err(error) => Done::Failed(error.to_string()),
+        }
+    }
+
+    fn mirrored(&self, name: &str, origin: &OriginState) -> Result<(Arc<Mirror>, Repository), Done> {
+        const NO_UPSTREAM: &str = "its upstream is not configured, or does not give it to everybody: it is fetched when \
+             somebody asks for it who may have it";
+        let mirror = lock(&self.settings).mirror.clone();
+        let OriginState::Known(origin) = origin else { return Err(Done::Lost) };
+        let found = mirror.and_then(|mirror| mirror.stored(name, origin).map(|of| (mirror, of)));
+        found.ok_or_else(|| Done::Failed(NO_UPSTREAM.to_owned()))
+    }
+
+    /// Looks through the links of all repositories. How many there are.
+    async fn links(
+        &self,
+        repair: bool,
+        progress: &Progress,
+        tally: &Tally,
+        lost: &HashSet<Digest>,
+    ) -> Result<u64, store::Error> {
+        let stopped = CancellationToken::new();
+        let _stop = stopped.clone().drop_guard();
+        let mut links = 0;
+        for (name, origin) in self.store.run(Store::repositories).await? {
+            let (news, mut faults) = mpsc::channel(WAITING);
+            let (of, hosted, ended) = (name.clone(), is_hosted(&origin), stopped.clone());
+            let walking = self.store.run(move |store| {
+                let mut report = |fault| drop(news.blocking_send(fault));
+                store.check_links(&of, hosted, &mut report, &|| ended.is_cancelled())
+            });
+            let mending = async {
+                while let Some(fault) = faults.recv().await {
+                    // Told of already.
+                    let is_told = matches!(&fault, LinkFault::Dangling { data, .. } if lost.contains(data));
+                    if !is_told && let Some(done) = self.mend_link(&name, &origin, &fault, repair).await {
+                        let found = Found::Link(name.clone(), fault);
+                        self.told(Finding { found, done }, Some(tally)).await;
+                    }
+                }
+            };
+            let (walked, ()) = tokio::join!(walking, mending);
+            links += walked?;
+            progress.repositories.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(links)
+    }
+
+    /// None: there is nothing wrong, now that the disk has done what it was given.
+    async fn mend_link(
+        &self,
+        name: &str,
+        origin: &OriginState,
+        fault: &LinkFault,
+        repair: bool,
+    ) -> Option<Done> {
+        if is_hosted(origin) {
+            return Some(Done::Lost);
+        }
+        let (mirror, repository) = match self.mirrored(name, origin) {
+            Ok(found) => found,
+            Err(failed) => return Some(failed),
+        };
+        // A tag may come to the disk before its manifest.
+        if let LinkFault::Tag { digest: Some(digest), .. } = fault
+            && mirror.has_manifest(&repository, digest).await.unwrap_or(false)
+        {
+            return None;
+        }
+        if !repair {
+            return Some(Done::Left);
+        }
+        let ended = match fault {
+            LinkFault::Dangling { part, name: digest, .. } => {
+                return Some(self.restore(name, origin, *part, digest).await);
+            }
+            LinkFault::Illegible { part, name: digest, .. } => {
+                mirror.unlink(&repository, *part, digest).await
+            }
+            LinkFault::Tag { tag, digest: Some(digest) } => {
+                match mirror.restore(&repository, Part::Manifest, digest).await {
+                    Ok(Restored::Held) => return Some(Done::Fetched),
+                    Ok(Restored::Gone) => mirror.forget_tag(&repository, tag).await,
+                    Err(error) => return Some(Done::Failed(error.to_string())),
+                }
+            }
+            LinkFault::Tag { tag, digest: None } => mirror.forget_tag(&repository, tag).await,
+            // What is mirrored is not whole before all of it was asked for.
+            LinkFault::Incomplete { .. } => return None,
+        };
+        Some(ended.map_or_else(|error| Done::Failed(error.to_string()), |()| Done::Unlinked))
+    }
+
+    /// Logs, counts and tells what was found.
+    async fn told(&self, finding: Finding, tally: Option<&Tally>) {
+        let (wrong, done) = (finding.problem(), finding.done.to_string());
+        match &finding.found {
+            Found::Data(damage) => {
+                let (digest, repositories) = (damage.digest, damage.repositories().join(", "));
+                tracing::error!(%digest, repositories, wrong, done, "data is bad, and was put aside");
+            }
+            Found::Link(repository, fault) => {
+                tracing::warn!(repository, link = %Named(fault), wrong, done, "a link is bad");
+            }
+        }
+        if let Some(label) = finding.done.label() {
+            self.store.metrics().scrub.mended.cell(label).inc();
+        }
+        if let Some(tally) = tally {
+            tally.wrong.fetch_add(1, Ordering::Relaxed);
+            tally.mended.fetch_add(u64::from(finding.done.is_mended()), Ordering::Relaxed);
+            // Whoever asked may have left.
+            let _ = tally.told.send(finding).await;
+        }
+    }
+}
+
+/// The digest or tag that a fault is about.
+pub struct Named<'a>(pub &'a LinkFault);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            LinkFault::Dangling { name, .. } | LinkFault::Illegible { name, .. } => name.fmt(f),
+            LinkFault::Tag { tag, .. } => tag.fmt(f),
+            LinkFault::Incomplete { manifest, .. } => manifest.fmt(f),
+        }
+    }
+}
+
+/// What a verification has found so far, and who is told.
+struct Tally {
+    wrong: AtomicU64,
+    mended: AtomicU64,
+    told: mpsc::Sender<Finding>,
+}
+
+impl Tally {
+    fn new(told: mpsc::Sender<Finding>) -> Self {
+        Self { wrong: AtomicU64::new(0), mended: AtomicU64::new(0), told }
+    }
+}

@@ -1,0 +1,90 @@
+//! After a stop without notice, nothing on disk is taken for right before it was checked: disks lie
+//! about what they have written.
+//!
+//! A file says that a process runs. Whoever finds it at its start doubts all data, until a whole round
+//! has seen it. The file stays behind at a clean stop that comes before that, and says so.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use moka::sync::Cache;
+
+use crate::oci::Digest;
+use crate::store::{Error, Store, layout};
+use crate::tasks::{Flights, Tasks};
+
+const RUNS: &[u8] = b"a Forebay runs on this directory, or was stopped without notice\n";
+const DOUBTS: &[u8] = b"a Forebay was stopped without notice, and not all data was checked since\n";
+const NOTE_MAX: usize = 4096;
+/// Blobs remembered as checked, some 200 bytes each. Those that were forgotten are checked once more.
+const CHECKED: u64 = 100_000;
+
+pub struct Doubt {
+    is_raised: AtomicBool,
+    checked: Cache<Digest, ()>,
+    /// Checks that readers wait for, one for each blob.
+    pub(super) checks: Flights<Digest, bool>,
+}
+
+impl Doubt {
+    pub fn new(tasks: Tasks) -> Self {
+        let (is_raised, checked) = (AtomicBool::new(false), Cache::new(CHECKED));
+        Self { is_raised, checked, checks: Flights::new(tasks, "check blob") }
+    }
+
+    /// Whether this blob is to be checked before it is relied on.
+    pub fn is_of(&self, digest: &Digest) -> bool {
+        self.is_raised.load(Ordering::Relaxed) && self.checked.get(digest).is_none()
+    }
+
+    /// This blob is right.
+    pub fn vouch(&self, digest: &Digest) {
+        if self.is_raised.load(Ordering::Relaxed) {
+            self.checked.insert(*digest, ());
+        }
+    }
+}
+
+impl Store {
+    /// Notes that this process runs, and begins to doubt what is there where the last one was stopped
+    /// without notice.
+    pub fn begin_run(&self) {
+        let begun = self.home.read(layout::RUNNING, NOTE_MAX).and_then(|note| {
+            let begun = note.is_some();
+            self.doubt.is_raised.store(begun, Ordering::Relaxed);
+            if note.is_some_and(|note| note != DOUBTS) {
+                // What the round had seen by then says nothing any more.
+                self.home.delete(layout::SCRUB)?;
+            }
+            self.home.put(layout::RUNNING, RUNS).map(|()| begun)
+        });
+        match begun {
+            Ok(false) => {}
+            Ok(true) => tracing::warn!(
+                "the last process on this data directory was stopped without notice: each blob is checked at its first \
+                 read, until a round of the scrub or `forebay verify` has seen all"
+            ),
+            Err(error) => tracing::warn!(%error, "whether the last stop was a clean one cannot be told"),
+        }
+    }
+
+    /// Notes that this process has stopped as it should.
+    pub fn end_run(&self) -> Result<(), Error> {
+        match self.is_doubtful() {
+            true => self.home.put(layout::RUNNING, DOUBTS),
+            false => self.home.delete(layout::RUNNING),
+        }
+    }
+
+    /// Whether data is checked at its first read.
+    pub fn is_doubtful(&self) -> bool {
+        self.doubt.is_raised.load(Ordering::Relaxed)
+    }
+
+    /// All data was checked since the last start without notice.
+    pub fn trust(&self) {
+        if self.doubt.is_raised.swap(false, Ordering::Relaxed) {
+            self.doubt.checked.invalidate_all();
+            tracing::info!("all data was checked since the stop without notice");
+        }
+    }
+}
