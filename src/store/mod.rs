@@ -175,8 +175,9 @@ fn own(directory: &Path, is_there: bool, user: u32, group: u32) -> String {
 pub struct Held {
     file: Arc<dyn File>,
     pub len: u64,
+    digest: Digest,
     /// It is to be checked as it is read.
-    doubtful: Option<Digest>,
+    is_doubtful: bool,
 }
 
 pub struct Store {

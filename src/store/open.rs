@@ -82,6 +82,6 @@ impl Store {
             tracing::error!(%digest, "a blob on disk is empty, and is ignored");
             return Ok(None);
         }
-        Ok(Some(Held { file, len, doubtful: self.doubt.is_of(digest).then_some(*digest) }))
+        Ok(Some(Held { file, len, digest: *digest, is_doubtful: self.doubt.is_of(digest) }))
     }
 }

@@ -9,7 +9,7 @@ use super::fill::{FillError, FillReader};
 use super::scrub::FirstRead;
 use super::{Held, Store};
 use crate::disk::File;
-use crate::oci::ByteRange;
+use crate::oci::{ByteRange, Digest};
 
 /// A body that is always ready would hold its worker for as long as the client reads on: after so
 /// many bytes it lets others run (measured: the median wait of a small request falls from 23 ms to 0.6).
@@ -51,12 +51,11 @@ impl BlobReader {
         let whole = ByteRange { start: 0, end: held.len };
         let range = range.unwrap_or(whole);
         let ByteRange { start, end } = range;
-        let reader = FileReader { file: held.file, buffers: store.buffers.clone(), at: start, end };
-        let from = match held.doubtful {
-            None => Origin::File(reader),
-            Some(digest) => {
-                Origin::First(Box::new(FirstRead::new(store.clone(), digest, reader, range == whole)))
-            }
+        let Held { file, digest, is_doubtful, .. } = held;
+        let reader = FileReader { store: store.clone(), digest, file, at: start, end };
+        let from = match is_doubtful {
+            false => Origin::File(reader),
+            true => Origin::First(Box::new(FirstRead::new(reader, range == whole))),
         };
         Self { from, since_yield: 0 }
     }
@@ -87,8 +86,9 @@ impl BlobReader {
 }
 
 pub(super) struct FileReader {
+    pub store: Arc<Store>,
+    pub digest: Digest,
     file: Arc<dyn File>,
-    buffers: Arc<Buffers>,
     at: u64,
     end: u64,
 }
@@ -98,9 +98,10 @@ impl FileReader {
         if self.at >= self.end {
             return None;
         }
-        let piece = read_piece(&self.file, &self.buffers, self.at, self.end).await;
-        if let Ok(bytes) = &piece {
-            self.at += bytes.len() as u64;
+        let piece = read_piece(&self.file, &self.store.buffers, self.at, self.end).await;
+        match &piece {
+            Ok(bytes) => self.at += bytes.len() as u64,
+            Err(_) => self.store.suspect(&self.digest),
         }
         Some(piece)
     }

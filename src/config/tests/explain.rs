@@ -120,7 +120,7 @@ fn what_is_explained_loads_as_the_same() {
          repositories = [\"team/**\"]\n[cache]\nmax_size = \"3GB\"\nmemory = \"7B\"\n[freshness.rules]\n\"b:*\" = \"90s\"\na = \"0s\"\n\
          [refresh]\nper_minute = 7\n[[warm]]\nimages = [\"localhost:5001/a:1\", \"b\"]\nevery = \"90s\"\n[[warm]]\n\
          images = \"c\"\nplatforms = \"all\"\n[[warm]]\nimages = \"d\"\nplatforms = [\"linux/arm/v7\", \"linux/386\"]\n\
-         [gc]\ninterval = \"off\"\nuntagged = \"7d\"\n[[hosted.retention]]\nrepositories = \"ci/*\"\nkeep_last = 3\nkeep_for = \"30d\"\n\
+         [scrub]\ninterval = \"off\"\nrate = \"1MB\"\nquarantine = \"0B\"\n[gc]\ninterval = \"off\"\nuntagged = \"7d\"\n[[hosted.retention]]\nrepositories = \"ci/*\"\nkeep_last = 3\nkeep_for = \"30d\"\n\
          [[hosted.retention]]\nrepositories = \"a\"\nkeep_tags = [\"v*\"]\nuntagged_for = \"0s\"\n\
          [[limits.network]]\ncidr = \"fd00::/8\"\nrequests = \"1/m\"\n[[limits.identity]]\nname = \"ci-*\"\nrequests = \"2/m\"\n\
          [auth]\nrealm = \"us\"\nmirror = true\n[auth.tokens]\nlifetime = \"90s\"\n[auth.token_server]\n\

@@ -161,6 +161,10 @@ fn garbage_and_retention() {
     refused("[gc]\nlease = \"0s\"", 2, &["gc.lease", "`1ms`"]);
     refused("[gc]\ninterval = \"1s\"", 2, &["gc.interval", "`1m`", "`off`"]);
     refused("[gc]\nuntagged = \"never\"", 2, &["gc.untagged", "`keep`"]);
+    assert_eq!((config.scrub.interval, config.scrub.rate.get()), (Some(30 * day), 20 << 20));
+    assert_eq!(config.store.quarantine, 10 << 30);
+    refused("[scrub]\ninterval = \"0s\"", 2, &["scrub.interval", "`1s`", "`off`"]);
+    refused("[scrub]\nrate = \"0B\"", 2, &["scrub.rate", "`20MiB`"]);
     refused("[[hosted.retention]]\nkeep_last = 1", 1, &["hosted.retention.repositories", "Add"]);
     refused("[[hosted.retention]]\nrepositories = []", 2, &["the list is empty"]);
     refused("[[hosted.retention]]\nrepositories = [\"A\"]", 2, &["is no pattern"]);

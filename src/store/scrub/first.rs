@@ -11,8 +11,6 @@ use crate::store::reader::{FileReader, ReadError};
 
 /// Reads a blob, and holds back the last piece of it until it is known to be right.
 pub struct FirstRead {
-    store: Arc<Store>,
-    digest: Digest,
     file: FileReader,
     stage: Stage,
 }
@@ -26,12 +24,12 @@ enum Stage {
 }
 
 impl FirstRead {
-    pub fn new(store: Arc<Store>, digest: Digest, file: FileReader, is_whole: bool) -> Self {
+    pub fn new(file: FileReader, is_whole: bool) -> Self {
         let stage = match is_whole {
-            true => Stage::Whole(digest.algorithm().hasher(), None),
+            true => Stage::Whole(file.digest.algorithm().hasher(), None),
             false => Stage::Range,
         };
-        Self { store, digest, file, stage }
+        Self { file, stage }
     }
 
     pub async fn next(&mut self) -> Option<Result<Bytes, ReadError>> {
@@ -59,11 +57,11 @@ impl FirstRead {
                 Some(Err(error)) => return Some(Err(self.check().await.err().unwrap_or(error))),
                 None => {
                     let (hasher, back) = (hasher.clone(), back.take());
-                    if hasher.finish() != self.digest {
+                    if hasher.finish() != self.file.digest {
                         let error = self.check().await.err();
                         return Some(Err(error.unwrap_or(ReadError::Rotten)));
                     }
-                    self.store.doubt.vouch(&self.digest);
+                    self.file.store.doubt.vouch(&self.file.digest);
                     self.stage = Stage::Checked;
                     return back.map(Ok);
                 }
@@ -73,26 +71,35 @@ impl FirstRead {
 
     /// Has the whole blob checked, once for all who read it, and put aside where it is bad.
     async fn check(&mut self) -> Result<(), ReadError> {
-        let (store, digest) = (self.store.clone(), self.digest);
+        let (store, digest) = (self.file.store.clone(), self.file.digest);
         if !store.doubt.is_of(&digest) {
             self.stage = Stage::Checked;
             return Ok(());
         }
-        let checked = self.store.doubt.checks.join(digest, || async move {
-            match store.run(move |store| store.condemn(&digest)).await {
-                Ok(checked) => matches!(checked, Checked::Sound { .. }),
-                Err(error) => {
-                    tracing::error!(%digest, %error, "a blob cannot be checked");
-                    false
-                }
-            }
-        });
-        match checked.await {
+        match self.file.store.doubt.checks.join(digest, || is_sound(store, digest)).await {
             Some(true) => {
                 self.stage = Stage::Checked;
                 Ok(())
             }
             _ => Err(ReadError::Rotten),
+        }
+    }
+}
+
+impl Store {
+    /// Has a blob checked that somebody could not read.
+    pub(in crate::store) fn suspect(self: &Arc<Self>, digest: &Digest) {
+        let (store, digest) = (self.clone(), *digest);
+        self.doubt.checks.start(digest, || is_sound(store, digest));
+    }
+}
+
+async fn is_sound(store: Arc<Store>, digest: Digest) -> bool {
+    match store.run(move |store| store.condemn(&digest)).await {
+        Ok(checked) => matches!(checked, Checked::Sound { .. }),
+        Err(error) => {
+            tracing::error!(%digest, %error, "a blob cannot be checked");
+            false
         }
     }
 }

@@ -204,6 +204,17 @@ async fn data_that_cannot_be_read_is_put_aside_but_not_for_want_of_memory() {
     assert_eq!(fs::read(aside(dir.path(), &digest)).unwrap(), b"content");
 }
 
+#[tokio::test]
+async fn data_that_a_client_finds_unreadable_is_put_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let digest = push(&open(dir.path()), &hosted("a"), b"content").await;
+    let store = open_with(options(dir.path()), unreadable(EIO));
+    let (given, error) = read(&store, &digest, None).await;
+    assert!(given.is_empty() && matches!(error, Some(ReadError::Disk(_))), "{error:?}");
+    assert!(store.tasks.drain(std::time::Duration::from_secs(60)).await);
+    assert!(aside(dir.path(), &digest).exists());
+}
+
 #[derive(Default)]
 struct Watched {
     sound: Vec<Digest>,
@@ -346,7 +357,8 @@ async fn damage_on_the_simulated_disk_is_found_and_put_aside_durably() {
     let (disk, root) = (Simulated::default(), Path::new("/data"));
     let store = open_with(options(root), disk.clone());
     let grant = hosted("a");
-    let changes: [fn(&[u8]) -> Vec<u8>; 3] = [
+    type Change = fn(&[u8]) -> Vec<u8>;
+    let changes: [Change; 3] = [
         |all| [&all[1..], b"x"].concat(),
         |all| [all, b"more"].concat(),
         |all| [&all[..2000], &[0; 2000]].concat(),
