@@ -98,7 +98,7 @@
 //! | collection takes nothing that a pusher or an image relies on | `store/collect/tests.rs`, `tests/push/race.rs`, `collect.rs` |
 //! | real clients push, log in and find what is theirs | `tests/push/` |
 //! | kill -9 leaves right bytes or none | `tests/crash/` |
-//! | what rots on disk is found, put aside, and fetched again or told | `store::scrub` (`tests.rs`), `mirror::scrub`, `tests/life/verify.rs`, `tests/crash/rot.rs` |
+//! | what rots on disk is found, put aside, and fetched again or told | `store::scrub` (`tests.rs`), `mirror::scrub`, `mirror::mend`, `tests/life/verify.rs`, `tests/crash/rot.rs` |
 //! | what we hold, we serve, and say that it is stale | `tests/mirror.rs`, `tests/weather/`, `tests/crash/`, `tests/clients.rs` |
 //! | an upstream that is slow, gone or in a circle holds up nobody | `upstream::breaker`, `upstream::round`, `upstream/tests/weather.rs`, `tests/weather/links.rs`, `tests/life/chain.rs` |
 //! | the forward proxy answers for configured registries and reaches no private address | `http::forward`, `tests/weather/forward.rs` |

@@ -5,10 +5,12 @@
 
 mod blob;
 mod brought;
+mod finding;
 mod freshness;
 mod list;
 mod manifest;
 mod memory;
+mod mend;
 mod pace;
 mod pinned;
 mod prefetch;
@@ -43,12 +45,11 @@ use crate::tasks::{Flights, Tasks};
 use crate::upstream::{self, HeldBack, Hops, Spender, Upstream};
 
 pub use self::brought::BringError;
+pub use self::finding::{Done, Finding, Found, Named};
 pub use self::freshness::Freshness;
 pub use self::pinned::{Pinned, Pins};
 pub use self::reserved::Reserved;
-pub use self::scrub::{
-    Done, Finding, Found, Named, Progress, ScrubError, ScrubOptions, Scrubber, VerifyTotals,
-};
+pub use self::scrub::{Progress, ScrubError, ScrubOptions, Scrubber, VerifyTotals};
 pub use self::warm::{Account, IMAGES_AT_ONCE, Image, Tally, WarmError, Warmed};
 pub use crate::oci::{InvalidTagPattern as InvalidPattern, TagPattern as Pattern};
 pub use crate::upstream::{CallerId, Login, Purpose};

@@ -2,7 +2,6 @@
 //! again what was lost. What was pushed can only be told of.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,12 +11,12 @@ use tokio::sync::{Mutex as TurnMutex, Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::Mirror;
+use super::finding::{Finding, Found, Named};
+use super::mend::is_hosted;
 use super::pace::Walk;
-use super::restore::Restored;
 use crate::clock::Clock;
-use crate::metrics::Mended;
-use crate::oci::{Digest, Owner, Repository};
-use crate::store::{self, Damage, LinkFault, OriginState, Part, Round, Shard, Store};
+use crate::oci::Digest;
+use crate::store::{self, LinkFault, Round, Shard, Store};
 use crate::tasks::{Tasks, lock};
 
 /// What is configured of it.
@@ -27,35 +26,6 @@ pub struct ScrubOptions {
     pub interval: Option<Duration>,
     /// Bytes in a second at most.
     pub rate: NonZeroU64,
-}
-
-/// Something that was found wrong, and what was done about it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    pub found: Found,
-    pub done: Done,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
-    Data(Damage),
-    /// In this repository, by its name in the tree.
-    Link(String, LinkFault),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Done {
-    /// It is held again.
-    Fetched,
-    /// What led to it is gone, for the upstream has it no more.
-    Unlinked,
-    /// Nothing leads to it.
-    Unneeded,
-    /// It will be fetched again: that was not asked for now.
-    Left,
-    /// It was pushed: only another push brings it back.
-    Lost,
-    Failed(String),
 }
 
 /// How far a pass has come.
@@ -111,53 +81,6 @@ const WAITING: usize = 4;
 /// Digests whose loss is told once, and not again for each link to them.
 const TOLD_MAX: usize = 10_000;
 
-impl Done {
-    /// Whether nothing is wrong any more.
-    pub fn is_mended(&self) -> bool {
-        matches!(self, Self::Fetched | Self::Unlinked | Self::Unneeded)
-    }
-
-    fn label(&self) -> Option<Mended> {
-        Some(match self {
-            Self::Fetched => Mended::Fetched,
-            Self::Unlinked => Mended::Unlinked,
-            Self::Unneeded => Mended::Unneeded,
-            Self::Left => return None,
-            Self::Lost => Mended::Lost,
-            Self::Failed(_) => Mended::Failed,
-        })
-    }
-}
-
-impl fmt::Display for Done {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Fetched => f.write_str("fetched again"),
-            Self::Unlinked => f.write_str("unlinked"),
-            Self::Unneeded => f.write_str("put aside; nothing needs it"),
-            Self::Left => {
-                f.write_str("it is fetched again when it is asked for, or by `forebay verify --repair`")
-            }
-            Self::Lost => f.write_str("push it again"),
-            Self::Failed(why) => write!(f, "not fetched again: {why}"),
-        }
-    }
-}
-
-impl Finding {
-    /// What is wrong, for messages.
-    pub fn problem(&self) -> String {
-        match &self.found {
-            Found::Data(damage) => damage.wrong.to_string(),
-            Found::Link(_, fault) => fault.to_string(),
-        }
-    }
-}
-
-fn is_hosted(origin: &OriginState) -> bool {
-    !matches!(origin, OriginState::Known(origin) if origin.owner != Owner::Hosted)
-}
-
 impl Scrubber {
     pub fn new(
         options: ScrubOptions,
@@ -173,6 +96,10 @@ impl Scrubber {
     pub fn follow(&self, options: ScrubOptions, mirror: Option<Arc<Mirror>>) {
         *lock(&self.settings) = Settings { options, mirror };
         self.changed.notify_one();
+    }
+
+    pub(super) fn mirror(&self) -> Option<Arc<Mirror>> {
+        lock(&self.settings).mirror.clone()
     }
 
     /// Checks round after round, until shutdown.
@@ -313,58 +240,6 @@ impl Scrubber {
         walked.map(|()| lost)
     }
 
-    /// Fetches data again that was put aside, for whoever links it.
-    async fn mend(&self, damage: &Damage, repair: bool) -> Done {
-        if damage.linkers.is_empty() {
-            return Done::Unneeded;
-        }
-        let (mut why, mut unlinked) = (None, false);
-        for linker in damage.linkers.iter().filter(|linker| !is_hosted(&linker.origin)) {
-            if !repair {
-                return Done::Left;
-            }
-            match self.restore(&linker.name, &linker.origin, linker.part, &damage.digest).await {
-                // For all of them: they lead to the same bytes.
-                Done::Fetched => return Done::Fetched,
-                Done::Unlinked => unlinked = true,
-                Done::Failed(error) => why = Some(error),
-                _ => {}
-            }
-        }
-        match why {
-            Some(why) => Done::Failed(why),
-            None if unlinked && damage.linkers.iter().all(|linker| !is_hosted(&linker.origin)) => {
-                Done::Unlinked
-            }
-            None => Done::Lost,
-        }
-    }
-
-    /// Fetches again what a mirrored repository links, or takes the link away.
-    async fn restore(&self, name: &str, origin: &OriginState, part: Part, digest: &Digest) -> Done {
-        let (mirror, repository) = match self.mirrored(name, origin) {
-            Ok(found) => found,
-            Err(failed) => return failed,
-        };
-        match mirror.restore(&repository, part, digest).await {
-            Ok(Restored::Held) => Done::Fetched,
-            Ok(Restored::Gone) => {
-                let unlinked = mirror.unlink(&repository, part, digest).await;
-                unlinked.map_or_else(|error| Done::Failed(error.to_string()), |()| Done::Unlinked)
-            }
-            Err(error) => Done::Failed(error.to_string()),
-        }
-    }
-
-    fn mirrored(&self, name: &str, origin: &OriginState) -> Result<(Arc<Mirror>, Repository), Done> {
-        const NO_UPSTREAM: &str = "its upstream is not configured, or does not give it to everybody: it is fetched when \
-             somebody asks for it who may have it";
-        let mirror = lock(&self.settings).mirror.clone();
-        let OriginState::Known(origin) = origin else { return Err(Done::Lost) };
-        let found = mirror.and_then(|mirror| mirror.stored(name, origin).map(|of| (mirror, of)));
-        found.ok_or_else(|| Done::Failed(NO_UPSTREAM.to_owned()))
-    }
-
     /// Looks through the links of all repositories. How many there are.
     async fn links(
         &self,
@@ -400,51 +275,6 @@ impl Scrubber {
         Ok(links)
     }
 
-    /// None: there is nothing wrong, now that the disk has done what it was given.
-    async fn mend_link(
-        &self,
-        name: &str,
-        origin: &OriginState,
-        fault: &LinkFault,
-        repair: bool,
-    ) -> Option<Done> {
-        if is_hosted(origin) {
-            return Some(Done::Lost);
-        }
-        let (mirror, repository) = match self.mirrored(name, origin) {
-            Ok(found) => found,
-            Err(failed) => return Some(failed),
-        };
-        // A tag may come to the disk before its manifest.
-        if let LinkFault::Tag { digest: Some(digest), .. } = fault
-            && mirror.has_manifest(&repository, digest).await.unwrap_or(false)
-        {
-            return None;
-        }
-        if !repair {
-            return Some(Done::Left);
-        }
-        let ended = match fault {
-            LinkFault::Dangling { part, name: digest, .. } => {
-                return Some(self.restore(name, origin, *part, digest).await);
-            }
-            LinkFault::Illegible { part, name: digest, .. } => {
-                mirror.unlink(&repository, *part, digest).await
-            }
-            LinkFault::Tag { tag, digest: Some(digest) } => {
-                match mirror.restore(&repository, Part::Manifest, digest).await {
-                    Ok(Restored::Held) => return Some(Done::Fetched),
-                    Ok(Restored::Gone) => mirror.forget_tag(&repository, tag).await,
-                    Err(error) => return Some(Done::Failed(error.to_string())),
-                }
-            }
-            LinkFault::Tag { tag, digest: None } => mirror.forget_tag(&repository, tag).await,
-            // What is mirrored is not whole before all of it was asked for.
-            LinkFault::Incomplete { .. } => return None,
-        };
-        Some(ended.map_or_else(|error| Done::Failed(error.to_string()), |()| Done::Unlinked))
-    }
-
     /// Logs, counts and tells what was found.
     async fn told(&self, finding: Finding, tally: Option<&Tally>) {
         let (wrong, done) = (finding.problem(), finding.done.to_string());
@@ -465,19 +295,6 @@ impl Scrubber {
             tally.mended.fetch_add(u64::from(finding.done.is_mended()), Ordering::Relaxed);
             // Whoever asked may have left.
             let _ = tally.told.send(finding).await;
-        }
-    }
-}
-
-/// The digest or tag that a fault is about.
-pub struct Named<'a>(pub &'a LinkFault);
-
-impl fmt::Display for Named<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            LinkFault::Dangling { name, .. } | LinkFault::Illegible { name, .. } => name.fmt(f),
-            LinkFault::Tag { tag, .. } => tag.fmt(f),
-            LinkFault::Incomplete { manifest, .. } => manifest.fmt(f),
         }
     }
 }

@@ -1,0 +1,91 @@
+//! What is found wrong on disk, and what was done about it.
+
+use std::fmt;
+
+use crate::metrics::Mended;
+use crate::store::{Damage, LinkFault};
+
+/// Something that was found wrong, and what was done about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub found: Found,
+    pub done: Done,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    Data(Damage),
+    /// In this repository, by its name in the tree.
+    Link(String, LinkFault),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// It is held again.
+    Fetched,
+    /// What led to it is gone, for the upstream has it no more.
+    Unlinked,
+    /// Nothing leads to it.
+    Unneeded,
+    /// It will be fetched again: that was not asked for now.
+    Left,
+    /// It was pushed: only another push brings it back.
+    Lost,
+    Failed(String),
+}
+
+impl Done {
+    /// Whether nothing is wrong any more.
+    pub fn is_mended(&self) -> bool {
+        matches!(self, Self::Fetched | Self::Unlinked | Self::Unneeded)
+    }
+
+    pub(super) fn label(&self) -> Option<Mended> {
+        Some(match self {
+            Self::Fetched => Mended::Fetched,
+            Self::Unlinked => Mended::Unlinked,
+            Self::Unneeded => Mended::Unneeded,
+            Self::Left => return None,
+            Self::Lost => Mended::Lost,
+            Self::Failed(_) => Mended::Failed,
+        })
+    }
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fetched => f.write_str("fetched again"),
+            Self::Unlinked => f.write_str("unlinked"),
+            Self::Unneeded => f.write_str("put aside; nothing needs it"),
+            Self::Left => {
+                f.write_str("it is fetched again when it is asked for, or by `forebay verify --repair`")
+            }
+            Self::Lost => f.write_str("push it again"),
+            Self::Failed(why) => write!(f, "not fetched again: {why}"),
+        }
+    }
+}
+
+impl Finding {
+    /// What is wrong, for messages.
+    pub fn problem(&self) -> String {
+        match &self.found {
+            Found::Data(damage) => damage.wrong.to_string(),
+            Found::Link(_, fault) => fault.to_string(),
+        }
+    }
+}
+
+/// The digest or tag that a fault is about.
+pub struct Named<'a>(pub &'a LinkFault);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            LinkFault::Dangling { name, .. } | LinkFault::Illegible { name, .. } => name.fmt(f),
+            LinkFault::Tag { tag, .. } => tag.fmt(f),
+            LinkFault::Incomplete { manifest, .. } => manifest.fmt(f),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What the disk has lost is fetched again where it is mirrored.
+
+use std::sync::Arc;
+
+use super::Mirror;
+use super::finding::Done;
+use super::restore::Restored;
+use super::scrub::Scrubber;
+use crate::oci::{Digest, Owner, Repository};
+use crate::store::{Damage, LinkFault, OriginState, Part};
+
+pub(super) fn is_hosted(origin: &OriginState) -> bool {
+    !matches!(origin, OriginState::Known(origin) if origin.owner != Owner::Hosted)
+}
+
+impl Scrubber {
+    /// Fetches data again that was put aside, for whoever links it.
+    pub(super) async fn mend(&self, damage: &Damage, repair: bool) -> Done {
+        if damage.linkers.is_empty() {
+            return Done::Unneeded;
+        }
+        let (mut why, mut unlinked) = (None, false);
+        for linker in damage.linkers.iter().filter(|linker| !is_hosted(&linker.origin)) {
+            if !repair {
+                return Done::Left;
+            }
+            match self.restore(&linker.name, &linker.origin, linker.part, &damage.digest).await {
+                // For all of them: they lead to the same bytes.
+                Done::Fetched => return Done::Fetched,
+                Done::Unlinked => unlinked = true,
+                Done::Failed(error) => why = Some(error),
+                _ => {}
+            }
+        }
+        match why {
+            Some(why) => Done::Failed(why),
+            None if unlinked && damage.linkers.iter().all(|linker| !is_hosted(&linker.origin)) => {
+                Done::Unlinked
+            }
+            None => Done::Lost,
+        }
+    }
+
+    /// Fetches again what a mirrored repository links, or takes the link away.
+    async fn restore(&self, name: &str, origin: &OriginState, part: Part, digest: &Digest) -> Done {
+        let (mirror, repository) = match self.mirrored(name, origin) {
+            Ok(found) => found,
+            Err(failed) => return failed,
+        };
+        match mirror.restore(&repository, part, digest).await {
+            Ok(Restored::Held) => Done::Fetched,
+            Ok(Restored::Gone) => {
+                let unlinked = mirror.unlink(&repository, part, digest).await;
+                unlinked.map_or_else(|error| Done::Failed(error.to_string()), |()| Done::Unlinked)
+            }
+            Err(error) => Done::Failed(error.to_string()),
+        }
+    }
+
+    fn mirrored(&self, name: &str, origin: &OriginState) -> Result<(Arc<Mirror>, Repository), Done> {
+        const NO_UPSTREAM: &str = "its upstream is not configured, or does not give it to everybody: it is fetched when \
+             somebody asks for it who may have it";
+        let mirror = self.mirror();
+        let OriginState::Known(origin) = origin else { return Err(Done::Lost) };
+        let found = mirror.and_then(|mirror| mirror.stored(name, origin).map(|of| (mirror, of)));
+        found.ok_or_else(|| Done::Failed(NO_UPSTREAM.to_owned()))
+    }
+
+    /// None: there is nothing wrong, now that the disk has done what it was given.
+    pub(super) async fn mend_link(
+        &self,
+        name: &str,
+        origin: &OriginState,
+        fault: &LinkFault,
+        repair: bool,
+    ) -> Option<Done> {
+        if is_hosted(origin) {
+            return Some(Done::Lost);
+        }
+        let (mirror, repository) = match self.mirrored(name, origin) {
+            Ok(found) => found,
+            Err(failed) => return Some(failed),
+        };
+        // A tag may come to the disk before its manifest.
+        if let LinkFault::Tag { digest: Some(digest), .. } = fault
+            && mirror.has_manifest(&repository, digest).await.unwrap_or(false)
+        {
+            return None;
+        }
+        if !repair {
+            return Some(Done::Left);
+        }
+        let ended = match fault {
+            LinkFault::Dangling { part, name: digest, .. } => {
+                return Some(self.restore(name, origin, *part, digest).await);
+            }
+            LinkFault::Illegible { part, name: digest, .. } => {
+                mirror.unlink(&repository, *part, digest).await
+            }
+            LinkFault::Tag { tag, digest: Some(digest) } => {
+                match mirror.restore(&repository, Part::Manifest, digest).await {
+                    Ok(Restored::Held) => return Some(Done::Fetched),
+                    Ok(Restored::Gone) => mirror.forget_tag(&repository, tag).await,
+                    Err(error) => return Some(Done::Failed(error.to_string())),
+                }
+            }
+            LinkFault::Tag { tag, digest: None } => mirror.forget_tag(&repository, tag).await,
+            // What is mirrored is not whole before all of it was asked for.
+            LinkFault::Incomplete { .. } => return None,
+        };
+        Some(ended.map_or_else(|error| Done::Failed(error.to_string()), |()| Done::Unlinked))
+    }
+}
