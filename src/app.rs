@@ -2,6 +2,7 @@
 
 mod collecting;
 mod exporting;
+mod holding;
 mod importing;
 mod verifying;
 mod warming;
@@ -80,6 +81,7 @@ pub async fn run(
     let scrubber = Scrubber::new(config.scrub.clone(), app.store.clone(), mirror, app.clock.clone());
     app.take_commands(&collector, &scrubber, service.clone()).await?;
     let forward = app.forward(&config).await?;
+    app.pin(&config);
     let pins =
         service.load().content.as_ref().map(|content| Pins::new(config.warm.clone(), content.mirror.clone()));
     let grace = config.http.shutdown_grace;
@@ -241,6 +243,12 @@ impl App {
         Ok(Some(Arc::new(tokio::task::spawn_blocking(open).await??)))
     }
 
+    /// What is to be held at any time is not evicted.
+    fn pin(&self, config: &Config) {
+        let images = config.warm.iter().flat_map(|pinned| &pinned.images);
+        self.store.pin_configured(images.map(|image| (image.repository.clone(), image.reference.clone())));
+    }
+
     fn hosted(&self, config: &Config, before: Option<&Service>) -> Arc<Hosted> {
         let before = before.and_then(|service| service.content.as_ref()).map(|content| &content.hosted);
         Arc::new(match before {
@@ -267,6 +275,10 @@ impl App {
             Ok(bound) => {
                 let commands = control::Commands::from([
                     ("gc", collecting::collecting(collector.clone())),
+                    ("du", holding::using(self.store.clone())),
+                    ("evict", holding::evicting(service.clone(), self.store.clone())),
+                    ("pin", holding::pinning(service.clone(), self.store.clone())),
+                    ("unpin", holding::unpinning(service.clone(), self.store.clone())),
                     ("export", exporting::exporting(service.clone(), self.store.clone())),
                     ("read", exporting::reading(service.clone(), self.store.clone())),
                     ("wanted", importing::wanting(service.clone())),
@@ -364,6 +376,7 @@ impl App {
                 }
                 match app.reloaded(&service.load(), &collector, &config, &reload) {
                     Ok((new, replacement)) => {
+                        app.pin(&new);
                         if let (Some(pins), Some(content)) = (&pins, &replacement.content) {
                             pins.follow(new.warm.clone(), content.mirror.clone());
                         }

@@ -4,12 +4,15 @@ mod bars;
 pub mod ca;
 pub mod check_config;
 pub mod client_config;
+pub mod du;
+pub mod evict;
 pub mod export;
 pub mod gc;
 pub mod htpasswd;
 mod images;
 pub mod import;
 mod moved;
+pub mod pin;
 mod running;
 pub mod serve;
 pub mod verify;
@@ -42,10 +45,14 @@ pub enum Command {
     CheckConfig(check_config::CheckConfigArgs),
     ClientConfig(client_config::ClientConfigArgs),
     Ca(ca::CaArgs),
+    Du(du::DuArgs),
+    Evict(evict::EvictArgs),
     Export(export::ExportArgs),
     Gc(gc::GcArgs),
     Htpasswd(htpasswd::HtpasswdArgs),
     Import(import::ImportArgs),
+    Pin(pin::PinArgs),
+    Unpin(pin::UnpinArgs),
     Verify(verify::VerifyArgs),
     Warm(warm::WarmArgs),
 }
@@ -122,7 +129,7 @@ impl From<Settings> for Flags {
 }
 
 /// Reports on standard error what keeps a command from starting.
-fn misused(error: &dyn std::error::Error) -> ExitCode {
+fn misused(error: &dyn std::fmt::Display) -> ExitCode {
     eprintln!("forebay: {error}");
     ExitCode::from(MISUSED)
 }
@@ -249,7 +256,11 @@ mod tests {
             &["serve", "--help"],
             &["check-config", "--help"],
             &["client-config", "--help"],
+            &["du", "--help"],
+            &["evict", "--help"],
             &["export", "--help"],
+            &["pin", "--help"],
+            &["unpin", "--help"],
             &["gc", "--help"],
             &["import", "--help"],
             &["htpasswd", "--help"],
@@ -272,9 +283,20 @@ mod tests {
         {
             assert!(help.contains(part), "{part} in\n{help}");
         }
-        for command in
-            ["serve", "check-config", "client-config", "export", "gc", "htpasswd", "import", "verify", "warm"]
-        {
+        for command in [
+            "serve",
+            "check-config",
+            "client-config",
+            "du",
+            "evict",
+            "export",
+            "gc",
+            "htpasswd",
+            "import",
+            "pin",
+            "verify",
+            "warm",
+        ] {
             let help = parse(&[command, "--help"]).unwrap_err().to_string();
             assert!(help.contains("Examples:"), "{help}");
         }

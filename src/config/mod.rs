@@ -43,6 +43,7 @@ use environment::Environment;
 pub use environment::Flags;
 pub use error::{ConfigError, Origin, Place};
 pub use units::size as parse_size;
+pub use units::time as parse_time;
 pub use upstreams::is_loopback;
 
 /// Where each value that is not a default was written, by its dotted key.

@@ -11,6 +11,7 @@
 mod client;
 mod command;
 mod gc;
+mod held;
 mod server;
 mod socket;
 #[cfg(test)]
@@ -26,6 +27,10 @@ use serde::{Deserialize, Serialize};
 pub use client::{Client, ClientError, parse};
 pub use command::{Brought, Command, Commands, Report, Request};
 pub use gc::{GcRequest, Line, Removed, Totals};
+pub use held::{
+    DuImage, DuLine, DuRepository, DuRequest, DuTotals, DuUpstream, EvictLine, EvictRequest, EvictTotals,
+    EvictedImage, NotDone, PinLine, PinRequest, PinTotals, PinnedImage,
+};
 pub use server::serve;
 pub use socket::{Bound, SocketError};
 pub use transfer::{

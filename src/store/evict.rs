@@ -40,7 +40,7 @@ pub trait Remembers: Send + Sync {
 pub type Among<'a> = &'a dyn Fn(&str, &Held, Key, Seconds) -> bool;
 
 /// Spares what is pinned, read, or on its way.
-struct Needed<'a> {
+pub(super) struct Needed<'a> {
     store: &'a Store,
     pinned: Pinned,
     on_their_way: HashSet<Digest>,
@@ -141,7 +141,7 @@ impl Store {
         Ok(bytes)
     }
 
-    fn needed(&self) -> Result<Needed<'_>, Error> {
+    pub(super) fn needed(&self) -> Result<Needed<'_>, Error> {
         let on_their_way = lock(&self.fills).keys().map(|(_, digest)| *digest).collect();
         Ok(Needed { store: self, pinned: self.pinned()?, on_their_way })
     }
@@ -224,7 +224,7 @@ impl Store {
             })
     }
 
-    fn tags_of(&self, name: &str, manifests: &[Digest]) -> Vec<Tag> {
+    pub(super) fn tags_of(&self, name: &str, manifests: &[Digest]) -> Vec<Tag> {
         self.index.facts(|facts| {
             let gone: HashSet<Key> = manifests.iter().map(|digest| facts.key(digest)).collect();
             let tags = facts.repository(name).into_iter().flat_map(|held| &held.tags);

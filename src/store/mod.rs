@@ -26,6 +26,7 @@ mod reader;
 mod referrers;
 mod room;
 mod scrub;
+mod select;
 mod tags;
 mod tend;
 #[cfg(test)]
@@ -63,13 +64,14 @@ pub use self::fill::{
     Demand, Fill, FillError, FillOptions, FillReader, Place, Source, SourceError, SourceStream,
 };
 pub use self::health::{Trouble, state_of};
-pub use self::index::Victim;
+pub use self::index::{ImageUse, RepositoryUse, Usage, Victim};
 pub use self::manifests::{ManifestCommit, NewManifest, Removal};
 pub use self::origins::{Origin, OriginState, Visibility};
 pub use self::pins::{PINS_MAX, Pinning};
 pub use self::reader::{BlobReader, ReadError};
 pub use self::referrers::HeldReferrers;
 pub use self::scrub::{Checked, Damage, LinkFault, Linker, Part, Round, Shard, Watch, Wrong};
+pub use self::select::{Named, Selection};
 pub use self::tags::HeldTag;
 pub use self::uploads::{Committed, HeldUpload, Upload};
 

@@ -147,7 +147,9 @@ fn a_mount_within_the_directory_is_told_by_the_first_push() {
         let answer =
             Repository::new(&rig.mirror.url(), "app").try_blob(&sha256(&bytes), bytes.into()).await.unwrap();
         assert!(answer.status >= 500, "{}", answer.status);
-        let log = rig.mirror.log();
-        assert!(log.contains("have all of the data directory on one"), "{log}");
+        let wait = Wait::for_("the log to say what is wrong");
+        while !rig.mirror.log().contains("have all of the data directory on one") {
+            wait.a_little().await;
+        }
     });
 }

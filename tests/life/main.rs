@@ -12,6 +12,7 @@ mod cut;
 mod directory;
 mod dropin;
 mod events;
+mod holding;
 mod listeners;
 mod lists;
 mod operations;

@@ -12,6 +12,7 @@ mod facts;
 mod scan;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,6 +20,7 @@ use std::sync::{Arc, Mutex};
 pub use self::choose::{Spare, Victim, choose};
 pub use self::facts::{Event, Facts, Held, Key, Seconds, named_by};
 pub use self::scan::seconds;
+pub use self::usage::{ImageUse, RepositoryUse, Usage, usage};
 use crate::metrics::Metrics;
 use crate::oci::Digest;
 use crate::tasks::lock;
