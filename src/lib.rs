@@ -88,6 +88,15 @@
 //!    first; collection looks at them last, under the same lock. Locks are taken in one order: that of the
 //!    repository, then that of the data.
 //!
+//! # How room is made
+//!
+//! `store::index` has what is held in memory: data, links, tags, and what each manifest names. It is read from
+//! the tree at the start, in the background, and every change of the tree is an `Event` for it, recorded under the
+//! lock under which the change was made. A fill reserves its room (`store::room`) before it writes; where that is
+//! not there, `store::index::choose`, which is pure, says which images go, and `store::evict` takes them away:
+//! links first, durably, then data that nothing links. Whoever remembers what is held, such as the mirror's
+//! memory, is told. What is open counts until it is closed (`store::open`).
+//!
 //! # The promises, and what holds them
 //!
 //! | promise | held by |
@@ -98,6 +107,7 @@
 //! | collection takes nothing that a pusher or an image relies on | `store/collect/tests.rs`, `tests/push/race.rs`, `collect.rs` |
 //! | real clients push, log in and find what is theirs | `tests/push/` |
 //! | kill -9 leaves right bytes or none | `tests/crash/` |
+//! | the cache keeps to its size, by whole images, and takes nothing that is pinned, hosted or read | `store::index` (`tests.rs`), `store/tests/evict.rs`, `tests/life/holding.rs` |
 //! | what rots on disk is found, put aside, and fetched again or told | `store::scrub` (`tests.rs`), `mirror::scrub`, `mirror::mend`, `tests/life/verify.rs`, `tests/crash/rot.rs` |
 //! | what we hold, we serve, and say that it is stale | `tests/mirror.rs`, `tests/weather/`, `tests/crash/`, `tests/clients.rs` |
 //! | an upstream that is slow, gone or in a circle holds up nobody | `upstream::breaker`, `upstream::round`, `upstream/tests/weather.rs`, `tests/weather/links.rs`, `tests/life/chain.rs` |

@@ -5,7 +5,7 @@
 //! found at the next start. All of it happens under the lock that who links data waits for, and what was
 //! asked for since it was chosen stays.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Weak;
 
 use super::index::{Event, Held, Key, Progress, Seconds, Spare, Victim, choose};
@@ -43,12 +43,14 @@ pub type Among<'a> = &'a dyn Fn(&str, &Held, Key, Seconds) -> bool;
 pub(super) struct Needed<'a> {
     store: &'a Store,
     pinned: Pinned,
+    stuck: BTreeSet<String>,
     on_their_way: HashSet<Digest>,
 }
 
 impl Spare for Needed<'_> {
     fn is_pinned(&self, repository: &str, manifest: Key) -> bool {
         self.pinned.get(repository).is_some_and(|pinned| pinned.contains(&manifest))
+            || self.stuck.contains(repository)
     }
 
     fn is_busy(&self, digest: &Digest) -> bool {
@@ -94,6 +96,7 @@ impl Store {
     /// Evicts what is too much: the cap was lowered, or what is pushed takes its part of it. Blocks.
     pub fn trim(&self) -> Result<(), Error> {
         let _turn = lock(&self.room.turn);
+        lock(&self.room.stuck).clear();
         for _ in 0..ROUNDS {
             let Shortage::Of(short) = self.shortage(0)? else { return Ok(()) };
             if self.drop_orphans()? > 0 {
@@ -143,7 +146,8 @@ impl Store {
 
     pub(super) fn needed(&self) -> Result<Needed<'_>, Error> {
         let on_their_way = lock(&self.fills).keys().map(|(_, digest)| *digest).collect();
-        Ok(Needed { store: self, pinned: self.pinned()?, on_their_way })
+        let stuck = lock(&self.room.stuck).clone();
+        Ok(Needed { store: self, pinned: self.pinned()?, stuck, on_their_way })
     }
 
     /// Takes these away, as far as nobody came to need them. Gives those that went. Blocks.
@@ -155,7 +159,12 @@ impl Store {
         let mut gone = Vec::new();
         for (name, victims) in by_repository {
             for some in victims.chunks(AT_ONCE) {
-                let went = self.evict_some(name, some)?;
+                let went = self.evict_some(name, some).unwrap_or_else(|error| {
+                    self.metrics.store_errors.inc();
+                    tracing::error!(repository = name, %error, "cannot be evicted, and is left for now");
+                    lock(&self.room.stuck).insert(name.to_owned());
+                    0
+                });
                 let all = went == some.len();
                 gone.extend(some[..went].iter().map(|victim| (*victim).clone()));
                 if !all {
@@ -257,8 +266,7 @@ impl Store {
         ] {
             let mut dirs = HashSet::new();
             for digest in digests {
-                let link = link(repository, digest);
-                self.home.delete_tree(link.strip_suffix("/link").unwrap_or(&link))?;
+                self.home.remove_with_dir_unsynced(&link(repository, digest))?;
                 dirs.insert(dir(repository, digest.algorithm()));
             }
             self.home.sync_all(&dirs)?;
@@ -282,8 +290,7 @@ impl Store {
             let Some(domain) = domain.name.to_str() else { continue };
             self.home.remove_unsynced(&layout::proof_in(domain, digest))?;
         }
-        let data = layout::data(digest);
-        self.home.delete_tree(data.strip_suffix("/data").unwrap_or(&data))?;
+        self.home.remove_with_dir_unsynced(&layout::data(digest))?;
         self.data_gone(digest);
         Ok(())
     }

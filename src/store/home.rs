@@ -275,14 +275,7 @@ impl Home {
     /// The same, and the directory that held it where nothing else is in it.
     pub fn delete_with_dir(&self, key: &str) -> Result<(), Error> {
         self.delete(key)?;
-        let path = self.path(key);
-        let dir = dir_of(&path);
-        let _removing = self.settled.removing(dir);
-        self.settled.forget(dir);
-        match found(self.disk.remove_dir(dir)) {
-            Err(error) if !is_not_empty(&error) => Err(failed("remove", dir)(error)),
-            _ => Ok(()),
-        }
+        self.remove_dir_of(&self.path(key))
     }
 
     /// Removes a directory and all that is in it. Links are removed, never followed. Nobody may add
@@ -315,8 +308,25 @@ impl Home {
     /// Removes a key where it is there. What that is worth after a power loss is seen then.
     pub fn remove_unsynced(&self, key: &str) -> Result<(), Error> {
         let path = self.path(key);
+        self.check_way(dir_of(&path))?;
         self.settled.forget(&path);
         found(self.disk.remove(&path)).map_err(failed("remove", &path)).map(drop)
+    }
+
+    /// The same, and the directory that held it where nothing else is in it.
+    pub fn remove_with_dir_unsynced(&self, key: &str) -> Result<(), Error> {
+        self.remove_unsynced(key)?;
+        self.remove_dir_of(&self.path(key))
+    }
+
+    fn remove_dir_of(&self, path: &Path) -> Result<(), Error> {
+        let dir = dir_of(path);
+        let _removing = self.settled.removing(dir);
+        self.settled.forget(dir);
+        match found(self.disk.remove_dir(dir)) {
+            Err(error) if !is_not_empty(&error) => Err(failed("remove", dir)(error)),
+            _ => Ok(()),
+        }
     }
 
     /// Makes what was removed in these directories durable. One that is not there has lost nothing.

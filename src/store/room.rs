@@ -1,5 +1,6 @@
 //! How much may be held: the cap, what must stay free, and what is promised to blobs on their way.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use super::index::Progress;
@@ -16,6 +17,8 @@ pub struct Room {
     taken: Mutex<Taken>,
     /// One makes room at a time.
     pub turn: Mutex<()>,
+    /// Repositories of which something could not be taken away a moment ago.
+    pub stuck: Mutex<BTreeSet<String>>,
 }
 
 #[derive(Default)]
