@@ -59,10 +59,14 @@ impl Store {
         Ok(found)
     }
 
-    /// Gives a mirrored repository a blob whose bytes are held and were fetched in its trust domain.
+    /// Gives a mirrored repository a blob whose bytes were fetched in its trust domain, and are still held.
     pub fn link_layer(&self, grant: &Grant, digest: &Digest) -> Result<(), Error> {
         let _kept = self.leases.keep_data();
         self.leases.renew_data(digest);
+        // It may have been evicted since that was seen.
+        if self.home.stat(&layout::data(digest))?.is_none() {
+            return Ok(());
+        }
         self.link_fetched(grant, digest)
     }
 

@@ -168,13 +168,20 @@ fn unfinished_work_is_dropped_at_the_start() {
     assert_eq!(std::fs::read_dir(&fills).unwrap().count(), 0);
 }
 
+/// Holds bytes that nothing leads to.
+fn hold(store: &Store, bytes: &[u8]) -> Digest {
+    let digest = Digest::sha256(bytes);
+    store.home.put(&layout::data(&digest), bytes).unwrap();
+    digest
+}
+
 #[test]
 fn origins_decide_and_unknown_ones_are_adopted_on_demand() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(options(dir.path())).unwrap();
     let grant = hub("library/a");
     assert_eq!(store.origin(&grant.repository).unwrap(), OriginState::Absent);
-    let digest = Digest::sha256(b"x");
+    let digest = hold(&store, b"x");
     store.link_layer(&grant, &digest).unwrap();
     let public = Origin { owner: grant.repository.owner.clone(), visibility: Visibility::Public };
     assert_eq!(store.origin(&grant.repository).unwrap(), OriginState::Known(public.clone()));
@@ -206,7 +213,7 @@ fn what_is_private_becomes_public_by_a_claim_alone() {
         OriginState::Known(origin) => origin.visibility,
         other => panic!("{other:?}"),
     };
-    let (one, other) = (Digest::sha256(b"one"), Digest::sha256(b"other"));
+    let (one, other) = (hold(&store, b"one"), hold(&store, b"other"));
     store.link_layer(&public, &one).unwrap();
     assert_eq!(visibility(&store), Visibility::Public);
     store.link_layer(&private, &one).unwrap();
@@ -237,7 +244,7 @@ fn who_is_overtaken_at_a_first_claim_may_still_add() {
         open: Box::new(move |path| {
             let opened = RealDisk.open(path);
             if opened.is_err() {
-                done.get_or_init(|| other.link_layer(&hub("library/a"), &Digest::sha256(b"x")).unwrap());
+                done.get_or_init(|| other.link_layer(&hub("library/a"), &hold(&other, b"x")).unwrap());
             }
             opened
         }),

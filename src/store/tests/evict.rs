@@ -264,3 +264,18 @@ fn what_was_asked_for_since_it_was_chosen_stays_and_who_remembers_is_told() {
     rig.store.note_wanted();
     assert_eq!(told.0.load(SeqCst), 2);
 }
+
+/// Another repository of the trust domain was about to be given the blob.
+#[test]
+fn what_was_evicted_before_its_link_came_gets_none() {
+    let rig = Rig::new(|_| ());
+    let (one, other) = (hub("library/a"), hub("library/b"));
+    rig.pull_image(&one, "1", &[b"1"]);
+    let digest = Digest::sha256(b"1");
+    assert!(rig.store.is_proven(&other, &digest).unwrap());
+    assert_eq!(rig.evict(u64::MAX), 1);
+    rig.store.link_layer(&other, &digest).unwrap();
+    assert!(!rig.store.has_layer(&other.repository, &digest).unwrap(), "a link to nothing");
+    let proof = layout::proof(&other.domain, &digest);
+    assert!(rig.store.home.stat(&proof).unwrap().is_none(), "a proof of nothing");
+}
