@@ -259,6 +259,8 @@ impl Home {
         let path = self.path(key);
         let dir = dir_of(&path);
         self.check_way(dir)?;
+        // Empty by then, the directory could be taken for a husk before it is synced.
+        let _within = self.settled.within(dir);
         self.settled.forget(&path);
         let before = self.settled.doubts(dir);
         let removed = found(self.disk.remove(&path)).map_err(failed("remove", &path))?;
@@ -275,7 +277,19 @@ impl Home {
     /// The same, and the directory that held it where nothing else is in it.
     pub fn delete_with_dir(&self, key: &str) -> Result<(), Error> {
         self.delete(key)?;
-        self.remove_dir_of(&self.path(key))
+        self.drop_husk(key)
+    }
+
+    /// Removes the directory that would hold a key, where nothing is in it.
+    pub fn drop_husk(&self, key: &str) -> Result<(), Error> {
+        let path = self.path(key);
+        let dir = dir_of(&path);
+        let _removing = self.settled.removing(dir);
+        self.settled.forget(dir);
+        match found(self.disk.remove_dir(dir)) {
+            Err(error) if !is_not_empty(&error) => Err(failed("remove", dir)(error)),
+            _ => Ok(()),
+        }
     }
 
     /// Removes a directory and all that is in it. Links are removed, never followed. Nobody may add
@@ -316,17 +330,7 @@ impl Home {
     /// The same, and the directory that held it where nothing else is in it.
     pub fn remove_with_dir_unsynced(&self, key: &str) -> Result<(), Error> {
         self.remove_unsynced(key)?;
-        self.remove_dir_of(&self.path(key))
-    }
-
-    fn remove_dir_of(&self, path: &Path) -> Result<(), Error> {
-        let dir = dir_of(path);
-        let _removing = self.settled.removing(dir);
-        self.settled.forget(dir);
-        match found(self.disk.remove_dir(dir)) {
-            Err(error) if !is_not_empty(&error) => Err(failed("remove", dir)(error)),
-            _ => Ok(()),
-        }
+        self.drop_husk(key)
     }
 
     /// Makes what was removed in these directories durable. One that is not there has lost nothing.

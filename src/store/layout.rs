@@ -62,6 +62,8 @@ pub fn quarantined(digest: &Digest) -> String {
 /// The parts of a repository under which links to content stand, by algorithm and hex.
 pub const LAYERS: &str = "_layers";
 pub const REVISIONS: &str = "_manifests/revisions";
+/// Under which its tags stand, a directory each.
+pub const TAGS: &str = "_manifests/tags";
 
 /// Directory of the links of one part, whoever the repository belongs to.
 pub fn links(stored_name: &str, part: &str) -> String {

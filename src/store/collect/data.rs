@@ -47,9 +47,11 @@ impl Pass<'_> {
         if store.leases.is_data_leased(digest) {
             return Ok(());
         }
-        let Some(stat) = store.home.stat(&layout::data(digest))?.filter(|stat| stat.is_file) else {
+        let key = layout::data(digest);
+        let Some(stat) = store.home.stat(&key)? else { return self.drop_husk(&key) };
+        if !stat.is_file {
             return Ok(());
-        };
+        }
         if !self.dry_run {
             for domain in domains {
                 store.home.delete(&layout::proof_in(domain, digest))?;

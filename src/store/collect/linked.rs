@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use super::{CollectError, Pass};
-use crate::oci::Digest;
+use crate::oci::{Digest, Tag};
 use crate::store::Store;
 use crate::store::layout;
 use crate::store::leases::Key;
@@ -19,6 +19,7 @@ impl Pass<'_> {
             self.add_links(&name, layout::LAYERS, &mut linked)?;
             self.store.dirs(&layout::manifests(&name))?;
             self.add_links(&name, layout::REVISIONS, &mut linked)?;
+            self.drop_half_tags(&name)?;
         }
         Ok((at, linked))
     }
@@ -37,7 +38,10 @@ impl Pass<'_> {
                 self.check()?;
                 let Ok(name) = format!("{algorithm}:{hex}").parse::<Digest>() else { continue };
                 let link = format!("{dir}/{hex}/link");
-                let Some(stat) = store.home.stat(&link)? else { continue };
+                let Some(stat) = store.home.stat(&link)? else {
+                    self.drop_husk(&link)?;
+                    continue;
+                };
                 if self.gone.contains(&self.key(stored_name, part, &name)) {
                     continue;
                 }
@@ -47,6 +51,53 @@ impl Pass<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The directory of something that a kill came before, or behind: it would stay for ever.
+    pub(super) fn drop_husk(&self, key: &str) -> Result<(), CollectError> {
+        if self.dry_run { Ok(()) } else { Ok(self.store.home.drop_husk(key)?) }
+    }
+
+    /// Tags that lead nowhere, for a kill came while they were made or removed: another registry would
+    /// list them. And the same of what they led to once.
+    fn drop_half_tags(&self, stored_name: &str) -> Result<(), CollectError> {
+        let (store, root) = (self.store, layout::links(stored_name, layout::TAGS));
+        for name in self.dirs_of_tags(&root)?.iter().filter(|name| name.parse::<Tag>().is_ok()) {
+            self.check()?;
+            let (tag, current) = (format!("{root}/{name}"), format!("{root}/{name}/current/link"));
+            if store.home.stat(&current)?.is_some() {
+                self.drop_half_past(&tag)?;
+                continue;
+            }
+            if self.dry_run {
+                continue;
+            }
+            // Whoever makes one keeps data from being removed.
+            let _removing = store.leases.remove_data();
+            if store.home.stat(&current)?.is_none() {
+                store.home.delete_tree(&tag)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_half_past(&self, tag: &str) -> Result<(), CollectError> {
+        for algorithm in ALGORITHMS.map(|algorithm| algorithm.as_str()) {
+            let past = format!("{tag}/index/{algorithm}");
+            for hex in self.dirs_of_tags(&past)? {
+                let link = format!("{past}/{hex}/link");
+                if self.store.home.stat(&link)?.is_none() {
+                    self.drop_husk(&link)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is behind a symbolic link among tags leads to no data, and is left alone.
+    fn dirs_of_tags(&self, key: &str) -> Result<Vec<String>, CollectError> {
+        let dirs = self.store.home.list(key)?.into_iter().filter(|entry| entry.is_dir);
+        Ok(dirs.filter_map(|entry| entry.name.into_string().ok()).collect())
     }
 }
 

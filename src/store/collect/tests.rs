@@ -170,6 +170,66 @@ async fn what_nobody_needs_goes_and_a_dry_run_says_the_same() {
     assert_eq!(told(&collect(&store, false).unwrap(), What::Blob), texts(&[spare]));
 }
 
+/// As kill -9 leaves it, between a name and the directory around it.
+#[tokio::test]
+async fn what_was_half_made_or_half_removed_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, clock) = open(dir.path());
+    let (a, mirrored) = (hosted("a"), hub("library/c"));
+    let kept = push(&store, &a, b"kept").await;
+    let text = image(&[kept], None);
+    let manifest = commit(&store, &a, &new(&text, &[kept], &[], &["1", "half"]));
+    store.put_manifest(&mirrored, &manifest, text.as_bytes()).unwrap();
+    for tag in ["1", "half"] {
+        store.put_tag(&mirrored, &tag.parse().unwrap(), &manifest, SystemTime::now()).unwrap();
+    }
+    let (digest, tag) = (Digest::sha256(b"gone"), "half".parse().unwrap());
+    let mut husks = vec![layout::data(&digest)];
+    for of in [&a.repository, &mirrored.repository] {
+        husks.extend([layout::layer(of, &digest), layout::revision(of, &digest)]);
+        husks.push(layout::tag_index(of, &"1".parse().unwrap(), &digest));
+        std::fs::remove_file(dir.path().join(layout::tag_current(of, &tag))).unwrap();
+    }
+    let mut husks: Vec<_> = husks.iter().map(|key| dir.path().join(key).with_file_name("")).collect();
+    husks.iter().for_each(|husk| std::fs::create_dir_all(husk).unwrap());
+    husks.extend([&a, &mirrored].map(|of| dir.path().join(layout::tag(&of.repository, &tag))));
+    clock.advance(TERM);
+    assert_eq!(collect(&store, true).unwrap(), []);
+    assert!(husks.iter().all(|husk| husk.exists()), "by a dry run");
+    assert_eq!(collect(&store, false).unwrap(), [], "nothing that counts");
+    for husk in husks {
+        assert!(!husk.exists(), "{}", husk.display());
+    }
+    assert_eq!(store.tag(&a.repository, &"1".parse().unwrap()).unwrap().unwrap().digest, manifest);
+    assert!(is_held(&store, &kept) && is_held(&store, &manifest));
+}
+
+/// A pass comes by between the removal of a link and the sync of its directory.
+#[test]
+fn a_delete_is_not_disturbed_by_who_looks_for_husks() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, a) = (Arc::new(OnceLock::<Arc<Store>>::new()), hosted("a"));
+    let link = layout::revision(&a.repository, &Digest::sha256(b"{}"));
+    let (path, of, key) = (dir.path().join(&link), store.clone(), link.clone());
+    let sync_dir = move |synced: &Path| {
+        if Some(synced) == path.parent() && !path.exists() {
+            let (of, key, (done, dropped)) = (of.clone(), key.clone(), std::sync::mpsc::channel());
+            std::thread::spawn(move || {
+                of.get().unwrap().home.drop_husk(&key).unwrap();
+                let _ = done.send(());
+            });
+            // As long as it is kept from it, there is nothing to wait for.
+            let _ = dropped.recv_timeout(Duration::from_millis(100));
+        }
+        RealDisk.sync_dir(synced)
+    };
+    let (opened, _) = open_on(dir.path(), Hooked { sync_dir: Box::new(sync_dir), ..Hooked::default() });
+    let store = store.get_or_init(|| opened);
+    store.put_revision(&a.repository, &Digest::sha256(b"{}"), &Digest::sha256(b"{}"), &[]).unwrap();
+    assert!(store.unlink(&link).unwrap());
+    assert!(!dir.path().join(&link).parent().unwrap().exists());
+}
+
 #[tokio::test]
 async fn what_a_pusher_was_told_of_is_there_when_the_manifest_comes() {
     let dir = tempfile::tempdir().unwrap();
