@@ -109,6 +109,7 @@
 //! | kill -9 leaves right bytes or none | `tests/crash/` |
 //! | the cache keeps to its size, by whole images, and takes nothing that is pinned, hosted or read | `store::index` (`tests.rs`), `store/tests/evict.rs`, `tests/life/holding.rs` |
 //! | what rots on disk is found, put aside, and fetched again or told | `store::scrub` (`tests.rs`), `mirror::scrub`, `mirror::mend`, `tests/life/verify.rs`, `tests/crash/rot.rs` |
+//! | kill -9 in a storm of pulls, pushes, evictions and collections leaves no orphan for longer than a lease and a pass | `tests/crash/storm/`, `store::collect` (`linked`) |
 //! | what we hold, we serve, and say that it is stale | `tests/mirror.rs`, `tests/weather/`, `tests/crash/`, `tests/clients.rs` |
 //! | an upstream that is slow, gone or in a circle holds up nobody | `upstream::breaker`, `upstream::round`, `upstream/tests/weather.rs`, `tests/weather/links.rs`, `tests/life/chain.rs` |
 //! | the forward proxy answers for configured registries and reaches no private address | `http::forward`, `tests/weather/forward.rs` |

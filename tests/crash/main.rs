@@ -7,6 +7,7 @@ mod support;
 mod fills;
 mod pushes;
 mod rot;
+mod storm;
 
 use bytes::Bytes;
 
