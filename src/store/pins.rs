@@ -1,7 +1,7 @@
 //! Images that a person wants to stay: files of their own beside the tree, which outlive any index.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use humantime::format_rfc3339_seconds;
@@ -41,45 +41,47 @@ pub enum Pinning {
 impl Store {
     /// Keeps an image from being evicted, durably, whether it is held or not.
     pub fn pin(&self, repository: &Repository, reference: &Reference) -> Result<Pinning, Error> {
-        self.read_pins()?;
-        let mut set = lock(&self.pins.set);
+        let mut set = self.read_pins()?;
         let pins = set.get_or_insert_default();
-        let name = repository.stored_name();
-        if pins.get(&name).is_some_and(|pins| pins.contains(reference)) {
+        let (name, key) = (repository.stored_name(), layout::pin(repository, reference));
+        let is_there = pins.get(&name).is_some_and(|pins| pins.contains(reference));
+        // One that is seen need not be durable, after a failure or a kill.
+        if is_there && self.home.settle(&key).is_ok() {
             return Ok(Pinning::AsBefore);
         }
-        if pins.values().map(BTreeSet::len).sum::<usize>() >= PINS_MAX {
+        if !is_there && pins.values().map(BTreeSet::len).sum::<usize>() >= PINS_MAX {
             return Ok(Pinning::TooMany);
         }
         let since = format_rfc3339_seconds(SystemTime::now()).to_string();
-        self.home.put(&layout::pin(repository, reference), since.as_bytes())?;
+        if let Err(error) = self.home.put(&key, since.as_bytes()) {
+            // It may be there all the same: what is pinned is read anew.
+            *set = None;
+            return Err(error);
+        }
         pins.entry(name).or_default().insert(reference.clone());
         Ok(Pinning::Done)
     }
 
     /// Lets an image be evicted again, if its time comes. False: it was not pinned by command.
     pub fn unpin(&self, repository: &Repository, reference: &Reference) -> Result<bool, Error> {
-        self.read_pins()?;
-        let mut set = lock(&self.pins.set);
-        let pins = set.get_or_insert_default();
-        let name = repository.stored_name();
-        if !pins.get(&name).is_some_and(|pins| pins.contains(reference)) {
-            return Ok(false);
+        let mut set = self.read_pins()?;
+        // That there is none is made durable too: its removal may have failed before.
+        if let Err(error) = self.home.delete(&layout::pin(repository, reference)) {
+            *set = None;
+            return Err(error);
         }
-        self.home.delete(&layout::pin(repository, reference))?;
-        if let Some(of) = pins.get_mut(&name) {
-            of.remove(reference);
-            if of.is_empty() {
-                pins.remove(&name);
-            }
+        let (pins, name) = (set.get_or_insert_default(), repository.stored_name());
+        let Some(of) = pins.get_mut(&name) else { return Ok(false) };
+        let was_there = of.remove(reference);
+        if of.is_empty() {
+            pins.remove(&name);
         }
-        Ok(true)
+        Ok(was_there)
     }
 
     /// All that is pinned by command: stored names and references.
     pub fn pins(&self) -> Result<Vec<(String, Reference)>, Error> {
-        self.read_pins()?;
-        let set = lock(&self.pins.set);
+        let set = self.read_pins()?;
         let pins = set.iter().flatten();
         Ok(pins.flat_map(|(name, of)| of.iter().map(|one| (name.clone(), one.clone()))).collect())
     }
@@ -95,8 +97,7 @@ impl Store {
 
     /// The manifests that are pinned, by themselves or by a tag.
     pub(super) fn pinned(&self) -> Result<Pinned, Error> {
-        self.read_pins()?;
-        let (set, configured) = (lock(&self.pins.set), lock(&self.pins.configured));
+        let (set, configured) = (self.read_pins()?, lock(&self.pins.configured));
         let all = set.iter().flatten().chain(configured.iter());
         Ok(self.index.facts(|facts| {
             let mut pinned = Pinned::new();
@@ -108,10 +109,11 @@ impl Store {
         }))
     }
 
-    fn read_pins(&self) -> Result<(), Error> {
+    /// What is pinned by command, which is some.
+    fn read_pins(&self) -> Result<MutexGuard<'_, Option<Set>>, Error> {
         let mut set = lock(&self.pins.set);
         if set.is_some() {
-            return Ok(());
+            return Ok(set);
         }
         let (mut read, mut todo) = (Set::new(), vec![String::new()]);
         while let Some(prefix) = todo.pop() {
@@ -127,7 +129,7 @@ impl Store {
             }
         }
         *set = Some(read);
-        Ok(())
+        Ok(set)
     }
 
     fn pins_in(&self, dir: &str, kind: &str) -> Result<Vec<Reference>, Error> {
