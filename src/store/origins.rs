@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::directory::{is_common, is_component};
-use super::index::Event;
+use super::index::{Event, Held};
 use super::{Error, Grant, Store, layout};
 use crate::oci::{Owner, Repository};
 
@@ -93,7 +93,9 @@ impl Store {
         let settle = |origin: Origin| {
             // Another thread may have written the record just now. In doubt, it is written anew.
             let settled = self.home.settle(&layout::origin(&stored_name));
-            settled.or_else(|_| self.claim_stored(&stored_name, &origin))
+            settled.or_else(|_| self.claim_stored(&stored_name, &origin))?;
+            self.know_owner(&stored_name, origin.owner);
+            Ok(())
         };
         match self.ensure_own(grant)? {
             OriginState::Known(origin) if origin.visibility == grant.visibility => settle(origin),
@@ -105,6 +107,14 @@ impl Store {
                 settle(origin)
             }
             _ => self.claim(&grant.repository, grant.visibility),
+        }
+    }
+
+    /// The record may be from a process that ended before there was content: then no survey has found it.
+    fn know_owner(&self, stored_name: &str, owner: Owner) {
+        let known = |held: &Held| held.owner.as_ref() == Some(&owner);
+        if !self.index.facts(|facts| facts.repository(stored_name).is_some_and(known)) {
+            self.index.record(Event::Owner { repository: stored_name.to_owned(), owner: Some(owner) });
         }
     }
 
