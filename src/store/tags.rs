@@ -48,13 +48,15 @@ impl Store {
     pub(super) fn point(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), Error> {
         let text = digest.to_string();
         self.home.put_if_absent(&layout::tag_index(repository, tag, digest), text.as_bytes())?;
-        self.home.put(&layout::tag_current(repository, tag), text.as_bytes())?;
-        self.index.record(Event::Tag {
-            repository: repository.stored_name(),
-            tag: tag.clone(),
-            digest: *digest,
-        });
-        Ok(())
+        let current = layout::tag_current(repository, tag);
+        let put = self.home.put(&current, text.as_bytes());
+        // It may be there though it is not durable: then it counts, for it goes with its manifest.
+        let stands = if put.is_ok() { Some(*digest) } else { self.link(&current).ok().flatten() };
+        if let Some(digest) = stands {
+            let (repository, tag) = (repository.stored_name(), tag.clone());
+            self.index.record(Event::Tag { repository, tag, digest });
+        }
+        put
     }
 
     /// Notes that upstream confirmed the tag, and at this time where this is the digest on disk: the
