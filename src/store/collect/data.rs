@@ -32,6 +32,32 @@ impl Pass<'_> {
                 }
             }
         }
+        self.drop_proofs(&domains)
+    }
+
+    /// Removes proofs of data that is not here: a power loss may undo that one was removed.
+    fn drop_proofs(&self, domains: &[&str]) -> Result<(), CollectError> {
+        let home = &self.store.home;
+        for (domain, algorithm) in domains.iter().flat_map(|domain| ALGORITHMS.map(|one| (domain, one))) {
+            let root = format!("{}/{domain}/{}", layout::PROOFS_DIR, algorithm.as_str());
+            for shard in home.list(&root)?.iter().filter(|shard| shard.is_dir) {
+                let Some(shard) = shard.name.to_str() else { continue };
+                for proof in home.list(&format!("{root}/{shard}"))? {
+                    self.check()?;
+                    let digest =
+                        proof.name.to_str().map(|hex| format!("{}:{hex}", algorithm.as_str()).parse());
+                    let Some(Ok(digest)) = digest else { continue };
+                    if self.dry_run || home.stat(&layout::data(&digest))?.is_some() {
+                        continue;
+                    }
+                    // Both come with the lock held that keeps this one waiting.
+                    let _removing = self.store.leases.remove_data();
+                    if home.stat(&layout::data(&digest))?.is_none() {
+                        home.remove_unsynced(&layout::proof_in(domain, &digest))?;
+                    }
+                }
+            }
+        }
         Ok(())
     }
 
