@@ -135,8 +135,10 @@ impl Store {
         let mut bytes = 0;
         for (key, digest) in orphans {
             let _removing = self.leases.remove_data();
-            let size = self.index.facts(|facts| if facts.links(key) == 0 { facts.size(key) } else { 0 });
-            if size > 0 && !self.leases.is_data_leased(&digest) {
+            let size = self.index.facts(|facts| facts.is_orphan(key).then(|| facts.size(key)));
+            if let Some(size) = size
+                && !self.leases.is_data_leased(&digest)
+            {
                 self.remove_evicted(&digest)?;
                 bytes += size;
             }
@@ -196,21 +198,21 @@ impl Store {
         let manifests: Vec<Digest> = victims.iter().flat_map(|victim| &victim.manifests).copied().collect();
         let layers: Vec<Digest> = victims.iter().flat_map(|victim| &victim.layers).copied().collect();
         let evicted = Evicted { tags: self.tags_of(name, &manifests), repository, manifests, layers };
-        self.unlink_evicted(name, &evicted)?;
-        let linked = evicted.manifests.iter().chain(&evicted.layers);
-        let orphans: HashSet<Digest> = self.index.facts(|facts| {
-            let is_orphan = |digest: &&Digest| {
-                let key = facts.key(digest);
-                facts.links(key) == 0 && facts.size(key) > 0
-            };
-            linked.filter(is_orphan).copied().collect()
-        });
-        for digest in &orphans {
-            self.remove_evicted(digest)?;
-        }
+        let done = self.remove_from(name, &evicted);
         drop(removing);
+        // Of what failed, a part may be done.
         self.tell_evicted(&evicted);
-        Ok(victims.len())
+        done.map(|()| victims.len())
+    }
+
+    /// Only with the lock held under which data is removed.
+    fn remove_from(&self, name: &str, evicted: &Evicted) -> Result<(), Error> {
+        self.unlink_evicted(name, evicted)?;
+        let linked = evicted.manifests.iter().chain(&evicted.layers);
+        let orphans: HashSet<Digest> = self
+            .index
+            .facts(|facts| linked.filter(|digest| facts.is_orphan(facts.key(digest))).copied().collect());
+        orphans.iter().try_for_each(|digest| self.remove_evicted(digest))
     }
 
     pub(super) fn tell_evicted(&self, evicted: &Evicted) {
@@ -248,14 +250,19 @@ impl Store {
             self.home.delete_tree(&layout::tag(repository, tag))?;
             self.unmark_gone(repository, tag)?;
         }
+        // Of which a kill has left a part: a power loss could bring back the rest.
+        for tag in self.tag_directories(repository)? {
+            if self.home.stat(&layout::tag_current(repository, &tag))?.is_none() {
+                self.home.delete_tree(&layout::tag(repository, &tag))?;
+            }
+        }
         for digest in manifests {
             let list = layout::referrers(repository, digest);
             if self.home.stat(&list)?.is_some() {
                 self.home.delete(&list)?;
             }
         }
-        let tag_dirs: HashSet<String> = tags.iter().map(|_| layout::tags(repository)).collect();
-        self.home.sync_all(&tag_dirs)?;
+        self.home.sync_all(&[layout::tags(repository)])?;
         for (digests, dir, link) in [
             (
                 manifests,

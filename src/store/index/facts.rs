@@ -179,6 +179,18 @@ impl Facts {
         self.data.get(&key).map_or(0, |datum| datum.links)
     }
 
+    /// All that is held or linked: its bytes where it is held, and links.
+    #[cfg(test)]
+    pub fn data(&self) -> impl Iterator<Item = (Digest, Option<u64>, u32)> {
+        let size = |datum: &Datum| datum.is_held.then_some(datum.size);
+        self.data.values().map(move |datum| (Digest::from(&datum.digest), size(datum), datum.links))
+    }
+
+    /// Whether it is data that nothing leads to.
+    pub fn is_orphan(&self, key: Key) -> bool {
+        self.data.get(&key).is_some_and(|datum| datum.links == 0 && datum.is_held)
+    }
+
     /// Data that nothing leads to.
     pub fn orphans(&self) -> impl Iterator<Item = (Key, Digest)> {
         let orphans = self.data.iter().filter(|(_, datum)| datum.links == 0 && datum.is_held);
