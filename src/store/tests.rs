@@ -4,7 +4,6 @@ mod crash;
 mod evict;
 mod model;
 mod pins;
-mod whole;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -19,7 +18,7 @@ use crate::oci::{Name, Tag, UpstreamHost};
 pub(crate) fn options(data: &Path) -> Options {
     Options {
         data: data.to_owned(),
-        max_size: None,
+        max_size: Some(1 << 50),
         min_free: None,
         unread_budget: 0,
         resumes: 0,
