@@ -4,6 +4,8 @@
 //! call is known to be short: opening a file, and [`File::read_ready`].
 
 #[cfg(test)]
+pub mod failing;
+#[cfg(test)]
 pub mod hooked;
 mod real;
 #[cfg(test)]

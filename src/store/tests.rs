@@ -4,6 +4,7 @@ mod crash;
 mod evict;
 mod model;
 mod pins;
+mod whole;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};

@@ -1,5 +1,9 @@
 //! What pushers do, and what a store may then hold: a step that was acknowledged has happened, one
-//! that failed may have, in whatever part.
+//! that failed may have, in whatever part. What else happens to a store is in [`act`].
+
+pub mod act;
+mod pull;
+mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +14,9 @@ use rand::rngs::StdRng;
 use super::*;
 use crate::oci::{Algorithm, UploadId};
 
-const REPOSITORIES: [&str; 2] = ["a", "team/b"];
+/// The first ones are hosted.
+const REPOSITORIES: [&str; 5] = ["a", "team/b", "library/m", "library/n", "org/x"];
+const HOSTED: usize = 2;
 const BLOBS: [usize; 3] = [0, 20, 1500];
 const MANIFESTS: [(&[usize], &[&str]); 3] =
     [(&[0, 1], &["1", "latest"]), (&[1, 2], &["latest"]), (&[2], &[])];
@@ -62,7 +68,11 @@ enum Item {
 
 /// What each item may be: `None` for missing.
 #[derive(Clone, Debug, Default)]
-pub struct Model(BTreeMap<Item, BTreeSet<Option<Digest>>>);
+pub struct Model {
+    items: BTreeMap<Item, BTreeSet<Option<Digest>>>,
+    /// Whether each is pinned.
+    pins: BTreeMap<(usize, String), BTreeSet<bool>>,
+}
 
 /// What a step makes of an item; of a tag that is removed with its manifest, only where it points there.
 struct Effect {
@@ -71,17 +81,41 @@ struct Effect {
     only_from: Option<Digest>,
 }
 
-fn grant(repository: usize) -> Grant {
-    let repository = super::repository(Owner::Hosted, REPOSITORIES[repository]);
-    Grant { repository, domain: "hosted".into(), visibility: Visibility::Public }
+fn grant(number: usize) -> Grant {
+    let name = REPOSITORIES[number];
+    let (owner, domain) = match number {
+        0..HOSTED => (Owner::Hosted, "hosted"),
+        // These two share what they fetch.
+        2 | 3 => return hub(name),
+        _ => (Owner::Upstream("ghcr.io".parse().unwrap()), "ghcr.io"),
+    };
+    Grant { repository: repository(owner, name), domain: domain.into(), visibility: Visibility::Public }
 }
 
 fn content(number: usize) -> Vec<u8> {
     (0..BLOBS[number]).map(|at| (at * 7 + number) as u8).collect()
 }
 
+fn descriptor(digest: &Digest, size: usize) -> String {
+    format!(r#"{{"mediaType":"application/octet-stream","digest":"{digest}","size":{size}}}"#)
+}
+
 fn manifest(number: usize) -> Vec<u8> {
-    format!("manifest {number} {}", "x".repeat(600 * number)).into_bytes()
+    let Some((blobs, _)) = MANIFESTS.get(number) else { return index() };
+    let blobs: Vec<String> =
+        blobs.iter().map(|blob| descriptor(&named(&content(*blob), false), BLOBS[*blob])).collect();
+    let (config, layers, more) = (&blobs[0], blobs[1..].join(","), "x".repeat(600 * number));
+    format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{layers}],"more":"{more}"}}"#).into_bytes()
+}
+
+/// Of the first two manifests.
+fn index() -> Vec<u8> {
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let images = [0, 1].map(|number| {
+        let bytes = manifest(number);
+        descriptor(&named(&bytes, false), bytes.len()).replace("application/octet-stream", kind)
+    });
+    format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, images.join(",")).into_bytes()
 }
 
 fn named(bytes: &[u8], long: bool) -> Digest {
@@ -106,30 +140,29 @@ pub fn life() -> Vec<Step> {
 pub fn steps(random: &mut StdRng) -> Vec<Step> {
     let mut steps = Vec::new();
     while steps.len() < 9 {
-        let (to, from) = (random.random_range(0..2), random.random_range(0..2));
-        let long = random.random_bool(0.2);
-        let (blob, manifest) = (random.random_range(0..3), random.random_range(0..3));
-        let (again, resumed) = (random.random(), random.random_bool(0.3));
-        match random.random_range(0..10) {
-            0 | 1 => steps.push(Step::Upload { to, blob, long, again, resumed }),
-            2 => steps.push(Step::Mount { from, to: 1 - from, blob }),
-            3 => steps.push(Step::Untag { from, tag: random.random_range(0..2) }),
-            4 => steps.push(Step::Unlink { from, blob }),
-            5 => steps.push(Step::Remove { from, manifest, long }),
-            _ => {
-                let blobs = MANIFESTS[manifest].0.iter();
-                steps.extend(blobs.map(|blob| Step::Upload {
-                    to,
-                    blob: *blob,
-                    long: false,
-                    again: false,
-                    resumed,
-                }));
-                steps.push(Step::Push { to, manifest, long });
-            }
-        }
+        steps.extend(some_steps(random));
     }
     steps
+}
+
+fn some_steps(random: &mut StdRng) -> Vec<Step> {
+    let (to, from) = (random.random_range(0..2), random.random_range(0..2));
+    let long = random.random_bool(0.2);
+    let (blob, manifest) = (random.random_range(0..3), random.random_range(0..3));
+    let (again, resumed) = (random.random(), random.random_bool(0.3));
+    match random.random_range(0..10) {
+        0 | 1 => vec![Step::Upload { to, blob, long, again, resumed }],
+        2 => vec![Step::Mount { from, to: 1 - from, blob }],
+        3 => vec![Step::Untag { from, tag: random.random_range(0..2) }],
+        4 => vec![Step::Unlink { from, blob }],
+        5 => vec![Step::Remove { from, manifest, long }],
+        _ => {
+            let blobs = MANIFESTS[manifest].0.iter();
+            let uploads =
+                blobs.map(|blob| Step::Upload { to, blob: *blob, long: false, again: false, resumed });
+            uploads.chain([Step::Push { to, manifest, long }]).collect()
+        }
+    }
 }
 
 impl Step {
@@ -253,24 +286,41 @@ impl Model {
     /// The step was acknowledged, or (not `sure`) it failed.
     pub fn took(&mut self, step: Step, sure: bool) {
         for Effect { item, to, only_from } in step.effects() {
-            let may_be = self.0.entry(item).or_insert_with(|| BTreeSet::from([None]));
             match only_from {
-                Some(from) if !may_be.contains(&Some(from)) => continue,
-                Some(from) if sure => drop(may_be.remove(&Some(from))),
-                None if sure => may_be.clear(),
-                _ => {}
+                Some(from) if !self.may_be(item, Some(from)) => {}
+                Some(from) => {
+                    let may_be = self.items.entry(item).or_default();
+                    if sure {
+                        may_be.remove(&Some(from));
+                    }
+                    may_be.insert(to);
+                }
+                None => self.becomes(item, to, sure),
             }
-            may_be.insert(to);
         }
     }
 
+    fn becomes(&mut self, item: Item, to: Option<Digest>, sure: bool) {
+        let may_be = self.items.entry(item).or_insert_with(|| BTreeSet::from([None]));
+        if sure {
+            may_be.clear();
+        }
+        may_be.insert(to);
+    }
+
     fn may_be(&self, item: Item, value: Option<Digest>) -> bool {
-        self.0.get(&item).map_or(value.is_none(), |may_be| may_be.contains(&value))
+        self.items.get(&item).map_or(value.is_none(), |may_be| may_be.contains(&value))
+    }
+
+    /// What it is for sure. `None`: that is not known, or it is missing.
+    fn is_surely(&self, item: Item) -> Option<Digest> {
+        let may_be = self.items.get(&item).filter(|may_be| may_be.len() == 1)?;
+        may_be.first().copied().flatten()
     }
 
     /// Compares a store with what it may hold, and all that it holds with its digests.
     pub async fn check(&self, store: &Arc<Store>, when: &str) {
-        for (item, may_be) in &self.0 {
+        for (item, may_be) in &self.items {
             let held = match item {
                 Item::Blob(of, digest) => held_blob(store, *of, digest).await,
                 Item::Manifest(of, digest) => {
@@ -294,17 +344,19 @@ impl Model {
                 assert!(held.is_some(), "{when}: {tag} points to {digest}, which is missing");
             }
         }
+        let pins = store.pins().unwrap();
+        for ((of, reference), may_be) in &self.pins {
+            let name = grant(*of).repository.stored_name();
+            let is_pinned = pins.iter().any(|(at, pin)| *at == name && pin.to_string() == *reference);
+            assert!(may_be.contains(&is_pinned), "{when}: the pin of {name} {reference} is {is_pinned}");
+        }
     }
 }
 
 /// The blob's digest, where the repository has it; its bytes are read and compared.
 async fn held_blob(store: &Arc<Store>, of: usize, digest: &Digest) -> Option<Digest> {
     let data = store.layer(&grant(of).repository, digest).unwrap()?;
-    let mut reader = store.read(store.blob(&data).unwrap()?, None);
-    let mut bytes = Vec::new();
-    while let Some(piece) = reader.next().await {
-        bytes.extend_from_slice(&piece.unwrap());
-    }
+    let bytes = pull::read_all(store.read(store.blob(&data).unwrap()?, None)).await.unwrap();
     assert_eq!(Digest::of(digest.algorithm(), &bytes), *digest, "torn");
     Some(*digest)
 }
