@@ -1,6 +1,7 @@
-//! Read buffers, used again and again, smaller when many are out so that slow readers stay cheap.
+//! Memory for bodies on their way: read buffers, used again and again, and what is passed on without being
+//! kept. Each gets less when there are many, so that slow readers stay cheap.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -17,6 +18,14 @@ const LARGE_OUT: usize = 96;
 pub struct Buffers {
     out: AtomicUsize,
     spare: Mutex<Vec<Vec<u8>>>,
+    /// Bytes of all [`Passing`].
+    passing: AtomicU64,
+}
+
+/// Bytes in memory of a blob that is passed on without being kept. They count until this is dropped.
+pub struct Passing {
+    bytes: AtomicU64,
+    home: Arc<Buffers>,
 }
 
 /// A buffer on loan.
@@ -38,6 +47,26 @@ impl Buffers {
             vec![0; SMALL.min(usize::try_from(want).unwrap_or(SMALL))]
         };
         Buffer { bytes, filled: 0, home: self.clone() }
+    }
+}
+
+impl Passing {
+    pub fn new(home: Arc<Buffers>) -> Self {
+        Self { bytes: AtomicU64::new(0), home }
+    }
+
+    /// So many they are now. Gives how many those of all such blobs are.
+    pub fn set(&self, bytes: u64) -> u64 {
+        let before = self.bytes.swap(bytes, Ordering::Relaxed);
+        let all = self.home.passing.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.home.passing.fetch_sub(before, Ordering::Relaxed);
+        all - before
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        self.set(0);
     }
 }
 
@@ -92,5 +121,18 @@ mod tests {
         assert_eq!(buffers.out.load(Ordering::Relaxed), 1);
         drop(bytes);
         assert_eq!(buffers.out.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn what_passes_counts_until_it_is_gone() {
+        let buffers = Arc::new(Buffers::default());
+        let (one, other) = (Passing::new(buffers.clone()), Passing::new(buffers.clone()));
+        assert_eq!(one.set(10), 10);
+        assert_eq!(other.set(5), 15);
+        assert_eq!(one.set(2), 7);
+        drop(one);
+        assert_eq!(other.set(6), 6);
+        drop(other);
+        assert_eq!(buffers.passing.load(Ordering::Relaxed), 0);
     }
 }

@@ -16,6 +16,8 @@ use crate::metrics::FillEnd;
 
 /// Small chunks that are ready at once are taken together, so that readers wake less often.
 const GATHER: usize = 256 * 1024;
+/// The same of what only memory has.
+const GATHER_PASSING: usize = 64 * 1024;
 /// Less than this between two break-offs is no progress.
 pub const PROGRESS: u64 = 64 * 1024;
 pub const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -85,6 +87,9 @@ impl<K: Keeper> Driver<K> {
                 self.fill.state.send_modify(|state| {
                     state.total = Some(state.head);
                     state.phase = Phase::Verified;
+                    if state.kept {
+                        state.trim(None);
+                    }
                 });
                 self.put_away(end == FillEnd::Committed).await;
             }
@@ -202,7 +207,8 @@ impl<K: Keeper> Driver<K> {
                 piece = stream.next(), if self.sink.has_room() => {
                     let Some(piece) = piece else { return Ok(Left::End) };
                     let mut pieces = vec![piece.map_err(FillError::Source)?];
-                    let broken = gather(&mut pieces, &mut stream);
+                    let most = if self.fill.state.borrow().kept { GATHER } else { GATHER_PASSING };
+                    let broken = gather(&mut pieces, &mut stream, most);
                     if let ControlFlow::Break(left) = self.receive(pieces, &mut skip)? {
                         return Ok(left);
                     }
@@ -327,13 +333,14 @@ impl<K: Keeper> Driver<K> {
     }
 }
 
-/// Adds what the stream has ready.
+/// Adds what the stream has ready, up to about so many bytes in all.
 fn gather(
     pieces: &mut Vec<Bytes>,
     stream: &mut (impl Stream<Item = Result<Bytes, SourceError>> + Unpin),
+    most: usize,
 ) -> Result<(), SourceError> {
     let mut bytes: usize = pieces.iter().map(Bytes::len).sum();
-    while bytes < GATHER
+    while bytes < most
         && let Some(Some(piece)) = stream.next().now_or_never()
     {
         let piece = piece?;

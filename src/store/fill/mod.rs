@@ -29,7 +29,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 
 use self::state::{Phase, State};
 use super::Grant;
-use super::buffers::Buffers;
+use super::buffers::{Buffers, Passing};
 use super::health::Health;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Repository};
@@ -118,6 +118,8 @@ pub struct Fill {
     moved: Notify,
     links: Mutex<Links>,
     buffers: Arc<Buffers>,
+    /// What is in memory of it while it is only passed on, and after that for the readers that are behind.
+    passing: Passing,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     tasks: Tasks,

@@ -9,6 +9,9 @@ use crate::tasks::lock;
 
 /// Bytes in memory between the source and the slowest reader.
 const RELAY_WINDOW: u64 = 4 * 1024 * 1024;
+/// The same once all such blobs together have so many: there may be one for each connection.
+const CROWDED: u64 = 8 * 1024 * 1024;
+const CROWDED_WINDOW: u64 = 64 * 1024;
 
 impl<K: Keeper> Driver<K> {
     /// From now on the blob is passed on and not kept. What is in the file stays readable, and the file
@@ -28,11 +31,16 @@ impl<K: Keeper> Driver<K> {
     pub async fn wait_for_room(&mut self) -> Result<(), FillError> {
         loop {
             let slowest = self.fill.slowest();
+            let passing = &self.fill.passing;
             let full = self.fill.state.send_if_modified(|state| {
-                if !state.kept {
-                    state.trim(slowest);
+                if state.kept {
+                    return false;
                 }
-                !state.kept && state.window_bytes() >= RELAY_WINDOW
+                state.trim(slowest);
+                let is_crowded = passing.set(state.window_bytes()) >= CROWDED;
+                // A chunk stays whole until its last byte was read, and that may be one held back.
+                let behind = state.head - slowest.unwrap_or(state.head).min(state.head);
+                behind.min(state.window_bytes()) >= if is_crowded { CROWDED_WINDOW } else { RELAY_WINDOW }
             });
             if !full {
                 return Ok(());

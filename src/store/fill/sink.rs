@@ -14,6 +14,8 @@ use crate::store::health::Health;
 
 /// Bytes gathered while the batch before is being written. Two such are in memory at most.
 const BATCH: usize = 1024 * 1024;
+/// The same where nothing is written, and larger ones gain nothing.
+const BATCH_HASHED: usize = 256 * 1024;
 
 pub struct Sink {
     /// None only while a batch is being hashed.
@@ -62,7 +64,7 @@ impl Sink {
     }
 
     pub fn has_room(&self) -> bool {
-        self.gathered_bytes < BATCH
+        self.gathered_bytes < if self.file.is_some() { BATCH } else { BATCH_HASHED }
     }
 
     pub fn is_busy(&self) -> bool {

@@ -14,7 +14,7 @@ use crate::disk::File;
 use crate::metrics::Metrics;
 use crate::oci::Digest;
 use crate::store::Grant;
-use crate::store::buffers::Buffers;
+use crate::store::buffers::{Buffers, Passing};
 use crate::store::health::Health;
 use crate::tasks::Tasks;
 
@@ -98,6 +98,7 @@ pub fn start<K: Keeper>(
         readers: Mutex::default(),
         moved: Notify::new(),
         links: Mutex::new(Links { waiting: vec![grant], committed: false }),
+        passing: Passing::new(loan.buffers.clone()),
         buffers: loan.buffers,
         health: loan.health,
         metrics: loan.metrics,

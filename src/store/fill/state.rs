@@ -13,6 +13,8 @@ use crate::disk::File;
 pub const HELD_BACK: u64 = 16 * 1024;
 /// Recent bytes kept in memory for readers that keep up.
 const WINDOW: u64 = 1024 * 1024;
+/// The same once all is written: the readers that are left may be slow, and many.
+const WINDOW_AFTER: u64 = 64 * 1024;
 /// Nearer to the head than this, waiting for it is as good as an extent.
 pub const DISTANCE: u64 = 8 * 1024 * 1024;
 
@@ -138,10 +140,11 @@ impl State {
     /// Drops from memory what readers can have from the file, beyond a window's worth; or, where
     /// nothing is kept, what all readers have passed.
     pub fn trim(&mut self, slowest: Option<u64>) {
+        let most = if matches!(self.phase, Phase::Verified) { WINDOW_AFTER } else { WINDOW };
         while let Some((start, chunk)) = self.window.front() {
             let end = start + chunk.len() as u64;
             let droppable = if self.kept {
-                self.window_bytes > WINDOW && self.written.covers(*start..end)
+                self.window_bytes > most && self.written.covers(*start..end)
             } else {
                 slowest.is_none_or(|slowest| slowest >= end)
             };

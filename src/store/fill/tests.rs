@@ -613,6 +613,28 @@ async fn the_slowest_reader_of_a_relay_is_cut_and_the_others_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn many_relays_take_little_memory_and_go_on() {
+    let rig = Rig::with(Arc::new(RealDisk), |options| {
+        (options.max_size, options.reader_timeout) = (Some(MIB as u64), Duration::from_secs(60));
+    });
+    let mut stuck = Vec::new();
+    for _ in 0..24 {
+        let content = random(3 * MIB);
+        let (reader, source) = rig.start(&content, []).await;
+        stuck.push((content, reader, source));
+    }
+    let content = random(3 * MIB);
+    let (reader, _) = rig.start(&content, []).await;
+    assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content, "who reads is not held up");
+    let sent: u64 = stuck.iter().map(|(_, _, source)| source.sent.load(Ordering::SeqCst)).sum();
+    assert!(sent < 24 * MIB as u64, "{sent} bytes wait");
+    for (content, reader, _) in stuck {
+        assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
+    }
+    assert!(!rig.is_kept(&content).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_relay_ends_when_its_last_reader_is_cut() {
     let content = random(12 * MIB);
     let rig = Rig::with(Arc::new(RealDisk), |options| options.max_size = Some(MIB as u64));
