@@ -4,12 +4,17 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod confined;
 mod disk;
+mod held;
 mod lazy;
 mod once;
 mod parallel;
 mod ranges;
 mod sharing;
+mod slow;
+mod space;
+mod stream;
 mod trouble;
 
 use bytes::Bytes;

@@ -17,16 +17,10 @@ mod raw;
 
 use support::image::{Content, Image, LAYER, MANIFEST};
 
-/// An image of blobs that are bytes and no more: quick to make, for those who do not unpack it.
+/// An image of blobs that are bytes and no more.
 fn plain(layers: &[Vec<u8>], note: &str) -> Image {
     let layers: Vec<Content> = layers.iter().map(|bytes| Content::new(LAYER, bytes.clone())).collect();
-    let config = Content::new(support::image::CONFIG, format!("{{\"note\":\"{note}\"}}"));
-    let manifest = serde_json::json!({
-        "schemaVersion": 2, "mediaType": MANIFEST, "config": config.descriptor(),
-        "layers": layers.iter().map(Content::descriptor).collect::<Vec<_>>(),
-    });
-    let index = Content::new(MANIFEST, manifest.to_string());
-    Image { index, manifests: Vec::new(), blobs: [layers, vec![config]].concat() }
+    Image::plain(&layers, note)
 }
 
 /// Pushes the first architecture of `image` with sha512 alone, which few pushers choose; the

@@ -17,6 +17,8 @@ pub struct MirrorOptions {
     pub environment: Vec<(String, String)>,
     /// Further arguments of `forebay serve`.
     pub arguments: Vec<String>,
+    /// The program, with its arguments, that becomes Forebay, such as `prlimit --nofile=1024`.
+    pub under: Vec<String>,
     /// Files of a certificate and of its key; without them HTTP is served.
     pub tls: Option<(PathBuf, PathBuf)>,
 }
@@ -154,7 +156,9 @@ fn config_file(directory: &Path) -> PathBuf {
 fn spawn(directory: &Path, port: u16, options: &MirrorOptions) -> Process {
     let listen = format!("127.0.0.1:{port}");
     let upstream = format!("docker.io={}", options.upstream);
-    let mut command = forebay(["serve", "--listen", &listen, "--upstream", &upstream]);
+    let mut words = options.under.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_forebay")]);
+    let mut command = command(words.next().unwrap(), words);
+    command.args(["serve", "--listen", &listen, "--upstream", &upstream]);
     command.arg("--data").arg(directory.join("data")).args(&options.arguments);
     if let Some(config) = &options.config {
         let file = config_file(directory);
