@@ -30,7 +30,12 @@ fn image(random: &mut StdRng, note: &str) -> Image {
 }
 
 async fn registry(directory: &Path, upstream: &Upstream) -> Mirror {
-    let config = format!("{SHORT_LEASE}untagged = \"1s\"\n");
+    registry_with(directory, upstream, "").await
+}
+
+/// The same with more of a configuration.
+async fn registry_with(directory: &Path, upstream: &Upstream, more: &str) -> Mirror {
+    let config = format!("{SHORT_LEASE}untagged = \"1s\"\n{more}");
     Mirror::with(
         directory,
         MirrorOptions { upstream: upstream.url(), config: Some(config), ..Default::default() },
@@ -109,15 +114,26 @@ async fn work(live: &Mirror, upstream: &Upstream, done: &AtomicBool) -> Vec<Push
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_made_under_load_holds_what_was_acknowledged_and_nothing_wrong() {
     for round in 0..if full() { 10 } else { 1 } {
-        copied_under_load(SEED + round).await;
+        copied_under_load(SEED + round, "").await;
     }
 }
 
-async fn copied_under_load(seed: u64) {
+/// The hosted layers alone are half of that: mirrored images go all the time.
+const SMALL_CACHE: &str =
+    "[limits]\ncold_misses = \"unlimited\"\n[cache]\nmax_size = \"800kB\"\nmin_free = \"1B\"\n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_does_one_made_while_images_are_evicted() {
+    for round in 0..if full() { 10 } else { 1 } {
+        copied_under_load(SEED + 100 + round, SMALL_CACHE).await;
+    }
+}
+
+async fn copied_under_load(seed: u64, cache: &str) {
     let directory = tempfile::tempdir().unwrap();
     let place = |name: &str| directory.path().join(name);
-    let upstream = Upstream::start().await;
-    let live = registry(&place("live"), &upstream).await;
+    let mut upstream = Upstream::start().await;
+    let live = registry_with(&place("live"), &upstream, cache).await;
     let mut random = StdRng::seed_from_u64(seed);
     let mut before = Vec::new();
     for number in 0..20 {
@@ -134,12 +150,15 @@ async fn copied_under_load(seed: u64) {
         before.push((name, "1".to_owned(), image));
     }
     live.committed(5).await;
+    let evictions = async || live.metric("forebay_store_evictions_total").await;
 
     let done = AtomicBool::new(false);
     let copy = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         // Slow enough that much happens meanwhile. The lock, the socket and fills go along.
+        let evicted = evictions().await;
         rsync(&["--bwlimit=1000"], &live.data(), &place("copy/data")).await;
+        assert!(cache.is_empty() || evictions().await >= evicted + 5.0, "nothing goes meanwhile");
         done.store(true, Ordering::Relaxed);
     };
     std::fs::create_dir_all(place("copy")).unwrap();
@@ -147,7 +166,7 @@ async fn copied_under_load(seed: u64) {
     std::fs::create_dir_all(place("registry")).unwrap();
     cp(&place("copy/data"), &place("registry/storage"));
 
-    let copy = registry(&place("copy"), &upstream).await;
+    let copy = registry_with(&place("copy"), &upstream, cache).await;
     stored_blobs(&copy.data());
     assert_whole(&copy.url(), &before).await;
     // The rest is whole, or lacks something and says so; pushed again it is whole.
@@ -175,8 +194,7 @@ async fn copied_under_load(seed: u64) {
         repository.push_manifest(tag, &image.index).await;
         repository.whole(tag).await.unwrap();
     }
-    for name in std::fs::read_dir(copy.data().join("docker/registry/v2/repositories/library")).unwrap() {
-        let name = format!("library/{}", name.unwrap().file_name().to_str().unwrap());
+    for name in mirrored(&copy) {
         Repository::new(&copy.url(), &name).whole("1").await.unwrap();
     }
     eprintln!("{} images pushed meanwhile, {lacking} tags lack something in the copy", worked.len());
@@ -185,15 +203,39 @@ async fn copied_under_load(seed: u64) {
     assert_whole(&copy.url(), &before).await;
 
     let peer = Registry::start(&place("registry"), RegistryOptions::default()).await;
+    if !cache.is_empty() {
+        // What was evicted only an upstream can give.
+        before.retain(|(name, ..)| name.starts_with("app"));
+    }
     assert_whole(&peer.url(), &before).await;
 
     // A second run over the first, in peace and as README has it: nothing is missing any more.
     drop(copy);
     let flags = documented();
     rsync(&flags.iter().map(String::as_str).collect::<Vec<_>>(), &live.data(), &place("copy/data")).await;
-    let copy = registry(&place("copy"), &upstream).await;
+    let copy = registry_with(&place("copy"), &upstream, cache).await;
     assert_whole(&copy.url(), &before).await;
     assert_whole(&copy.url(), &worked).await;
+    // Without an upstream, what is there is whole, and what is not is refused.
+    upstream.stop().await;
+    let (mut held, mut refused) = (0, 0);
+    for name in mirrored(&copy) {
+        match Repository::new(&copy.url(), &name).whole("1").await {
+            Ok(_) => held += 1,
+            Err(said) => {
+                refused += 1;
+                assert!(said.contains(": 503: ") || said.contains(": 404: "), "{said}");
+            }
+        }
+    }
+    eprintln!("{held} mirrored images are held by the copy, {refused} are not");
+    assert!(held > 0 && (refused == 0 || !cache.is_empty()), "{held} held, {refused} refused");
+}
+
+/// Names of the mirrored repositories of a directory.
+fn mirrored(mirror: &Mirror) -> Vec<String> {
+    let names = std::fs::read_dir(mirror.data().join("docker/registry/v2/repositories/library")).unwrap();
+    names.map(|name| format!("library/{}", name.unwrap().file_name().to_str().unwrap())).collect()
 }
 
 async fn assert_whole(url: &str, images: &[Pushed]) {
