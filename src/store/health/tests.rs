@@ -106,6 +106,7 @@ impl Rig {
         let mut options = crate::store::tests::options(dir.path());
         (options.max_size, options.min_free) = (Some(1 << 30), Some(0));
         let store = Store::open(options, disk, metrics.clone(), clock.clone(), tasks.clone()).unwrap();
+        store.survey(&|| false).unwrap();
         tasks.spawn("disk", store.clone().watch_disk());
         Self { _dir: dir, script, store, metrics, clock }
     }
