@@ -13,7 +13,7 @@ use crate::control::{Client, NotDone, PinLine, PinRequest, PinnedImage, parse};
 ///
 /// A pin is on the name: if a tag moves, what it points to then is kept. Pins outlive restarts, copies of the
 /// data directory, and the image itself. To have images fetched and kept current too, name them in the
-/// configuration: [[warm]].
+/// configuration, under `[[warm]]`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct PinArgs {

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Weak;
+use std::sync::atomic::Ordering;
 
 use super::index::{Event, Held, Key, Progress, Seconds, Spare, Victim, choose};
 use super::pins::Pinned;
@@ -98,17 +99,22 @@ impl Store {
         let _turn = lock(&self.room.turn);
         lock(&self.room.stuck).clear();
         for _ in 0..ROUNDS {
-            let Shortage::Of(short) = self.shortage(0)? else { return Ok(()) };
+            let Shortage::Of(short) = self.shortage(0)? else {
+                self.room.told_full.store(false, Ordering::Relaxed);
+                return Ok(());
+            };
             if self.drop_orphans()? > 0 {
                 continue;
             }
             let victims = self.victims(short.max(self.cap()? / BATCH), &|_, _, _, _| true)?;
             if victims.is_empty() {
-                tracing::warn!(
-                    bytes = short,
-                    "too much is held, or too little of the disk is free, and nothing more may be evicted: what is \
-                     pulled now is passed on and not kept"
-                );
+                if !self.room.told_full.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        bytes = short,
+                        "too much is held, or too little of the disk is free, and nothing more may be evicted: what \
+                         is pulled now is passed on and not kept"
+                    );
+                }
                 return Ok(());
             }
             self.evict(&victims)?;

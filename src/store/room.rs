@@ -1,6 +1,7 @@
 //! How much may be held: the cap, what must stay free, and what is promised to blobs on their way.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use super::index::Progress;
@@ -15,6 +16,8 @@ const FILES_PART: u64 = 20;
 #[derive(Default)]
 pub struct Room {
     taken: Mutex<Taken>,
+    /// That there is too much, and nothing that may go, was said.
+    pub told_full: AtomicBool,
     /// One makes room at a time.
     pub turn: Mutex<()>,
     /// Repositories of which something could not be taken away a moment ago.
