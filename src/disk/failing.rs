@@ -3,11 +3,10 @@
 use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use super::{Disk, Entry, File, RealDisk, Space, Stat};
-use crate::tasks::lock;
 
 /// Clones are the same disk. It may be locked by several.
 #[derive(Clone, Default)]
@@ -24,7 +23,7 @@ struct FailingFile(Failing, Arc<dyn File>);
 impl Failing {
     /// Counts calls anew. One of them fails, and (`done`) is done all the same.
     pub fn fail(&self, failure: Option<(u64, bool)>) {
-        *lock(&self.0.failure) = failure;
+        *self.failure() = failure;
         self.0.calls.store(0, Ordering::SeqCst);
     }
 
@@ -33,9 +32,13 @@ impl Failing {
         self.0.calls.load(Ordering::SeqCst)
     }
 
+    fn failure(&self) -> MutexGuard<'_, Option<(u64, bool)>> {
+        self.0.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn call<T>(&self, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let number = self.0.calls.fetch_add(1, Ordering::SeqCst);
-        let failure = lock(&self.0.failure).filter(|(at, _)| *at == number);
+        let failure = self.failure().filter(|(at, _)| *at == number);
         let Some((_, done)) = failure else { return call() };
         if done {
             drop(call());

@@ -117,6 +117,7 @@ async fn no_crash_breaks_what_was_acknowledged_or_leaves_anything_behind() {
 /// Does all of it, and what fails once more, if it is to be tried `again`.
 async fn try_all(world: &mut World, acts: &[Act], again: bool) {
     world.tainted = true;
+    world.model.has_failed = true;
     for act in acts {
         if world.act(*act).await.is_err() && again {
             let _ = world.act(*act).await;
@@ -127,7 +128,9 @@ async fn try_all(world: &mut World, acts: &[Act], again: bool) {
 #[tokio::test]
 async fn no_failure_of_the_disk_breaks_what_was_acknowledged() {
     for seed in tries(20, 60) {
-        let (acts, mut random) = (acts_of(seed, 12), StdRng::seed_from_u64(seed));
+        let (mut acts, mut random) = (acts_of(seed, 12), StdRng::seed_from_u64(seed));
+        // A new process cannot know of what failed to sync in the last one, and the kernel does not say.
+        acts.retain(|act| !matches!(act, Act::Restart));
         let whole = new_disk().await;
         let mut world = start(&whole, seed, Model::default()).await.unwrap();
         whole.make(None);
@@ -137,7 +140,7 @@ async fn no_failure_of_the_disk_breaks_what_was_acknowledged() {
             let disk = new_disk().await;
             let mut world = start(&disk, seed, Model::default()).await.unwrap();
             disk.make(Some(Trouble::Failure(at, kind)));
-            let again = random.random();
+            let again = at % 4 < 2;
             try_all(&mut world, &acts, again).await;
             disk.make(None);
             let when = format!("seed {seed}, {kind:?} at call {at}, again: {again}");

@@ -114,11 +114,12 @@ fn told<E: ToString>(error: E) -> String {
     error.to_string()
 }
 
-/// A manifest and all that it leads to.
-fn members(root: Digest) -> BTreeSet<Digest> {
+/// A manifest and all that it leads to, by way of manifests that are held.
+fn members(root: Digest, held: &BTreeSet<Digest>) -> BTreeSet<Digest> {
     let (mut members, mut todo) = (BTreeSet::new(), vec![root]);
     while let Some(digest) = todo.pop() {
         if members.insert(digest)
+            && (digest == root || held.contains(&digest))
             && let Some(number) = (0..=INDEX).find(|number| named(&manifest(*number), false) == digest)
         {
             todo.extend(named_by(&manifest(number)));
@@ -179,9 +180,17 @@ impl World {
     }
 
     fn open(&mut self) -> Result<(), String> {
-        let (clock, disk) = (self.clock.clone(), self.disk.clone());
-        let store =
-            Store::open(self.options(), disk, Arc::default(), clock, Tasks::default()).map_err(told)?;
+        let open = || {
+            let (clock, disk) = (self.clock.clone(), self.disk.clone());
+            Store::open(self.options(), disk, Arc::default(), clock, Tasks::default())
+        };
+        let (since, mut opened) = (Instant::now(), open());
+        // Another thread may be about to drop the lock, with the last store.
+        while matches!(opened, Err(OpenError::Locked(_))) && since.elapsed() < Duration::from_secs(20) {
+            std::thread::yield_now();
+            opened = open();
+        }
+        let store = opened.map_err(told)?;
         let weak: Weak<dyn Remembers> = Arc::<Told>::downgrade(&self.told);
         store.remembered_by(weak);
         let surveyed = store.survey(&|| false);
@@ -291,14 +300,11 @@ impl World {
                 None => reference.parse().ok(),
             };
             let held = digest.and_then(|digest| self.model.is_surely(Item::Manifest(*of, digest)));
-            // Of what is behind it, a child that is not held leads nowhere.
             let Some(root) = held else { continue };
-            protected.insert((*of, root));
-            let named = members(root).into_iter().filter(|member| {
-                let children = [0, 1].map(|child| named(&manifest(child), false));
-                root != named(&manifest(INDEX), false) || children.contains(member)
-            });
-            protected.extend(named.map(|member| (*of, member)));
+            let manifests = (0..=INDEX).map(|number| named(&manifest(number), false));
+            let surely = |digest: &Digest| self.model.is_surely(Item::Manifest(*of, *digest)).is_some();
+            let manifests = manifests.filter(surely).collect();
+            protected.extend(members(root, &manifests).into_iter().map(|member| (*of, member)));
         }
         protected
     }
@@ -356,14 +362,15 @@ impl World {
     /// Images went as wholes: what stays has all that it had, and what went left nothing behind.
     fn assert_whole(&self, before: &Snapshot, after: &Snapshot, act: Act) {
         for ((manifests, layers), (stay, left)) in before.iter().zip(after) {
-            let named_by_what_stays: BTreeSet<Digest> = stay.iter().flat_map(|root| members(*root)).collect();
+            let named_by_what_stays: BTreeSet<Digest> =
+                stay.iter().flat_map(|root| members(*root, stay)).collect();
             let had = |named: &Digest| layers.contains(named) || manifests.contains(named);
             let has = |named: &Digest| left.contains(named) || stay.contains(named);
             for named in named_by_what_stays.iter().filter(|named| had(named)) {
                 assert!(has(named), "{act:?} took {named} from an image that stays");
             }
             for gone in manifests.difference(stay) {
-                let rest = members(*gone)
+                let rest = members(*gone, manifests)
                     .into_iter()
                     .find(|named| has(named) && !named_by_what_stays.contains(named));
                 assert!(rest.is_none(), "{act:?} left {rest:?} of {gone}");
