@@ -30,27 +30,27 @@ async fn users_come_change_and_go_without_a_restart() {
             wait.a_little().await;
         }
     };
-    assert_eq!(ping("first").await, 401);
-    run(&["--cost", "4", file, "bob"], "first\n").unwrap();
-    becomes("first", 200).await;
-    run(&["--cost", "4", file, "bob"], "second").unwrap();
-    becomes("second", 200).await;
-    assert_eq!(ping("first").await, 401);
+    assert_eq!(ping("secret-one").await, 401);
+    run(&["--cost", "4", file, "bob"], "secret-one\n").unwrap();
+    becomes("secret-one", 200).await;
+    run(&["--cost", "4", file, "bob"], "secret-two").unwrap();
+    becomes("secret-two", 200).await;
+    assert_eq!(ping("secret-one").await, 401);
 
     let good = std::fs::read_to_string(file).unwrap();
     std::fs::write(file, format!("{good}carol:$apr1$x$y\n")).unwrap();
     let wait = Wait::for_("the broken file to be named");
     while !rig.mirror.log().contains("line 3") {
-        assert_eq!(ping("second").await, 200);
+        assert_eq!(ping("secret-two").await, 200);
         wait.a_little().await;
     }
     assert!(rig.mirror.log().contains("stays in use"));
     std::fs::write(file, good).unwrap();
     run(&["-D", file, "bob"], "").unwrap();
-    becomes("second", 401).await;
+    becomes("secret-two", 401).await;
     rig.get("/v2/", &user("alice")).await.expect(200);
     let log = rig.mirror.log();
-    assert!(!log.contains("second") && !log.contains("Authorization"), "no password is logged");
+    assert!(!log.contains("secret-two") && !log.contains("Authorization"), "no password is logged");
 }
 
 #[test]
