@@ -41,7 +41,7 @@ pub trait Remembers: Send + Sync {
 pub type Among<'a> = &'a dyn Fn(&str, &Held, Key, Seconds) -> bool;
 
 /// Spares what is pinned, read, or on its way.
-pub(super) struct Needed<'a> {
+struct Needed<'a> {
     store: &'a Store,
     pinned: Pinned,
     stuck: BTreeSet<String>,
@@ -138,21 +138,24 @@ impl Store {
             return Ok(0);
         }
         let orphans: Vec<_> = self.index.facts(|facts| facts.orphans().collect());
-        let mut bytes = 0;
+        if orphans.is_empty() {
+            return Ok(0);
+        }
+        let (mut bytes, domains) = (0, self.proof_domains()?);
         for (key, digest) in orphans {
             let _removing = self.leases.remove_data();
             let size = self.index.facts(|facts| facts.is_orphan(key).then(|| facts.size(key)));
             if let Some(size) = size
                 && !self.leases.is_data_leased(&digest)
             {
-                self.remove_evicted(&digest)?;
+                self.remove_evicted(&digest, &domains)?;
                 bytes += size;
             }
         }
         Ok(bytes)
     }
 
-    pub(super) fn needed(&self) -> Result<Needed<'_>, Error> {
+    fn needed(&self) -> Result<Needed<'_>, Error> {
         let on_their_way = lock(&self.fills).keys().map(|(_, digest)| *digest).collect();
         let stuck = lock(&self.room.stuck).clone();
         Ok(Needed { store: self, pinned: self.pinned()?, stuck, on_their_way })
@@ -196,7 +199,7 @@ impl Store {
         let needed = self.needed()?;
         let stay = victims.iter().position(|victim| self.is_needed(&needed, victim));
         let victims = &victims[..stay.unwrap_or(victims.len())];
-        let owner = self.index.facts(|facts| facts.repository(name).and_then(|held| held.owner.clone()));
+        let owner = self.owner_of(name);
         let Some(repository) = Repository::stored_as(name, owner.as_ref()).filter(|_| !victims.is_empty())
         else {
             return Ok(0);
@@ -218,7 +221,8 @@ impl Store {
         let orphans: HashSet<Digest> = self
             .index
             .facts(|facts| linked.filter(|digest| facts.is_orphan(facts.key(digest))).copied().collect());
-        orphans.iter().try_for_each(|digest| self.remove_evicted(digest))
+        let domains = self.proof_domains()?;
+        orphans.iter().try_for_each(|digest| self.remove_evicted(digest, &domains))
     }
 
     pub(super) fn tell_evicted(&self, evicted: &Evicted) {
@@ -228,17 +232,17 @@ impl Store {
 
     fn is_needed(&self, needed: &Needed<'_>, victim: &Victim) -> bool {
         let mut names = victim.manifests.iter().chain(&victim.layers);
-        let is_busy = names.any(|digest| needed.is_busy(digest));
-        is_busy
-            || self.index.facts(|facts| {
-                let Some(held) = facts.repository(&victim.repository) else { return true };
-                let keys = victim.manifests.iter().map(|digest| facts.key(digest));
-                let manifests = keys.filter_map(|key| held.manifests.get(&key).map(|found| (key, found)));
-                let mut manifests = manifests;
-                manifests.any(|(key, found)| {
+        if names.any(|digest| needed.is_busy(digest)) {
+            return true;
+        }
+        self.index.facts(|facts| {
+            let Some(held) = facts.repository(&victim.repository) else { return true };
+            victim.manifests.iter().map(|digest| facts.key(digest)).any(|key| {
+                held.manifests.get(&key).is_some_and(|found| {
                     found.wanted > victim.wanted || needed.is_pinned(&victim.repository, key)
                 })
             })
+        })
     }
 
     pub(super) fn tags_of(&self, name: &str, manifests: &[Digest]) -> Vec<Tag> {
@@ -257,7 +261,12 @@ impl Store {
             self.unmark_gone(repository, tag)?;
         }
         // Of which a kill has left a part: a power loss could bring back the rest.
-        for tag in self.tag_directories(repository)? {
+        let mut unknown = self.tag_directories(repository)?;
+        self.index.facts(|facts| {
+            let known = facts.repository(name).map(|held| &held.tags);
+            unknown.retain(|tag| known.is_none_or(|known| !known.contains_key(tag)));
+        });
+        for tag in unknown {
             if self.home.stat(&layout::tag_current(repository, &tag))?.is_none() {
                 self.home.delete_tree(&layout::tag(repository, &tag))?;
             }
@@ -298,9 +307,8 @@ impl Store {
     }
 
     /// Data that nothing leads to. Only with the lock held under which data is removed.
-    fn remove_evicted(&self, digest: &Digest) -> Result<(), Error> {
-        for domain in self.home.list(layout::PROOFS_DIR)? {
-            let Some(domain) = domain.name.to_str() else { continue };
+    fn remove_evicted(&self, digest: &Digest, domains: &[String]) -> Result<(), Error> {
+        for domain in domains {
             self.home.remove_unsynced(&layout::proof_in(domain, digest))?;
         }
         self.home.remove_with_dir_unsynced(&layout::data(digest))?;

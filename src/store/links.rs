@@ -77,6 +77,12 @@ impl Store {
         self.put_layer(&grant.repository, digest, digest)
     }
 
+    /// The directories in which the trust domains' proofs stand.
+    pub(super) fn proof_domains(&self) -> Result<Vec<String>, Error> {
+        let entries = self.home.list(layout::PROOFS_DIR)?.into_iter().filter(|entry| entry.is_dir);
+        Ok(entries.filter_map(|entry| entry.name.into_string().ok()).collect())
+    }
+
     /// Whether the blob is held, and its bytes were fetched in this trust domain. Its data is leased:
     /// who asks is about to link it.
     pub fn is_proven(&self, grant: &Grant, digest: &Digest) -> Result<bool, Error> {

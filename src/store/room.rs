@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::index::Progress;
 use super::{Error, Store};
+use crate::disk::Space;
 use crate::tasks::lock;
 
 const TEN_GIB: u64 = 10 << 30;
@@ -52,10 +53,11 @@ pub enum Shortage {
 impl Store {
     /// The bytes that held content may take, by configuration or by the size of the file system.
     pub fn cap(&self) -> Result<u64, Error> {
-        match self.options.max_size {
-            Some(size) => Ok(size),
-            None => Ok(self.home.space()?.total / 5 * 4),
-        }
+        Ok(self.cap_of(&self.home.space()?))
+    }
+
+    fn cap_of(&self, space: &Space) -> u64 {
+        self.options.max_size.unwrap_or(space.total / 5 * 4)
     }
 
     /// Bytes taken by content, and by what is still read of that which is gone.
@@ -70,7 +72,7 @@ impl Store {
 
     fn shortage_with(&self, taken: &Taken, size: u64) -> Result<Shortage, Error> {
         let space = self.home.space()?;
-        let cap = self.options.max_size.unwrap_or(space.total / 5 * 4);
+        let cap = self.cap_of(&space);
         let min_free = self.options.min_free.unwrap_or((space.total / 10).min(TEN_GIB));
         if size > cap / 2 {
             return Ok(Shortage::Hopeless);

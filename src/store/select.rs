@@ -1,6 +1,6 @@
 //! What is held and evicted at a person's wish.
 
-use super::index::{Held, Key, Progress, Seconds, Spare, Usage, Victim, choose, usage};
+use super::index::{Held, Key, Seconds, Usage, Victim, usage};
 use super::{Error, Store};
 use crate::oci::{Digest, Owner, Reference, Repository, UpstreamHost};
 
@@ -86,17 +86,9 @@ impl Store {
 
     /// What of a selection may go, least recently asked for first. Blocks.
     pub fn select(&self, selection: &Selection) -> Result<Vec<Victim>, Error> {
-        if self.index.progress() != Progress::Whole {
-            return Ok(Vec::new());
-        }
-        self.note_wanted();
-        let needed = self.needed()?;
-        let enough = selection.bytes.unwrap_or(u64::MAX);
-        Ok(self.index.facts(|facts| {
-            let image = selection.image.as_ref().map(|(_, digest)| facts.key(digest));
-            let among = |name: &str, held: &Held, key, wanted| selection.has(image, name, held, key, wanted);
-            choose(facts, enough, &needed as &dyn Spare, &among)
-        }))
+        let image = selection.image.as_ref().map(|(_, digest)| self.index.facts(|facts| facts.key(digest)));
+        let among = |name: &str, held: &Held, key, wanted| selection.has(image, name, held, key, wanted);
+        self.victims(selection.bytes.unwrap_or(u64::MAX), &among)
     }
 
     /// The tags that lead to what goes.

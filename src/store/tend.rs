@@ -9,8 +9,6 @@ use super::{CollectError, Store};
 
 /// From one look at the cap, and one writing of what was asked for, to the next.
 const EVERY: Duration = Duration::from_secs(30);
-/// From one look whether it was looked through to the next.
-const YET: Duration = Duration::from_millis(5);
 /// Before a tree that could not be looked through is tried again.
 const AGAIN: Duration = Duration::from_secs(60);
 
@@ -22,9 +20,7 @@ impl Store {
 
     /// Waits until it is.
     pub async fn surveyed(&self) {
-        while !self.is_surveyed() {
-            tokio::time::sleep(YET).await;
-        }
+        self.index.whole().await;
     }
 
     /// Begins, until shutdown.

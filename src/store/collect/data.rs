@@ -11,9 +11,7 @@ impl Pass<'_> {
     /// Removes data that no link of any repository leads to, whoever that belongs to.
     pub fn drop_data(&mut self) -> Result<(), CollectError> {
         let (at, linked) = self.linked()?;
-        let domains = self.store.home.list(layout::PROOFS_DIR)?;
-        let domains: Vec<&str> =
-            domains.iter().filter(|domain| domain.is_dir).filter_map(|domain| domain.name.to_str()).collect();
+        let domains = self.store.proof_domains()?;
         for algorithm in ALGORITHMS {
             let root = layout::content_root(algorithm);
             // What is behind a symbolic link is not ours to remove.
@@ -36,7 +34,7 @@ impl Pass<'_> {
     }
 
     /// Removes proofs of data that is not here: a power loss may undo that one was removed.
-    fn drop_proofs(&self, domains: &[&str]) -> Result<(), CollectError> {
+    fn drop_proofs(&self, domains: &[String]) -> Result<(), CollectError> {
         let home = &self.store.home;
         for (domain, algorithm) in domains.iter().flat_map(|domain| ALGORITHMS.map(|one| (domain, one))) {
             let root = format!("{}/{domain}/{}", layout::PROOFS_DIR, algorithm.as_str());
@@ -65,7 +63,7 @@ impl Pass<'_> {
         &mut self,
         at: Instant,
         digest: &Digest,
-        domains: &[&str],
+        domains: &[String],
     ) -> Result<(), CollectError> {
         let store = self.store;
         let removing = store.leases.remove_data();

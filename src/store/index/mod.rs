@@ -14,8 +14,10 @@ mod scan;
 mod tests;
 mod usage;
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+
+use tokio::sync::watch;
 
 pub use self::choose::{Spare, Victim, choose};
 pub use self::facts::{Event, Facts, Held, Key, Seconds, named_by};
@@ -41,7 +43,7 @@ pub struct Index {
     state: Mutex<State>,
     /// The same as in the state, for who must not wait.
     bytes: AtomicU64,
-    progress: AtomicU8,
+    progress: watch::Sender<Progress>,
     metrics: Arc<Metrics>,
 }
 
@@ -77,7 +79,8 @@ impl Part {
 
 impl Index {
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { state: Mutex::default(), bytes: AtomicU64::new(0), progress: AtomicU8::new(0), metrics }
+        let progress = watch::Sender::new(Progress::Begun);
+        Self { state: Mutex::default(), bytes: AtomicU64::new(0), progress, metrics }
     }
 
     /// Notes what has happened to the tree. Whoever makes and takes away links and data does it with the
@@ -113,11 +116,13 @@ impl Index {
     }
 
     pub fn progress(&self) -> Progress {
-        match self.progress.load(Ordering::Acquire) {
-            0 => Progress::Begun,
-            1 => Progress::Sized,
-            _ => Progress::Whole,
-        }
+        *self.progress.borrow()
+    }
+
+    /// Waits until it is whole.
+    pub async fn whole(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.progress.subscribe().wait_for(|progress| *progress == Progress::Whole).await;
     }
 
     /// Somebody asked for a manifest. False: it is not held, as far as is known.
@@ -126,7 +131,7 @@ impl Index {
     }
 
     fn reached(&self, progress: Progress) {
-        self.progress.store(progress as u8, Ordering::Release);
+        self.progress.send_replace(progress);
         self.metrics.index_whole.set(i64::from(progress == Progress::Whole));
     }
 

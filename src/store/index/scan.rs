@@ -3,9 +3,9 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Event, Part, Progress, Seconds, named_by};
-use crate::oci::{Digest, MANIFEST_CEILING, Repository};
+use crate::oci::{Algorithm, Digest, MANIFEST_CEILING, Repository};
 use crate::store::links::ALGORITHMS;
-use crate::store::{CollectError, OriginState, Store, layout};
+use crate::store::{CollectError, Error, OriginState, Store, layout};
 
 /// How often in a row a part may change too much while it is looked through.
 const TRIES: usize = 100;
@@ -114,11 +114,11 @@ impl Store {
         let repository = name.to_owned();
         let mut found = vec![Event::Owner { repository: repository.clone(), owner: owner.clone() }];
         for (digest, link, at) in self.links_in(name, layout::LAYERS, is_stopped)? {
-            let data = self.linked(&link, &digest)?.unwrap_or(digest);
+            let data = self.data_of(&link, digest)?;
             found.push(Event::Layer { repository: repository.clone(), name: digest, data, at });
         }
         for (digest, link, at) in self.links_in(name, layout::REVISIONS, is_stopped)? {
-            let data = self.linked(&link, &digest)?.unwrap_or(digest);
+            let data = self.data_of(&link, digest)?;
             let key = layout::data(&data);
             // One that is too large or unreadable names nothing that is known.
             let bytes = self.home.read(&key, MANIFEST_CEILING).ok().flatten();
@@ -127,13 +127,22 @@ impl Store {
         }
         // The name of one that nobody can ask for has no tags either.
         let Some(known) = Repository::stored_as(name, owner.as_ref()) else { return Ok(found) };
-        for tag in self.tags(&known)? {
+        for tag in self.tag_directories(&known)? {
             stop(is_stopped)?;
-            if let Some(held) = self.tag(&known, &tag)? {
-                found.push(Event::Tag { repository: repository.clone(), tag, digest: held.digest });
+            if let Some(digest) = self.link(&layout::tag_current(&known, &tag))? {
+                found.push(Event::Tag { repository: repository.clone(), tag, digest });
             }
         }
         Ok(found)
+    }
+
+    /// Where a link leads, or may have. A sha256 leads to itself, whatever its file says: that need not be
+    /// read.
+    fn data_of(&self, link: &str, name: Digest) -> Result<Digest, Error> {
+        match name.algorithm() {
+            Algorithm::Sha256 => Ok(name),
+            Algorithm::Sha512 => Ok(self.linked(link, &name)?.unwrap_or(name)),
+        }
     }
 
     /// The links of one part of a repository: digest, key, and the link's time.
