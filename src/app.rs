@@ -81,7 +81,7 @@ pub async fn run(
     let scrubber = Scrubber::new(config.scrub.clone(), app.store.clone(), mirror, app.clock.clone());
     app.take_commands(&collector, &scrubber, service.clone()).await?;
     let forward = app.forward(&config).await?;
-    app.pin(&config);
+    app.spare(&config, &service.load().owners);
     let pins =
         service.load().content.as_ref().map(|content| Pins::new(config.warm.clone(), content.mirror.clone()));
     let grace = config.http.shutdown_grace;
@@ -243,10 +243,12 @@ impl App {
         Ok(Some(Arc::new(tokio::task::spawn_blocking(open).await??)))
     }
 
-    /// What is to be held at any time is not evicted.
-    fn pin(&self, config: &Config) {
+    /// What is to be held at any time is not evicted, nor what is no upstream's any more.
+    fn spare(&self, config: &Config, owners: &Arc<Owners>) {
         let images = config.warm.iter().flat_map(|pinned| &pinned.images);
         self.store.pin_configured(images.map(|image| (image.repository.clone(), image.reference.clone())));
+        let owners = owners.clone();
+        self.store.makes_room_of(Arc::new(move |repository| owners.mirrors(repository)));
     }
 
     fn hosted(&self, config: &Config, before: Option<&Service>) -> Arc<Hosted> {
@@ -376,7 +378,7 @@ impl App {
                 }
                 match app.reloaded(&service.load(), &collector, &config, &reload) {
                     Ok((new, replacement)) => {
-                        app.pin(&new);
+                        app.spare(&new, &replacement.owners);
                         if let (Some(pins), Some(content)) = (&pins, &replacement.content) {
                             pins.follow(new.warm.clone(), content.mirror.clone());
                         }

@@ -106,6 +106,9 @@ impl File for FailingFile {
     fn read_ready(&self, into: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
         self.1.read_ready(into, offset)
     }
+    fn read_aside(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.call(|| self.1.read_aside(into, offset))
+    }
     fn write_at(&self, from: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         self.0.call(|| self.1.write_at(from, offset))
     }

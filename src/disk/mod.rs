@@ -59,9 +59,7 @@ pub trait File: Send + Sync + 'static {
     fn read_ready(&self, into: &mut [u8], offset: u64) -> io::Result<Option<usize>>;
     /// The same as `read_at`, for a file that was opened to be looked through: it brings nothing into
     /// memory that others would have to give way to.
-    fn read_aside(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.read_at(into, offset)
-    }
+    fn read_aside(&self, into: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `from`, one piece after the other.
     fn write_at(&self, from: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
     /// Makes what was written survive a power loss. After an error, what was written is lost for

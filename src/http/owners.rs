@@ -150,6 +150,13 @@ impl Owners {
         self.hosts.get(host).or(own).or_else(|| self.own_hosts.get(&authority))
     }
 
+    /// Whether this is still how a mirrored repository is named and kept.
+    pub fn mirrors(&self, repository: &Repository) -> bool {
+        let Owner::Upstream(host) = &repository.owner else { return false };
+        let resolved = self.resolve(Some(host.as_str()), repository.name.as_str());
+        resolved.is_ok_and(|now| now == *repository && now.stored_name() == repository.stored_name())
+    }
+
     /// Every upstream, sorted.
     pub fn configured(&self) -> &[UpstreamHost] {
         &self.configured

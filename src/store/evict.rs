@@ -5,11 +5,12 @@
 //! found at the next start. All of it happens under the lock that who links data waits for, and what was
 //! asked for since it was chosen stays.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::Weak;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
-use super::index::{Event, Held, Key, Progress, Seconds, Spare, Victim, choose};
+use super::index::{Event, Facts, Held, Key, Keys, Progress, Seconds, Spare, Victim, choose};
 use super::pins::Pinned;
 use super::room::{Reservation, Shortage};
 use super::{Error, Store, layout};
@@ -40,12 +41,15 @@ pub trait Remembers: Send + Sync {
 /// Narrows what may be evicted to some images, by repository, manifest, and when they were last asked for.
 pub type Among<'a> = &'a dyn Fn(&str, &Held, Key, Seconds) -> bool;
 
+/// Whether the configuration has a repository as a mirrored one.
+pub type Serves = dyn Fn(&Repository) -> bool + Send + Sync;
+
 /// Spares what is pinned, read, or on its way.
 struct Needed<'a> {
     store: &'a Store,
     pinned: Pinned,
     stuck: BTreeSet<String>,
-    on_their_way: HashSet<Digest>,
+    on_their_way: HashSet<Key>,
 }
 
 impl Spare for Needed<'_> {
@@ -54,8 +58,12 @@ impl Spare for Needed<'_> {
             || self.stuck.contains(repository)
     }
 
-    fn is_busy(&self, digest: &Digest) -> bool {
-        self.on_their_way.contains(digest) || self.store.open.is_open(digest)
+    fn is_on_its_way(&self, key: Key) -> bool {
+        self.on_their_way.contains(&key)
+    }
+
+    fn is_open(&self, digest: &Digest) -> bool {
+        self.store.open.is_open(digest)
     }
 }
 
@@ -65,6 +73,25 @@ impl Store {
         let mut remembering = lock(&self.remembering);
         remembering.retain(|who| who.strong_count() > 0);
         remembering.push(who);
+    }
+
+    /// Room is made only of what the configuration has as an upstream's: what disagrees with it is neither
+    /// served nor evicted, but at a person's wish.
+    pub fn makes_room_of(&self, serves: Arc<Serves>) {
+        *lock(&self.serves) = serves;
+    }
+
+    /// What room may be made of now, chosen as far as that takes to have so many bytes.
+    fn dispensable(&self, need: u64) -> Result<Vec<Victim>, Error> {
+        let (serves, last) = (lock(&self.serves).clone(), RefCell::new((String::new(), false)));
+        self.victims(need, &|name, held, _, _| {
+            let mut last = last.borrow_mut();
+            if last.0 != name {
+                let repository = Repository::stored_as(name, held.owner.as_ref());
+                *last = (name.to_owned(), repository.is_some_and(|repository| serves(&repository)));
+            }
+            last.1
+        })
     }
 
     /// Reserves `more` bytes, and evicts for that what has to go. None: there is not as much that may go.
@@ -81,7 +108,7 @@ impl Store {
                 Shortage::Hopeless => return Ok(None),
                 Shortage::Of(short) => {
                     let batch = short.max(self.cap()? / BATCH);
-                    let victims = self.victims(batch, &|_, _, _, _| true)?;
+                    let victims = self.dispensable(batch)?;
                     // Where all that may go is not enough, it is of more use here.
                     if victims.iter().map(|victim| victim.bytes).sum::<u64>() >= short {
                         self.evict(&victims)?;
@@ -106,7 +133,7 @@ impl Store {
             if self.drop_orphans()? > 0 {
                 continue;
             }
-            let victims = self.victims(short.max(self.cap()? / BATCH), &|_, _, _, _| true)?;
+            let victims = self.dispensable(short.max(self.cap()? / BATCH))?;
             if victims.is_empty() {
                 if !self.room.told_full.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
@@ -156,7 +183,8 @@ impl Store {
     }
 
     fn needed(&self) -> Result<Needed<'_>, Error> {
-        let on_their_way = lock(&self.fills).keys().map(|(_, digest)| *digest).collect();
+        let fetched: Vec<Digest> = lock(&self.fills).keys().map(|(_, digest)| *digest).collect();
+        let on_their_way = self.index.facts(|facts| fetched.iter().map(|digest| facts.key(digest)).collect());
         let stuck = lock(&self.room.stuck).clone();
         Ok(Needed { store: self, pinned: self.pinned()?, stuck, on_their_way })
     }
@@ -171,7 +199,6 @@ impl Store {
         for (name, victims) in by_repository {
             for some in victims.chunks(AT_ONCE) {
                 let went = self.evict_some(name, some).unwrap_or_else(|error| {
-                    self.metrics.store_errors.inc();
                     tracing::error!(repository = name, %error, "cannot be evicted, and is left for now");
                     lock(&self.room.stuck).insert(name.to_owned());
                     0
@@ -195,9 +222,14 @@ impl Store {
 
     /// How many of these went, of one repository.
     fn evict_some(&self, name: &str, victims: &[&Victim]) -> Result<usize, Error> {
+        self.note_wanted();
         let removing = self.leases.remove_data();
         let needed = self.needed()?;
-        let stay = victims.iter().position(|victim| self.is_needed(&needed, victim));
+        let stay = self.index.facts(|facts| {
+            let held = facts.repository(name);
+            let others = held.map(|held| named_beside(facts, held, victims)).unwrap_or_default();
+            victims.iter().position(|victim| is_needed(facts, held, &needed, &others, victim))
+        });
         let victims = &victims[..stay.unwrap_or(victims.len())];
         let owner = self.owner_of(name);
         let Some(repository) = Repository::stored_as(name, owner.as_ref()).filter(|_| !victims.is_empty())
@@ -207,7 +239,8 @@ impl Store {
         let manifests: Vec<Digest> = victims.iter().flat_map(|victim| &victim.manifests).copied().collect();
         let layers: Vec<Digest> = victims.iter().flat_map(|victim| &victim.layers).copied().collect();
         let evicted = Evicted { tags: self.tags_of(name, &manifests), repository, manifests, layers };
-        let done = self.remove_from(name, &evicted);
+        // Counted before anybody is told: of what failed, nobody can be sure.
+        let done = self.remove_from(name, &evicted).inspect_err(|_| self.metrics.store_errors.inc());
         drop(removing);
         // Of what failed, a part may be done.
         self.tell_evicted(&evicted);
@@ -228,21 +261,6 @@ impl Store {
     pub(super) fn tell_evicted(&self, evicted: &Evicted) {
         let remembering: Vec<_> = lock(&self.remembering).iter().filter_map(Weak::upgrade).collect();
         remembering.iter().for_each(|who| who.forget(evicted));
-    }
-
-    fn is_needed(&self, needed: &Needed<'_>, victim: &Victim) -> bool {
-        let mut names = victim.manifests.iter().chain(&victim.layers);
-        if names.any(|digest| needed.is_busy(digest)) {
-            return true;
-        }
-        self.index.facts(|facts| {
-            let Some(held) = facts.repository(&victim.repository) else { return true };
-            victim.manifests.iter().map(|digest| facts.key(digest)).any(|key| {
-                held.manifests.get(&key).is_some_and(|found| {
-                    found.wanted > victim.wanted || needed.is_pinned(&victim.repository, key)
-                })
-            })
-        })
     }
 
     pub(super) fn tags_of(&self, name: &str, manifests: &[Digest]) -> Vec<Tag> {
@@ -315,4 +333,32 @@ impl Store {
         self.data_gone(digest);
         Ok(())
     }
+}
+
+/// What manifests name that are none of the victims'.
+fn named_beside(facts: &Facts, held: &Held, victims: &[&Victim]) -> Keys {
+    let gone: Keys =
+        victims.iter().flat_map(|victim| &victim.manifests).map(|gone| facts.key(gone)).collect();
+    let others = held.manifests.iter().filter(|(key, _)| !gone.contains(key));
+    others.flat_map(|(_, manifest)| manifest.names.iter().copied()).collect()
+}
+
+/// Whether somebody came to need something of it since it was chosen.
+fn is_needed(
+    facts: &Facts,
+    held: Option<&Held>,
+    needed: &Needed<'_>,
+    others: &Keys,
+    victim: &Victim,
+) -> bool {
+    let Some(held) = held else { return true };
+    let mut names = victim.manifests.iter().chain(&victim.layers);
+    names.any(|digest| {
+        let key = facts.key(digest);
+        let is_wanted = held
+            .manifests
+            .get(&key)
+            .is_some_and(|found| found.wanted > victim.wanted || needed.is_pinned(&victim.repository, key));
+        is_wanted || others.contains(&key) || needed.is_on_its_way(key) || needed.is_open(digest)
+    })
 }

@@ -81,6 +81,12 @@ impl Health {
         is_stall(&self.trouble.borrow())
     }
 
+    /// Whether things can be removed, though others may not be written.
+    pub fn takes_removals(&self) -> bool {
+        let trouble = self.trouble.borrow();
+        trouble.as_ref().is_none_or(|trouble| matches!(trouble.state, DiskState::Full | DiskState::Inodes))
+    }
+
     /// An error that names the trouble, if there is any.
     pub fn check(&self) -> io::Result<()> {
         self.trouble().map_or(Ok(()), |trouble| Err(trouble.into()))

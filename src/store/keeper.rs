@@ -73,15 +73,17 @@ impl fill::Keeper for Keeper {
 
     fn commit(&mut self, fill: &Arc<Fill>) {
         let Some(staged) = self.staged.take() else { return };
-        let store = &self.store;
+        let (store, file) = (&self.store, staged.file.clone());
         if let Err(error) = store.keep_fill(fill, staged) {
+            store.open.linger(&file);
             store.metrics.store_errors.inc();
             tracing::error!(digest = %fill.digest, %error, "a fetched blob could not be kept");
         }
     }
 
     fn discard(&mut self) {
-        self.staged = None;
+        let Some(unused) = self.staged.take() else { return };
+        self.store.open.linger(&unused.file);
     }
 }
 

@@ -83,15 +83,18 @@ impl Store {
         Ok(entries.filter_map(|entry| entry.name.into_string().ok()).collect())
     }
 
-    /// Whether the blob is held, and its bytes were fetched in this trust domain. Its data is leased:
-    /// who asks is about to link it.
+    /// Whether the blob seems to be held, and its bytes were fetched in this trust domain. Waits for nobody.
+    pub(super) fn looks_proven(&self, grant: &Grant, digest: &Digest) -> Result<bool, Error> {
+        // Whoever removes data may hold it for as long as the disk stands still.
+        Ok(self.home.stat(&layout::proof(&grant.domain, digest))?.is_some()
+            && !self.health.is_stalled()
+            && self.home.stat(&layout::data(digest))?.is_some())
+    }
+
+    /// Whether it is, for sure. Its data is leased: who asks is about to link it. Blocks.
     pub fn is_proven(&self, grant: &Grant, digest: &Digest) -> Result<bool, Error> {
-        if self.home.stat(&layout::proof(&grant.domain, digest))?.is_none() {
+        if !self.looks_proven(grant, digest)? {
             // Anybody may ask for anything: what is not here takes no place among the leases.
-            return Ok(false);
-        }
-        if self.health.is_stalled() {
-            // Whoever removes data may hold it for as long.
             return Ok(false);
         }
         let _kept = self.leases.keep_data();
@@ -133,14 +136,14 @@ impl Store {
     }
 
     /// A link counts before it is made, and where it could not be, until it is seen not to be there: what it
-    /// leads to is not to go meanwhile.
+    /// leads to is not to go meanwhile. And once more when it is made: who looks through the tree may have
+    /// looked between the two, and noted that there is none.
     fn put_link(&self, key: &str, data: &Digest, made: Event, gone: Event) -> Result<(), Error> {
-        self.index.record(made);
-        self.home.put_if_absent(key, data.to_string().as_bytes()).inspect_err(|_| {
-            if matches!(self.home.stat(key), Ok(None)) {
-                self.index.record(gone);
-            }
-        })
+        self.index.record(made.clone());
+        let put = self.home.put_if_absent(key, data.to_string().as_bytes());
+        let stands = put.is_ok() || !matches!(self.home.stat(key), Ok(None));
+        self.index.record(if stands { made } else { gone });
+        put
     }
 
     /// Links a blob that `from` has to the grant's repository, durably. False: `from` has no such

@@ -59,7 +59,7 @@ use crate::tasks::{Tasks, lock};
 pub use self::collect::{CollectError, Marked, Pass, Removed, What};
 pub use self::contents::{Contents, Piece};
 pub use self::directory::Unfit;
-pub use self::evict::{Evicted, Remembers};
+pub use self::evict::{Evicted, Remembers, Serves};
 pub use self::fill::{
     Demand, Fill, FillError, FillOptions, FillReader, Place, Source, SourceError, SourceStream,
 };
@@ -194,6 +194,7 @@ pub struct Store {
     wanted: Wanted,
     pins: Pins,
     remembering: Mutex<Vec<Weak<dyn Remembers>>>,
+    serves: Mutex<Arc<Serves>>,
     leases: Leases,
     clock: Clock,
     doubt: scrub::Doubt,
@@ -279,6 +280,7 @@ impl Store {
             wanted: Wanted::default(),
             pins: Pins::default(),
             remembering: Mutex::default(),
+            serves: Mutex::new(Arc::new(|_| true)),
             leases,
             doubt: scrub::Doubt::new(tasks.clone()),
             clock,
@@ -412,7 +414,8 @@ impl Store {
         if unless_held && self.has_layer(&grant.repository, digest).unwrap_or(false) {
             return Start::Held;
         }
-        if unless_held && self.is_proven(grant, digest).unwrap_or(false) {
+        // Who removes data looks for fills with its lock held: here nobody may wait for that one.
+        if unless_held && self.looks_proven(grant, digest).unwrap_or(false) {
             return Start::Unproven;
         }
         let partial = fills.values().flatten().filter(|fill| fill.is_partial()).count();

@@ -51,6 +51,13 @@ impl OpenFiles {
         }
     }
 
+    /// This file has no name, or is about to have none.
+    pub fn linger(&self, file: &Arc<dyn File>) {
+        // One that cannot be measured is none that takes space.
+        let size = file.size().unwrap_or_default();
+        lock(&self.lingering).push((Arc::downgrade(file), size));
+    }
+
     /// Bytes that are gone and not free.
     pub fn lingering(&self) -> u64 {
         let mut lingering = lock(&self.lingering);

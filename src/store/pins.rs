@@ -123,7 +123,7 @@ impl Store {
                 if name.starts_with('_') {
                     let references = self.pins_in(&format!("{dir}/{name}"), name)?;
                     read.entry(prefix.clone()).or_default().extend(references);
-                } else if prefix.len() + name.len() < 600 {
+                } else if prefix.len() + name.len() < layout::STORED_NAME_MAX {
                     todo.push(if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") });
                 }
             }

@@ -61,7 +61,10 @@ impl Store {
     async fn repeat(self: &Arc<Self>) {
         loop {
             self.in_background(|store| {
-                if let Err(error) = store.trim() {
+                // What takes no changes can only fail to be made smaller.
+                if store.health.takes_removals()
+                    && let Err(error) = store.trim()
+                {
                     tracing::error!(%error, "the store cannot be kept to its size");
                 }
                 store.write_wanted();

@@ -14,10 +14,13 @@ use bytes::Bytes;
 use self::turns::Turn;
 pub(super) use self::turns::Turns;
 use super::fill::{Done, Sink};
+use super::room::Reservation;
 use super::{Error, Grant, Store, layout};
 use crate::disk::File;
 use crate::oci::{Algorithm, Digest, Repository, UploadId};
 
+/// Room is made for a push by so many bytes at a time.
+const STRIDE: u64 = 64 << 20;
 /// Bytes read at a time where a second digest is wanted.
 const PIECE: usize = 1024 * 1024;
 
@@ -30,6 +33,9 @@ pub struct Upload {
     file: Arc<dyn File>,
     sink: Sink,
     received: u64,
+    /// Room for what comes, as far as there is some, and how much had come when it was sought last.
+    room: Option<Reservation>,
+    sought: u64,
     /// The disk failed, so what came after is not in the file.
     broken: bool,
     turn: Option<Turn>,
@@ -93,7 +99,7 @@ impl Store {
         let Some((file, size)) = self.write(open).await? else { return Ok(None) };
         let mut upload = Upload::new(self.clone(), grant.clone(), id, file, turn);
         upload.sink.absorb(size).await.map_err(|error| self.failed("read", &key, error))?;
-        upload.received = size;
+        (upload.received, upload.sought) = (size, size);
         Ok(Some(upload))
     }
 
@@ -161,7 +167,18 @@ impl Store {
 impl Upload {
     fn new(store: Arc<Store>, grant: Grant, id: UploadId, file: Arc<dyn File>, turn: Turn) -> Self {
         let sink = Sink::new(Algorithm::Sha256.hasher(), Some(file.clone()), store.health.clone());
-        Self { store, grant, id, file, sink, received: 0, broken: false, turn: Some(turn) }
+        Self {
+            store,
+            grant,
+            id,
+            file,
+            sink,
+            received: 0,
+            room: None,
+            sought: 0,
+            broken: false,
+            turn: Some(turn),
+        }
     }
 
     pub fn id(&self) -> UploadId {
@@ -189,7 +206,28 @@ impl Upload {
         }
         self.received += chunk.len() as u64;
         self.sink.push(chunk);
+        self.make_room().await;
         Ok(())
+    }
+
+    /// Has what is mirrored give way to what is pushed. Where there is no more of that, a push is not
+    /// refused for it: the disk has the last word.
+    async fn make_room(&mut self) {
+        if self.received < self.sought + STRIDE {
+            return;
+        }
+        self.sought = self.received;
+        let room = match self.store.reserve(STRIDE) {
+            Some(room) => Ok(Some(room)),
+            None => self.store.change(|store| store.make_room(STRIDE)).await,
+        };
+        let room = room.inspect_err(|error| tracing::warn!(%error, "no room can be made for a push"));
+        if let Ok(Some(room)) = room {
+            match &mut self.room {
+                Some(reserved) => reserved.add(room),
+                None => self.room = Some(room),
+            }
+        }
     }
 
     /// Waits until everything received is in the file.
@@ -213,6 +251,9 @@ impl Upload {
         let error = match self.sink.done().await {
             Some(Done { disk_error: None, bytes, .. }) => {
                 self.store.metrics.store_written_bytes.inc_by(bytes);
+                if let Some(room) = &mut self.room {
+                    room.wrote(bytes);
+                }
                 return Ok(());
             }
             Some(Done { disk_error: Some(error), .. }) => error,

@@ -144,3 +144,26 @@ fn what_is_gone_counts_while_it_is_read() {
         reader.hurry().await;
     });
 }
+
+/// A push is not held to the cap, but what is mirrored gives way to it as it comes, not half a minute later.
+#[test]
+fn what_is_mirrored_gives_way_to_a_push_under_way() {
+    isolated(async |directory| {
+        let (upstream, data) = (Upstream::start().await, directory.join("data"));
+        tmpfs(&data, 300 << 20).await;
+        let config =
+            "[cache]\nmin_free = \"80MiB\"\n[hosted]\nrepositories = [\"corp.internal/**\"]\n".to_owned();
+        let options = MirrorOptions { upstream: upstream.url(), config: Some(config), ..Default::default() };
+        let mirror = Mirror::with(&directory, options).await;
+        let images = 20;
+        for number in 0..images {
+            let name = format!("library/held{number}");
+            put(&upstream, &name, number, 10 * MIB);
+            pull(&mirror, &name).await;
+        }
+        mirror.committed(2 * images as usize).await;
+        let large = random_bytes(1000, 200 * MIB);
+        Repository::new(&mirror.url(), "corp.internal/large").push_blob(large).await;
+        assert!(mirror.metric("forebay_store_evictions_total").await >= 12.0);
+    });
+}

@@ -176,6 +176,10 @@ impl File for Handle {
         Ok(None)
     }
 
+    fn read_aside(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_at(into, offset)
+    }
+
     fn write_at(&self, from: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let mut state = self.disk.state();
         let verdict = state.call(true)?;

@@ -135,6 +135,7 @@ impl<K: Keeper> Driver<K> {
             tracing::warn!(digest = %self.fill.digest, %error, "a range that was fetched ahead cannot be read");
             return Err(FillError::Ended);
         }
+        self.keeper.wrote(end - head);
         self.fill.state.send_modify(|state| state.skip_to(end));
         self.check_readers(end - head)
     }

@@ -190,6 +190,9 @@ impl File for FailingFile {
     fn read_ready(&self, into: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
         self.0.read_ready(into, offset)
     }
+    fn read_aside(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_aside(into, offset)
+    }
     fn write_at(&self, from: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let bytes: u64 = from.iter().map(|slice| slice.len() as u64).sum();
         let room = self.1.load(Ordering::SeqCst);
@@ -338,6 +341,16 @@ async fn what_was_committed_meanwhile_is_not_fetched_again() {
         rig.store.start_fill(&other, &digest, source.clone(), Demand::Whole, true).await,
         Start::Unproven
     ));
+    // Who removes data looks for fills: the two must not wait for each other.
+    let ((store, source_too), ended) = ((rig.store.clone(), source.clone()), std::sync::mpsc::channel());
+    let removing = rig.store.leases.remove_data();
+    let start = tokio::spawn(async move {
+        let start = store.start_fill(&other, &digest, source_too, Demand::Whole, true).await;
+        let _ = ended.0.send(matches!(start, Start::Unproven));
+    });
+    assert_eq!(ended.1.recv_timeout(Duration::from_secs(20)), Ok(true));
+    drop(removing);
+    start.await.unwrap();
     let again = rig.store.start_fill(&rig.grant, &digest, source.clone(), Demand::Whole, false).await;
     assert!(matches!(again, Start::Reading(_)), "when what is held is no good");
 }

@@ -120,6 +120,9 @@ impl File for WatchedFile {
     fn read_ready(&self, into: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
         self.file.read_ready(into, offset)
     }
+    fn read_aside(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_aside(into, offset)
+    }
     fn write_at(&self, from: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         self.watch.call(PROMPT, || self.file.write_at(from, offset))
     }

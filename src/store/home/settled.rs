@@ -241,7 +241,7 @@ impl Home {
     }
 
     pub(super) fn in_doubt(&self, path: &Path) -> Error {
-        let why = "the disk failed to sync it before: mend the disk, then restart";
+        let why = "the disk failed to sync it before: mend the disk, mount it anew, then restart";
         failed("rely on", path)(io::Error::other(why))
     }
 

@@ -31,8 +31,10 @@ pub struct Victim {
 pub trait Spare {
     /// A person wants it to stay.
     fn is_pinned(&self, repository: &str, manifest: Key) -> bool;
-    /// It is being read or fetched.
-    fn is_busy(&self, digest: &Digest) -> bool;
+    /// It is being fetched, whether some of it is held or none.
+    fn is_on_its_way(&self, key: Key) -> bool;
+    /// It is being read.
+    fn is_open(&self, digest: &Digest) -> bool;
 }
 
 /// One that may go.
@@ -126,18 +128,16 @@ impl<'a> Choice<'a> {
     }
 
     fn is_spared(&self, name: &str, held: &Held, members: &Keys) -> bool {
-        let is_held = |key: &&Key| held.manifests.contains_key(key) || held.layers.contains_key(key);
-        let mut names = members.iter();
-        // A link by another name than its data's is none that a mirror makes: it is left alone.
-        names.any(|key| {
+        members.iter().any(|key| {
             let manifest = held.manifests.get(key).map(|manifest| manifest.data);
             let layer = held.layers.get(key).map(|layer| layer.data);
-            manifest.is_some_and(|data| data != *key || self.spare.is_pinned(name, *key))
-                || layer.is_some_and(|data| data != *key)
-        }) || members
-            .iter()
-            .filter(is_held)
-            .any(|key| self.facts.digest(*key).is_some_and(|digest| self.spare.is_busy(&digest)))
+            let is_held = manifest.is_some() || layer.is_some();
+            // A link by another name than its data's is none that a mirror makes: it is left alone.
+            manifest.into_iter().chain(layer).any(|data| data != *key)
+                || manifest.is_some() && self.spare.is_pinned(name, *key)
+                || self.spare.is_on_its_way(*key)
+                || is_held && self.facts.digest(*key).is_some_and(|digest| self.spare.is_open(&digest))
+        })
     }
 }
 

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 
 pub use self::choose::{Spare, Victim, choose};
-pub use self::facts::{Event, Facts, Held, Key, Seconds, named_by};
+pub use self::facts::{Event, Facts, Held, Key, Keys, Seconds, named_by};
 pub use self::scan::seconds;
 pub use self::usage::{ImageUse, RepositoryUse, Usage, usage};
 use crate::metrics::Metrics;
@@ -64,7 +64,7 @@ struct Watch {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
     Repository(String),
-    /// All data.
+    /// Data, or some of it.
     Data,
 }
 

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::{Event, Part, Progress, Seconds, named_by};
 use crate::oci::{Algorithm, Digest, MANIFEST_CEILING, Repository};
 use crate::store::links::ALGORITHMS;
+use crate::store::scrub::Shard;
 use crate::store::{CollectError, Error, OriginState, Store, layout};
 
 /// How often in a row a part may change too much while it is looked through.
@@ -19,7 +20,9 @@ pub fn seconds(time: SystemTime) -> Seconds {
 impl Store {
     /// Looks through all that is held. Blocks for long where that is much; ends early once `is_stopped`.
     pub fn survey(&self, is_stopped: &dyn Fn() -> bool) -> Result<(), CollectError> {
-        self.look_through(Part::Data, || self.all_data(is_stopped))?;
+        for shard in self.shards()? {
+            self.look_through(Part::Data, || self.data_in(&shard, is_stopped))?;
+        }
         self.index.reached(Progress::Sized);
         // What comes into being after this list notes itself.
         for name in self.names_of_repositories()? {
@@ -44,23 +47,14 @@ impl Store {
         Err(CollectError::Stopped)
     }
 
-    fn all_data(&self, is_stopped: &dyn Fn() -> bool) -> Result<Vec<Event>, CollectError> {
+    fn data_in(&self, shard: &Shard, is_stopped: &dyn Fn() -> bool) -> Result<Vec<Event>, CollectError> {
         let mut found = Vec::new();
-        for algorithm in ALGORITHMS {
-            let root = layout::content_root(algorithm);
-            for shard in self.home.list(&root)? {
-                let Some(shard) = shard.name.to_str() else { continue };
-                for entry in self.home.list(&format!("{root}/{shard}"))? {
-                    stop(is_stopped)?;
-                    let Some(hex) = entry.name.to_str() else { continue };
-                    let Ok(digest) = format!("{}:{hex}", algorithm.as_str()).parse::<Digest>() else {
-                        continue;
-                    };
-                    let stat = self.home.stat(&layout::data(&digest))?;
-                    if let Some(stat) = stat.filter(|stat| stat.is_file) {
-                        found.push(Event::Data { digest, size: stat.len });
-                    }
-                }
+        for entry in self.home.list(&shard.dir())? {
+            stop(is_stopped)?;
+            let Some(digest) = shard.digest(&entry.name) else { continue };
+            let stat = self.home.stat(&layout::data(&digest))?;
+            if let Some(stat) = stat.filter(|stat| stat.is_file) {
+                found.push(Event::Data { digest, size: stat.len });
             }
         }
         Ok(found)
@@ -113,12 +107,12 @@ impl Store {
         };
         let repository = name.to_owned();
         let mut found = vec![Event::Owner { repository: repository.clone(), owner: owner.clone() }];
-        for (digest, link, at) in self.links_in(name, layout::LAYERS, is_stopped)? {
-            let data = self.data_of(&link, digest)?;
+        for (digest, at) in self.links_in(name, layout::LAYERS, is_stopped)? {
+            let data = self.data_of(name, layout::LAYERS, digest)?;
             found.push(Event::Layer { repository: repository.clone(), name: digest, data, at });
         }
-        for (digest, link, at) in self.links_in(name, layout::REVISIONS, is_stopped)? {
-            let data = self.data_of(&link, digest)?;
+        for (digest, at) in self.links_in(name, layout::REVISIONS, is_stopped)? {
+            let data = self.data_of(name, layout::REVISIONS, digest)?;
             let key = layout::data(&data);
             // One that is too large or unreadable names nothing that is known.
             let bytes = self.home.read(&key, MANIFEST_CEILING).ok().flatten();
@@ -138,20 +132,22 @@ impl Store {
 
     /// Where a link leads, or may have. A sha256 leads to itself, whatever its file says: that need not be
     /// read.
-    fn data_of(&self, link: &str, name: Digest) -> Result<Digest, Error> {
-        match name.algorithm() {
-            Algorithm::Sha256 => Ok(name),
-            Algorithm::Sha512 => Ok(self.linked(link, &name)?.unwrap_or(name)),
+    fn data_of(&self, repository: &str, part: &str, name: Digest) -> Result<Digest, Error> {
+        if name.algorithm() == Algorithm::Sha256 {
+            return Ok(name);
         }
+        let link =
+            format!("{}/{}/{}/link", layout::links(repository, part), name.algorithm().as_str(), name.hex());
+        Ok(self.linked(&link, &name)?.unwrap_or(name))
     }
 
-    /// The links of one part of a repository: digest, key, and the link's time.
+    /// The links of one part of a repository: digest, and the link's time.
     fn links_in(
         &self,
         name: &str,
         part: &str,
         is_stopped: &dyn Fn() -> bool,
-    ) -> Result<Vec<(Digest, String, Seconds)>, CollectError> {
+    ) -> Result<Vec<(Digest, Seconds)>, CollectError> {
         let (root, mut found) = (layout::links(name, part), Vec::new());
         self.dirs(&root)?;
         for algorithm in ALGORITHMS.map(|algorithm| algorithm.as_str()) {
@@ -160,7 +156,7 @@ impl Store {
                 let Ok(digest) = format!("{algorithm}:{hex}").parse::<Digest>() else { continue };
                 let link = format!("{root}/{algorithm}/{hex}/link");
                 if let Some(stat) = self.home.stat(&link)? {
-                    found.push((digest, link, seconds(stat.modified)));
+                    found.push((digest, seconds(stat.modified)));
                 }
             }
         }

@@ -43,6 +43,7 @@ fn of(events: impl IntoIterator<Item = Event>) -> Facts {
 struct Spared {
     pinned: HashSet<(String, u32)>,
     busy: HashSet<u32>,
+    fetched: HashSet<u32>,
     known: Vec<Digest>,
     keys: BTreeMap<Key, u32>,
 }
@@ -52,7 +53,11 @@ impl Spare for Spared {
         self.pinned.contains(&(repository.to_owned(), self.keys[&manifest]))
     }
 
-    fn is_busy(&self, digest: &Digest) -> bool {
+    fn is_on_its_way(&self, key: Key) -> bool {
+        self.fetched.contains(&self.keys[&key])
+    }
+
+    fn is_open(&self, digest: &Digest) -> bool {
         let number = self.known.iter().position(|known| known == digest);
         self.busy.contains(&(number.unwrap() as u32))
     }
@@ -104,6 +109,9 @@ fn images_go_whole_and_what_they_share_goes_with_the_last() {
     assert_eq!(roots(&choose(&facts, u64::MAX, &pinned, &all)).len(), 2);
     let reading = Spared { busy: [10].into(), ..spared(&facts, 13) };
     assert_eq!(choose(&facts, u64::MAX, &reading, &all), [], "all of them have it");
+    // Also where nothing of it is held yet: it is an image's next blob.
+    let fetching = Spared { fetched: [11].into(), ..spared(&facts, 13) };
+    assert!(choose(&facts, u64::MAX, &fetching, &all).iter().all(|victim| victim.root != Some(digest(1))));
     let only = |name: &str, _: &Held, _: Key, _: Seconds| name == "b";
     assert_eq!(roots(&choose(&facts, u64::MAX, &none, &only)), [("b".into(), Some(digest(3)))]);
 }

@@ -67,12 +67,12 @@ impl Shard {
         Self { algorithm: digest.algorithm(), name: digest.hex()[..2].to_owned() }
     }
 
-    fn dir(&self) -> String {
+    pub fn dir(&self) -> String {
         format!("{}/{}", layout::content_root(self.algorithm), self.name)
     }
 
     /// The digest that an entry is named by, where it belongs here.
-    fn digest(&self, entry: &OsStr) -> Option<Digest> {
+    pub fn digest(&self, entry: &OsStr) -> Option<Digest> {
         let hex = entry.to_str().filter(|hex| hex.starts_with(&self.name))?;
         format!("{}:{hex}", self.algorithm.as_str()).parse().ok()
     }

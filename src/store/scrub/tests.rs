@@ -166,10 +166,13 @@ impl File for Failing {
         Ok(10)
     }
     fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
-        Err(io::Error::from_raw_os_error(self.0))
+        panic!("a check reads aside, and leaves what is in memory alone")
     }
     fn read_ready(&self, _: &mut [u8], _: u64) -> io::Result<Option<usize>> {
         Ok(None)
+    }
+    fn read_aside(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
+        Err(io::Error::from_raw_os_error(self.0))
     }
     fn write_at(&self, _: &[IoSlice<'_>], _: u64) -> io::Result<()> {
         Err(io::Error::from_raw_os_error(self.0))

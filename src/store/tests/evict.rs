@@ -254,7 +254,6 @@ fn what_was_asked_for_since_it_was_chosen_stays_and_who_remembers_is_told() {
     let victims = rig.store.victims(u64::MAX, &everything).unwrap();
     assert_eq!(victims.len(), 3);
     rig.want(&grant, &second);
-    rig.store.note_wanted();
     assert_eq!(rig.store.evict(&victims).unwrap().len(), 1);
     assert_eq!(told.0.load(SeqCst), 1);
     assert!(rig.has_image(&grant, "2", &[b"2", b"shared"]), "with what the third would have taken along");
@@ -263,6 +262,77 @@ fn what_was_asked_for_since_it_was_chosen_stays_and_who_remembers_is_told() {
     rig.want(&grant, &Digest::sha256(b"evicted while it was read"));
     rig.store.note_wanted();
     assert_eq!(told.0.load(SeqCst), 2);
+}
+
+#[test]
+fn what_a_manifest_came_to_name_since_it_was_chosen_stays() {
+    let rig = Rig::new(|_| ());
+    let grant = hub("library/a");
+    rig.pull_image(&grant, "1", &[b"1", b"shared"]);
+    let victims = rig.store.victims(u64::MAX, &everything).unwrap();
+    rig.pull_image(&grant, "2", &[b"2", b"shared"]);
+    assert!(rig.store.evict(&victims).unwrap().is_empty());
+    assert!(rig.has_image(&grant, "2", &[b"2", b"shared"]));
+    assert_eq!(rig.evict(1), 1, "the other one may go still");
+    assert!(rig.has_image(&grant, "2", &[b"2", b"shared"]));
+}
+
+#[test]
+fn what_the_configuration_does_not_know_goes_at_a_wish_only() {
+    let rig = Rig::new(|options| options.max_size = Some(40_000));
+    let (known, unknown) = (hub("library/known"), hub("library/unknown"));
+    let layer = |byte: u8| [byte; 9_000];
+    rig.pull_image(&unknown, "1", &[&layer(1)]);
+    rig.pull_image(&unknown, "2", &[&layer(2)]);
+    rig.pull_image(&known, "1", &[&layer(3)]);
+    rig.store.makes_room_of(Arc::new(|repository| repository.name.as_str() == "library/known"));
+    let room = rig.store.make_room(15_000).unwrap();
+    assert!(room.is_some() && !rig.has_image(&known, "1", &[&layer(3)]));
+    assert!(rig.store.make_room(15_000).unwrap().is_none(), "what is left is refused, and stays");
+    assert!(rig.has_image(&unknown, "1", &[&layer(1)]) && rig.has_image(&unknown, "2", &[&layer(2)]));
+    assert_eq!(rig.evict(u64::MAX), 2);
+}
+
+/// A link is being made, and the survey comes by before it stands in the tree.
+#[test]
+fn a_survey_beside_a_push_forgets_no_link() {
+    let surveyor = Arc::new(Mutex::new(Weak::<Store>::new()));
+    let hook = surveyor.clone();
+    let create = move |path: &Path| {
+        if let Some(store) = lock(&hook).upgrade() {
+            store.survey(&|| false).unwrap();
+        }
+        RealDisk.create(path)
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(Hooked { create: Box::new(create), ..Hooked::default() });
+    let store = Store::open(options(dir.path()), disk, Arc::default(), Clock::default(), Tasks::default());
+    let (store, grant, bytes) = (store.unwrap(), hub("library/a"), image(&[b"1", b"2"]));
+    let (first, second) = (hold(&store, b"1"), hold(&store, b"2"));
+    store.link_layer(&grant, &first).unwrap();
+    *lock(&surveyor) = Arc::downgrade(&store);
+    store.link_layer(&grant, &second).unwrap();
+    store.put_manifest(&grant, &Digest::sha256(&bytes), &bytes).unwrap();
+    *lock(&surveyor) = Weak::new();
+    let orphans: Vec<_> = store.index.facts(|facts| facts.orphans().map(|(_, digest)| digest).collect());
+    assert_eq!(orphans, []);
+    let known = |store: &Store| store.index.facts(|facts| facts.repository("library/a").cloned());
+    let after = known(&store);
+    store.survey(&|| false).unwrap();
+    assert_eq!(after, known(&store));
+}
+
+#[test]
+fn a_file_without_a_name_counts_until_it_is_closed() {
+    let rig = Rig::new(|_| ());
+    let staged = rig.store.home.stage().unwrap();
+    staged.file.write_at(&[IoSlice::new(&[1; 5000])], 0).unwrap();
+    let reader = staged.file.clone();
+    rig.store.open.linger(&reader);
+    drop(staged);
+    assert_eq!(rig.store.used(), 5000);
+    drop(reader);
+    assert_eq!(rig.store.used(), 0);
 }
 
 /// Another repository of the trust domain was about to be given the blob.

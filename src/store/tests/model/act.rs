@@ -63,6 +63,8 @@ pub struct World {
     pub model: Model,
     /// Something has failed: what is told of evictions is no promise any more.
     pub tainted: bool,
+    /// What the store has counted of that.
+    errors: u64,
 }
 
 #[derive(Default)]
@@ -132,8 +134,8 @@ impl World {
     /// Opens the store and looks through it.
     pub async fn start(disk: Arc<dyn Disk>, data: &Path, cap: u64, model: Model) -> Result<Self, String> {
         let (data, clock) = (data.to_owned(), Clock::default());
-        let (store, told, tainted) = (None, Arc::default(), false);
-        let mut world = Self { data, disk, cap, store, clock, told, model, tainted };
+        let (store, told, tainted, errors) = (None, Arc::default(), false, 0);
+        let mut world = Self { data, disk, cap, store, clock, told, model, tainted, errors };
         world.open()?;
         Ok(world)
     }
@@ -194,6 +196,7 @@ impl World {
         let weak: Weak<dyn Remembers> = Arc::<Told>::downgrade(&self.told);
         store.remembered_by(weak);
         let surveyed = store.survey(&|| false);
+        self.errors = store.metrics.store_errors.get();
         self.store = Some(store);
         surveyed.map_err(told)
     }
@@ -214,11 +217,9 @@ impl World {
     pub async fn act(&mut self, act: Act) -> Result<(), String> {
         self.clock.advance(Duration::from_secs(1));
         self.evicted();
-        let errors = self.store.as_ref().map(|store| store.metrics.store_errors.get());
         let before = self.snapshot();
         let done = self.try_act(act).await;
-        let failed = self.store.as_ref().map(|store| store.metrics.store_errors.get()) != errors;
-        self.tainted |= done.is_err() || failed && !matches!(act, Act::Restart);
+        self.tainted |= done.is_err();
         self.evicted();
         let evicts = matches!(act, Act::Evict { .. } | Act::Trim);
         if self.tainted && (evicts || matches!(act, Act::Pull { .. })) {
@@ -309,10 +310,14 @@ impl World {
         protected
     }
 
-    /// Takes up what was told of evictions.
+    /// Takes up what was told of evictions, and whether something has failed.
     pub(super) fn evicted(&mut self) {
-        let protected = self.protected();
-        for evicted in std::mem::take(&mut *lock(&self.told.0)) {
+        let (all, protected) = (std::mem::take(&mut *lock(&self.told.0)), self.protected());
+        // In this order: what fails is counted before it is told.
+        let errors = self.store.as_ref().map_or(self.errors, |store| store.metrics.store_errors.get());
+        self.tainted |= errors != self.errors;
+        self.errors = errors;
+        for evicted in all {
             let of = (HOSTED..REPOSITORIES.len()).find(|of| grant(*of).repository == evicted.repository);
             let of = of.unwrap_or_else(|| panic!("{} is not a mirror's", evicted.repository));
             for digest in evicted.manifests.iter().chain(&evicted.layers) {
