@@ -150,8 +150,11 @@ fn is_authority(text: &str) -> bool {
     text.len() <= AUTHORITY_MAX && port && host.is_none_or(name)
 }
 
-/// A name as nearly all are. Others may be numbers that are no address, or badly encoded.
+/// A name as nearly all are, or an address. Others may be numbers that are no address, or badly encoded.
 fn is_plain_name(host: &str) -> bool {
+    if host.parse::<std::net::Ipv4Addr>().is_ok() {
+        return true;
+    }
     let encoded = |label: &str| label.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("xn--"));
     let last = host.strip_suffix('.').unwrap_or(host).rsplit('.').next().unwrap_or_default();
     last.starts_with(|c: char| c.is_ascii_alphabetic()) && !host.split('.').any(encoded)

@@ -59,7 +59,7 @@ impl Service {
         // It is no login here.
         let first = first.filter(|_| pass.is_none());
         let shown = self.gate.show(client, first, arrival.certificate.as_ref());
-        match shown.await {
+        match Box::pin(shown).await {
             Ok(shown) => (caller.identity, caller.grants) = (shown.identity, shown.grants),
             Err(NotShown::Wrong(refused)) => caller.refused = Some(refused),
             Err(NotShown::Busy) => return Err(ApiError::logins_busy()),

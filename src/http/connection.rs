@@ -1,5 +1,8 @@
 //! One client connection: its protocol and its end.
 
+// Each request's future is moved into the connection: what a hit does not need is boxed.
+#![warn(clippy::large_futures)]
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;

@@ -121,7 +121,7 @@ impl Service {
         let (path, query) = (request.uri.path(), request.uri.query());
         if arrival.door != Door::Operations && self.gives_tokens_at(path) {
             self.limits.request(exchange.client).await.map_err(ApiError::too_many)?;
-            return self.token(request, arrival, exchange.client, body).await;
+            return Box::pin(self.token(request, arrival, exchange.client, body)).await;
         }
         let authority = exchange.external.authority.clone();
         let entrance = Entrance { scope: &arrival.scope, authority: &authority };
@@ -165,27 +165,27 @@ impl Service {
             Route::Tags(repository, name, page) => {
                 exchange.of_repository(Kind::Tags, &repository, None);
                 self.authorise(&caller, Action::Pull, &repository)?;
-                let answer = self.tags(hops, &caller, &repository).await?;
+                let answer = Box::pin(self.tags(hops, &caller, &repository)).await?;
                 let listed = respond::tags(&answer, &name, &page, path, namespace);
                 (listed, respond::outcome(&answer.served))
             }
             Route::Referrers(repository, digest, artifact_type, page) => {
                 exchange.of_repository(Kind::Referrers, &repository, Some(Reference::Digest(digest)));
                 self.authorise(&caller, Action::Pull, &repository)?;
-                let answer = self.referrers(hops, &caller, &repository, &digest).await?;
+                let answer = Box::pin(self.referrers(hops, &caller, &repository, &digest)).await?;
                 let listed = respond::referrers(&answer, artifact_type.as_deref(), &page, path, namespace);
                 (listed, respond::outcome(&answer.served))
             }
             Route::Catalog(page) => {
                 exchange.of_list(Kind::Catalog);
                 self.admit(&caller, &routed.address, false)?;
-                self.catalog(path, &caller, &routed.address, &page).await?
+                Box::pin(self.catalog(path, &caller, &routed.address, &page)).await?
             }
             Route::SearchPing => (respond::search_ping(), Outcome::Hit),
             Route::Search(search) => {
                 exchange.of_list(Kind::Search);
                 self.admit(&caller, &routed.address, false)?;
-                self.search(&caller, &routed.address, &search).await?
+                Box::pin(self.search(&caller, &routed.address, &search)).await?
             }
             Route::Write(repository, write) => {
                 let (action, kind, reference) = write.nature();
@@ -193,7 +193,8 @@ impl Service {
                 self.authorise(&caller, action, &repository)?;
                 let place = Place(&routed.place);
                 let (caller, repository, headers) = (&caller, &repository, &request.headers);
-                self.write(Writing { caller, exchange, repository, place, headers }, write, body).await?
+                let writing = Writing { caller, exchange, repository, place, headers };
+                Box::pin(self.write(writing, write, body)).await?
             }
             route @ (Route::Metrics | Route::Healthz | Route::Readyz | Route::Home) => {
                 operations::answer(self, &route, &exchange.external, arrival)?
@@ -294,7 +295,7 @@ impl Service {
             && repository.owner == Owner::Hosted
             && self.authorise(caller, Action::Push, repository).is_ok();
         if let Some(content) = self.content.as_ref().filter(|_| is_pusher)
-            && let Err(error) = content.hosted.lease_blob(repository, digest).await
+            && let Err(error) = Box::pin(content.hosted.lease_blob(repository, digest)).await
         {
             tracing::debug!(%repository, %digest, %error, "no lease");
         }

@@ -282,8 +282,10 @@ fn json_body(body: String) -> Response<Payload> {
 }
 
 fn named_by(headers: &mut HeaderMap, digest: &Digest) {
-    headers.insert(CONTENT_DIGEST, header_value(digest.to_string()));
-    headers.insert(header::ETAG, header_value(format!("\"{digest}\"")));
+    let quoted = Bytes::from(format!("\"{digest}\""));
+    let value = |text: Bytes| HeaderValue::from_maybe_shared(text).unwrap_or(HeaderValue::from_static(""));
+    headers.insert(CONTENT_DIGEST, value(quoted.slice(1..quoted.len() - 1)));
+    headers.insert(header::ETAG, value(quoted));
 }
 
 /// Whether `If-None-Match` names the content (RFC 9110, 13.1.2).

@@ -60,10 +60,13 @@ impl Mirror {
         if linked && let Some(answer) = self.held_blob(digest, want, Served::Hit).await? {
             return Ok(answer);
         }
-        let subject = Subject::Blob(*digest);
-        self.refused(standing.caller(), repository, &subject)?;
-        let access = self.access(repository, standing, &subject, hops).await?;
-        self.miss_blob(digest, want, &access, !linked).await
+        let miss = async {
+            let subject = Subject::Blob(*digest);
+            self.refused(standing.caller(), repository, &subject)?;
+            let access = self.access(repository, standing, &subject, hops).await?;
+            self.miss_blob(digest, want, &access, !linked).await
+        };
+        Box::pin(miss).await
     }
 
     /// A blob that the repository is not known to have; or (not `unlinked`) whose bytes on disk are
@@ -124,7 +127,7 @@ impl Mirror {
             return true;
         }
         let (of, digest) = key.clone();
-        match self.store.run(move |store| store.has_layer(&of, &digest)).await {
+        match Box::pin(self.store.run(move |store| store.has_layer(&of, &digest))).await {
             Ok(true) => {
                 self.memory.layers.insert(key, ());
                 true
@@ -160,7 +163,7 @@ impl Mirror {
             return Ok(Some(BlobAnswer::head(Some(size), served)));
         }
         if size <= SMALL_BLOB {
-            let Some(bytes) = read_all(self.store.read(held, None), size, digest).await else {
+            let Some(bytes) = Box::pin(read_all(self.store.read(held, None), size, digest)).await else {
                 return Ok(None);
             };
             self.memory.blobs.insert(*digest, bytes.clone());

@@ -99,6 +99,16 @@ impl Mirror {
         if let Some(held) = self.held_manifest(standing, repository, digest).await {
             return Ok(ManifestAnswer::held(&held, Served::Hit));
         }
+        Box::pin(self.miss(request, digest, body)).await
+    }
+
+    async fn miss(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+        digest: &Digest,
+        body: bool,
+    ) -> Result<ManifestAnswer, Error> {
+        let Request { standing, repository, .. } = request;
         let reference = Reference::Digest(*digest);
         let subject = Subject::Manifest(reference.clone());
         self.refused(request.who(), repository, &subject)?;
@@ -138,7 +148,8 @@ impl Mirror {
             return Some(held);
         }
         let (repository, digest) = key.clone();
-        let bytes = match self.store.run(move |store| store.manifest(&repository, &digest)).await {
+        let read = self.store.run(move |store| store.manifest(&repository, &digest));
+        let bytes = match Box::pin(read).await {
             Ok(bytes) => bytes?,
             Err(error) => {
                 tracing::error!(%digest, %error, "a held manifest cannot be read");

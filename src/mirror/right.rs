@@ -36,14 +36,17 @@ impl Mirror {
         {
             return Ok(Arc::new(standing.of_caller(id)));
         }
-        let denied = match self.ask_whether_public(repository, &standing, subject, asker.hops).await {
+        let asking = self.ask_whether_public(repository, &standing, subject, asker.hops);
+        let denied = match Box::pin(asking).await {
             Ok(standing) => return Ok(standing),
             Err(error) => error,
         };
         match (denied, asker.caller) {
             // What anybody could pull is not taken away because nobody answers, or has something else.
             (error, _) if standing.held_public && !matches!(error, Error::Denied { .. }) => Ok(standing),
-            (_, Some(id)) => self.show(id, repository, &standing, subject, proofs, asker.hops).await,
+            (_, Some(id)) => {
+                Box::pin(self.show(id, repository, &standing, subject, proofs, asker.hops)).await
+            }
             (Error::Denied { .. }, None) => Err(login_needed(repository, subject)),
             // Whoever has shown its right before may come with that.
             (Error::Unavailable { .. } | Error::UpstreamLimited { .. }, None) if !proofs.stale.is_zero() => {

@@ -104,7 +104,7 @@ impl Mirror {
         }
         let upstream = self.upstream(repository)?;
         let of = repository.clone();
-        let state = match self.store.run(move |store| store.origin(&of)).await {
+        let state = match Box::pin(self.store.run(move |store| store.origin(&of))).await {
             Ok(state) => state,
             Err(error) => {
                 // A disk that fails holds up nobody: nothing is found on it, all is fetched.

@@ -58,7 +58,7 @@ impl Mirror {
             Ok(Resolved::Known(known, served)) => {
                 (self.at_tag(request, tag, &known, served, body).await, true)
             }
-            Ok(Resolved::Untold) => (self.get_by_tag(request, tag).await, false),
+            Ok(Resolved::Untold) => (Box::pin(self.get_by_tag(request, tag)).await, false),
             Err(error) => (Err(error), false),
         };
         match answer {
@@ -66,7 +66,7 @@ impl Mirror {
             // not what its own tag points to is trouble like any other.
             Err(error @ Error::Denied { .. }) => Err(error),
             Err(error @ Error::NotFound(_)) if !known => Err(error),
-            Err(error) => self.last_held(request, tag, error).await,
+            Err(error) => Box::pin(self.last_held(request, tag, error)).await,
             answer => answer,
         }
     }
@@ -104,7 +104,7 @@ impl Mirror {
             }
             None => refused()?,
         }
-        self.resolve(request, tag, known).await
+        Box::pin(self.resolve(request, tag, known)).await
     }
 
     /// The tag from memory, while it may be answered without asking.
@@ -143,7 +143,7 @@ impl Mirror {
         self.refused(request.who(), request.repository, &Subject::Manifest(reference.clone()))?;
         let is_pinned = self.options.reserved.names(request.repository, &Reference::Tag(tag.clone()));
         let spender = request.asker.spender(is_pinned, known.held().is_some());
-        let (held, served) = self.fetch(request, &reference, spender).await?;
+        let (held, served) = Box::pin(self.fetch(request, &reference, spender)).await?;
         self.keep_tag(request, tag, known);
         Ok(ManifestAnswer::held(&held, served))
     }
@@ -197,7 +197,7 @@ impl Mirror {
         if let Some(known) = self.memory.tags.get(&key) {
             return Some(known);
         }
-        let known = Arc::new(self.tag_on_disk(request, tag).await?);
+        let known = Arc::new(Box::pin(self.tag_on_disk(request, tag)).await?);
         self.memory.tags.insert(key, known.clone());
         Some(known)
     }

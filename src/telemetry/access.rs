@@ -2,20 +2,17 @@
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use prometheus::IntCounter;
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, WorkerGuard};
 
 use super::escape::push_quoted;
-use super::output::Output;
-use super::{Format, Options, queue};
+use super::lines::Lines;
+use super::{Format, Options};
 
-/// Lines that wait to be written, at most: 10 MB or so.
-const QUEUE: usize = 32_768;
+/// Bytes of lines that wait to be written, at most.
+const QUEUE: usize = 10 << 20;
 /// Longest shown part of what clients choose freely, in bytes.
 const LONGEST_PATH: usize = 1024;
 const LONGEST_WORD: usize = 256;
@@ -46,43 +43,36 @@ pub struct AccessLine<'a> {
 /// Writes access lines to standard output without waiting for it. Dropped, it writes out what waits.
 pub struct AccessLog {
     format: Format,
-    /// None: not wanted. The writer goes before its guard.
+    /// None: not wanted.
     sink: Option<Sink>,
 }
 
 struct Sink {
-    writer: NonBlocking,
-    errors: ErrorCounter,
-    /// How many of `errors` are in `dropped`.
-    counted: AtomicU64,
+    lines: Lines,
     dropped: IntCounter,
-    _guard: WorkerGuard,
 }
 
 impl AccessLog {
-    /// `dropped` counts the lines that the queue had no room for.
+    /// `dropped` counts the lines that there was no room for.
     pub fn new(options: &Options, dropped: IntCounter) -> Self {
         Self::over(std::io::stdout(), options, QUEUE, dropped)
     }
 
-    /// Over another output, for tests.
+    /// Over another output, for tests. At most so many bytes wait for it.
     fn over(
         output: impl std::io::Write + Send + 'static,
         options: &Options,
-        lines: usize,
+        most: usize,
         dropped: IntCounter,
     ) -> Self {
-        let sink = options.access.then(|| {
-            let (writer, guard) = queue(Output::new(output), lines, "access-log");
-            Sink {
-                errors: writer.error_counter(),
-                writer,
-                counted: AtomicU64::new(0),
-                dropped,
-                _guard: guard,
-            }
-        });
-        Self { format: options.format, sink }
+        let start = || {
+            let lines = Lines::over(output, most, "access-log");
+            lines.inspect_err(
+                |error| tracing::error!(%error, "there is no access log: no thread can be had for it"),
+            )
+        };
+        let lines = if options.access { start().ok() } else { None };
+        Self { format: options.format, sink: lines.map(|lines| Sink { lines, dropped }) }
     }
 
     /// Whether lines are wanted: without them, there is no need to gather what they tell.
@@ -102,20 +92,10 @@ impl AccessLog {
                 Format::Text => text(buffer, line, SystemTime::now()),
                 Format::Json => json(buffer, line, SystemTime::now()),
             };
-            sink.send(buffer.as_bytes());
+            if !sink.lines.add(buffer.as_bytes()) {
+                sink.dropped.inc();
+            }
         });
-    }
-}
-
-impl Sink {
-    fn send(&self, line: &[u8]) {
-        // A lossy queue takes everything; what it dropped is in `errors`.
-        let _ = self.writer.clone().write_all(line);
-        let errors = self.errors.dropped_lines() as u64;
-        if errors > self.counted.load(Ordering::Relaxed) {
-            let before = self.counted.fetch_max(errors, Ordering::Relaxed);
-            self.dropped.inc_by(errors.saturating_sub(before));
-        }
     }
 }
 
@@ -179,7 +159,9 @@ fn json(out: &mut String, line: &AccessLine<'_>, now: SystemTime) -> std::fmt::R
     ];
     for (key, value, longest) in words {
         if let Some(value) = value {
-            write!(out, r#","{key}":"#)?;
+            out.push_str(",\"");
+            out.push_str(key);
+            out.push_str("\":");
             push_quoted(out, value, longest);
         }
     }
@@ -291,7 +273,7 @@ mod tests {
     #[test]
     fn what_was_written_is_there_once_the_log_is_dropped() {
         let output = Shared::default();
-        let log = AccessLog::over(output.clone(), &OPTIONS, 100, dropped());
+        let log = AccessLog::over(output.clone(), &OPTIONS, QUEUE, dropped());
         assert!(log.is_enabled());
         for _ in 0..50 {
             log.write(&line());
@@ -304,7 +286,7 @@ mod tests {
     #[test]
     fn a_log_that_is_off_writes_nothing() {
         let output = Shared::default();
-        let log = AccessLog::over(output.clone(), &Options { access: false, ..OPTIONS }, 100, dropped());
+        let log = AccessLog::over(output.clone(), &Options { access: false, ..OPTIONS }, QUEUE, dropped());
         log.write(&line());
         assert!(!log.is_enabled());
         drop(log);
@@ -316,7 +298,8 @@ mod tests {
         let (written, is_written) = channel();
         let (release, wait) = channel();
         let dropped = dropped();
-        let log = AccessLog::over(Stuck(written, wait), &OPTIONS, 10, dropped.clone());
+        let length = 10 * rendered(json, &line()).len();
+        let log = AccessLog::over(Stuck(written, wait), &OPTIONS, length, dropped.clone());
         log.write(&line());
         is_written.recv().unwrap();
         // The writer holds on to the first line; ten more wait; the rest finds no room.

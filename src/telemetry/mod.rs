@@ -6,12 +6,13 @@
 
 mod access;
 mod escape;
+mod lines;
 mod output;
 mod size;
 
 use std::io::IsTerminal;
 
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 pub use access::{AccessLine, AccessLog};
@@ -48,7 +49,9 @@ const EVENT_QUEUE: usize = 8_192;
 /// Sends events to standard output from now on. The guard, dropped last, writes out what waits.
 pub fn init(options: &Options) -> Result<WorkerGuard, Error> {
     let filter = parse_filter(&options.level).map_err(Error::Filter)?;
-    let (writer, guard) = queue(output::Output::new(std::io::stdout()), EVENT_QUEUE, "log");
+    let queue =
+        NonBlockingBuilder::default().lossy(true).buffered_lines_limit(EVENT_QUEUE).thread_name("log");
+    let (writer, guard) = queue.finish(output::Output::new(std::io::stdout()));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     let set = match options.format {
         Format::Text => {
@@ -78,14 +81,6 @@ fn parse_filter(level: &str) -> Result<EnvFilter, String> {
         return Err(format!("`{odd}` is no level; {example}"));
     }
     EnvFilter::try_new(level).map_err(|error| format!("`{level}` is no log filter ({error}); {example}"))
-}
-
-fn queue(
-    output: impl std::io::Write + Send + 'static,
-    lines: usize,
-    thread: &str,
-) -> (NonBlocking, WorkerGuard) {
-    NonBlockingBuilder::default().lossy(true).buffered_lines_limit(lines).thread_name(thread).finish(output)
 }
 
 #[cfg(test)]
