@@ -6,12 +6,8 @@ use super::Mirror;
 use super::finding::Done;
 use super::restore::Restored;
 use super::scrub::Scrubber;
-use crate::oci::{Digest, Owner, Repository};
+use crate::oci::{Digest, Repository};
 use crate::store::{Damage, LinkFault, OriginState, Part};
-
-pub(super) fn is_hosted(origin: &OriginState) -> bool {
-    !matches!(origin, OriginState::Known(origin) if origin.owner != Owner::Hosted)
-}
 
 impl Scrubber {
     /// Fetches data again that was put aside, for whoever links it.
@@ -20,7 +16,7 @@ impl Scrubber {
             return Done::Unneeded;
         }
         let (mut why, mut unlinked) = (None, false);
-        for linker in damage.linkers.iter().filter(|linker| !is_hosted(&linker.origin)) {
+        for linker in damage.linkers.iter().filter(|linker| linker.origin.is_mirrored()) {
             if !repair {
                 return Done::Left;
             }
@@ -34,7 +30,7 @@ impl Scrubber {
         }
         match why {
             Some(why) => Done::Failed(why),
-            None if unlinked && damage.linkers.iter().all(|linker| !is_hosted(&linker.origin)) => {
+            None if unlinked && damage.linkers.iter().all(|linker| linker.origin.is_mirrored()) => {
                 Done::Unlinked
             }
             None => Done::Lost,
@@ -74,7 +70,7 @@ impl Scrubber {
         fault: &LinkFault,
         repair: bool,
     ) -> Option<Done> {
-        if is_hosted(origin) {
+        if !origin.is_mirrored() {
             return Some(Done::Lost);
         }
         let (mirror, repository) = match self.mirrored(name, origin) {

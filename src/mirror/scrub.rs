@@ -12,7 +12,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::Mirror;
 use super::finding::{Finding, Found, Named};
-use super::mend::is_hosted;
 use super::pace::Walk;
 use crate::clock::Clock;
 use crate::oci::Digest;
@@ -253,7 +252,7 @@ impl Scrubber {
         let mut links = 0;
         for (name, origin) in self.store.run(Store::repositories).await? {
             let (news, mut faults) = mpsc::channel(WAITING);
-            let (of, hosted, ended) = (name.clone(), is_hosted(&origin), stopped.clone());
+            let (of, hosted, ended) = (name.clone(), !origin.is_mirrored(), stopped.clone());
             let walking = self.store.run(move |store| {
                 let mut report = |fault| drop(news.blocking_send(fault));
                 store.check_links(&of, hosted, &mut report, &|| ended.is_cancelled())

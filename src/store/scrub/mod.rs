@@ -49,7 +49,7 @@ pub enum Wrong {
 pub struct Damage {
     pub digest: Digest,
     pub wrong: Wrong,
-    /// Some of the repositories that link it.
+    /// Some of the repositories that link it, sorted: of mirrored ones, and of others.
     pub linkers: Vec<Linker>,
     /// How many more there are.
     pub others: usize,

@@ -5,11 +5,12 @@ use std::time::SystemTime;
 use super::{Damage, Linker, Part, Wrong};
 use crate::disk::Stat;
 use crate::oci::{Digest, Owner, Repository};
-use crate::store::{Error, OriginState, Store, layout};
+use crate::store::{Error, Store, layout};
 
 /// Things kept aside at most.
 const MOST: usize = 1000;
-/// Repositories named for one digest.
+/// Repositories named for one digest, of mirrored ones and of others: the ones can mend what the others
+/// have lost.
 const LINKERS_MAX: usize = 10;
 
 impl Store {
@@ -89,13 +90,15 @@ impl Store {
 
     /// Some of the repositories that link this, and how many more do.
     pub(super) fn linkers(&self, digest: &Digest) -> Result<(Vec<Linker>, usize), Error> {
-        let (mut linkers, mut others) = (Vec::new(), 0);
+        let (mut linkers, mut others, mut named) = (Vec::new(), 0, [0; 2]);
         for (name, origin) in self.repositories()? {
             let Some(repository) = by_stored_name(&name) else { continue };
             let layer = self.home.stat(&layout::layer(&repository, digest))?;
             let revision = self.home.stat(&layout::revision(&repository, digest))?;
             for part in [layer.map(|_| Part::Blob), revision.map(|_| Part::Manifest)].into_iter().flatten() {
-                if linkers.len() < LINKERS_MAX {
+                let named = &mut named[usize::from(origin.is_mirrored())];
+                if *named < LINKERS_MAX {
+                    *named += 1;
                     linkers.push(Linker { name: name.clone(), origin: origin.clone(), part });
                 } else {
                     others += 1;
@@ -109,8 +112,7 @@ impl Store {
     pub(super) fn condemn(&self, digest: &Digest) -> Result<super::Checked, Error> {
         let checked = self.check(digest, &mut |_| true)?;
         if let super::Checked::Bad(damage) = &checked {
-            let is_mirrored = |linker: &Linker| matches!(&linker.origin, OriginState::Known(origin) if origin.owner != Owner::Hosted);
-            let done = match damage.linkers.iter().any(is_mirrored) {
+            let done = match damage.linkers.iter().any(|linker| linker.origin.is_mirrored()) {
                 true => "put aside, and fetched again when it is asked for",
                 false => "put aside: push it again",
             };

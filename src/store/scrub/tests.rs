@@ -144,6 +144,23 @@ async fn every_kind_of_damage_is_put_aside_and_healed_by_a_push() {
     }
 }
 
+/// Who could mend it is not crowded out by those who cannot.
+#[tokio::test]
+async fn a_mirrored_repository_is_named_however_many_hosted_ones_come_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let digest = push(&store, &hosted("a00"), b"content").await;
+    for number in 1..15 {
+        store.link_layer(&hosted(&format!("a{number:02}")), &digest).unwrap();
+    }
+    store.link_layer(&hub("library/z"), &digest).unwrap();
+    fs::write(data(dir.path(), &digest), b"CONTENT").unwrap();
+    let Checked::Bad(damage) = check(&store, &digest) else { panic!("bad") };
+    assert_eq!((damage.linkers.len(), damage.others), (11, 5));
+    let mirrored: Vec<_> = damage.linkers.iter().filter(|linker| linker.origin.is_mirrored()).collect();
+    assert_eq!(mirrored.iter().map(|linker| &linker.name[..]).collect::<Vec<_>>(), ["library/z"]);
+}
+
 #[tokio::test]
 async fn a_manifest_is_checked_like_a_blob() {
     let dir = tempfile::tempdir().unwrap();
