@@ -147,6 +147,9 @@ impl Mirror {
         if let Some(bytes) = self.memory.blobs.get(digest) {
             return small(bytes, want, served).map(Some);
         }
+        if self.store.is_unreadable(digest) {
+            return Ok(None);
+        }
         let held = match self.store.blob(digest) {
             Ok(Some(held)) => held,
             Ok(None) => return Ok(None),

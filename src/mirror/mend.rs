@@ -33,6 +33,7 @@ impl Scrubber {
             None if unlinked && damage.linkers.iter().all(|linker| linker.origin.is_mirrored()) => {
                 Done::Unlinked
             }
+            None if damage.stays => Done::Stays,
             None => Done::Lost,
         }
     }

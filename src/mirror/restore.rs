@@ -72,7 +72,7 @@ impl Mirror {
         };
         // What is not there by then is found missing.
         let _ = tokio::time::timeout(COMMIT, committed).await;
-        let is_held = self.store.blob(digest).map(|held| held.is_some());
+        let is_held = self.store.blob(digest).map(|held| held.is_some() && !self.store.is_unreadable(digest));
         kept(subject.of(repository), is_held)
     }
 

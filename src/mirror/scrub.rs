@@ -280,7 +280,12 @@ impl Scrubber {
         match &finding.found {
             Found::Data(damage) => {
                 let (digest, repositories) = (damage.digest, damage.repositories().join(", "));
-                tracing::error!(%digest, repositories, wrong, done, "data is bad, and was put aside");
+                match damage.stays {
+                    true => tracing::error!(%digest, repositories, wrong, done, "data cannot be read"),
+                    false => {
+                        tracing::error!(%digest, repositories, wrong, done, "data is bad, and was put aside");
+                    }
+                }
             }
             Found::Link(repository, fault) => {
                 tracing::warn!(repository, link = %Named(fault), wrong, done, "a link is bad");

@@ -3,8 +3,11 @@
 //!
 //! A file says that a process runs. Whoever finds it at its start doubts all data, until a whole round
 //! has seen it. The file stays behind at a clean stop that comes before that, and says so.
+//!
+//! What was pushed and cannot be read is left in its place, and counts as lost for some minutes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use moka::sync::Cache;
 
@@ -17,18 +20,26 @@ const DOUBTS: &[u8] = b"a Forebay was stopped without notice, and not all data w
 const NOTE_MAX: usize = 4096;
 /// Blobs remembered as checked, some 200 bytes each. Those that were forgotten are checked once more.
 const CHECKED: u64 = 100_000;
+/// Blobs remembered that cannot be read, and for how long: then one is tried again.
+const UNREADABLE: u64 = 10_000;
+const UNREADABLE_FOR: Duration = Duration::from_secs(300);
 
 pub struct Doubt {
     is_raised: AtomicBool,
     checked: Cache<Digest, ()>,
     /// Checks that readers wait for, one for each blob.
     pub(super) checks: Flights<Digest, bool>,
+    unreadable: Cache<Digest, ()>,
+    /// That more is put aside than is to be, and why, was told.
+    pub(super) told_full: AtomicBool,
 }
 
 impl Doubt {
     pub fn new(tasks: Tasks) -> Self {
         let (is_raised, checked) = (AtomicBool::new(false), Cache::new(CHECKED));
-        Self { is_raised, checked, checks: Flights::new(tasks, "check blob") }
+        let unreadable = Cache::builder().max_capacity(UNREADABLE).time_to_live(UNREADABLE_FOR).build();
+        let checks = Flights::new(tasks, "check blob");
+        Self { is_raised, checked, checks, unreadable, told_full: AtomicBool::new(false) }
     }
 
     /// Whether this blob is to be checked before it is relied on.
@@ -38,9 +49,14 @@ impl Doubt {
 
     /// This blob is right.
     pub fn vouch(&self, digest: &Digest) {
+        self.unreadable.invalidate(digest);
         if self.is_raised.load(Ordering::Relaxed) {
             self.checked.insert(*digest, ());
         }
+    }
+
+    pub(super) fn note_unreadable(&self, digest: &Digest) {
+        self.unreadable.insert(*digest, ());
     }
 }
 
@@ -73,6 +89,11 @@ impl Store {
             true => self.home.put(layout::RUNNING, DOUBTS),
             false => self.home.delete(layout::RUNNING),
         }
+    }
+
+    /// Whether this data could not be read a while ago, and was left in its place: it counts as lost.
+    pub fn is_unreadable(&self, digest: &Digest) -> bool {
+        self.doubt.unreadable.contains_key(digest)
     }
 
     /// Whether data is checked at its first read.

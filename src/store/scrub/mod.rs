@@ -44,7 +44,7 @@ pub enum Wrong {
     NotAFile,
 }
 
-/// Data that was found bad and is out of reach now.
+/// Data that was found bad.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
     pub digest: Digest,
@@ -53,6 +53,8 @@ pub struct Damage {
     pub linkers: Vec<Linker>,
     /// How many more there are.
     pub others: usize,
+    /// It was pushed and cannot be read, which may pass: it is left in its place. Else it is out of reach.
+    pub stays: bool,
 }
 
 /// A repository that links data.

@@ -2,7 +2,10 @@
 
 use std::fs;
 use std::io::{self, IoSlice};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -53,6 +56,14 @@ async fn push(store: &Arc<Store>, grant: &Grant, bytes: &[u8]) -> Digest {
     let mut upload = store.start_upload(grant, UploadId::random()).await.unwrap();
     upload.write(Bytes::copy_from_slice(bytes)).await.unwrap();
     assert_eq!(upload.commit(&digest).await.unwrap(), Committed::Done { size: bytes.len() as u64 });
+    digest
+}
+
+/// A blob that an upstream's repository alone links.
+async fn pull(store: &Arc<Store>, bytes: &[u8]) -> Digest {
+    let (pushed, digest) = (hosted("elsewhere"), push(store, &hosted("elsewhere"), bytes).await);
+    store.link_layer(&hub("library/a"), &digest).unwrap();
+    assert!(store.remove_layer(&pushed.repository, &digest).unwrap());
     digest
 }
 
@@ -127,10 +138,12 @@ async fn every_kind_of_damage_is_put_aside_and_healed_by_a_push() {
         let digest = push(&store, &own, &bytes).await;
         store.link_layer(&mirrored, &digest).unwrap();
         assert_eq!(check(&store, &digest), Checked::Sound { len: SIZE as u64 });
+        let proof = dir.path().join(layout::proof(&mirrored.domain, &digest));
+        assert!(proof.exists());
         damage(&data(dir.path(), &digest));
         let repositories = vec!["a".to_owned(), "library/b".to_owned()];
         assert_eq!(wrong(check(&store, &digest)), (expected.clone(), repositories), "kind {kind}");
-        assert!(store.blob(&digest).unwrap().is_none());
+        assert!(store.blob(&digest).unwrap().is_none() && !proof.exists());
         assert!(fs::symlink_metadata(aside(dir.path(), &digest)).is_ok());
         assert_eq!(check(&store, &digest), Checked::Gone);
         assert_eq!(store.metrics.scrub.corrupt.cell(expected.label()).get(), 1);
@@ -211,7 +224,7 @@ const ENOMEM: i32 = 12;
 #[tokio::test]
 async fn data_that_cannot_be_read_is_put_aside_but_not_for_want_of_memory() {
     let dir = tempfile::tempdir().unwrap();
-    let digest = push(&open(dir.path()), &hosted("a"), b"content").await;
+    let digest = pull(&open(dir.path()), b"content").await;
     let store = open_with(options(dir.path()), unreadable(ENOMEM));
     assert!(store.check(&digest, &mut |_| true).is_err());
     assert!(data(dir.path(), &digest).exists());
@@ -221,10 +234,57 @@ async fn data_that_cannot_be_read_is_put_aside_but_not_for_want_of_memory() {
     assert_eq!(fs::read(aside(dir.path(), &digest)).unwrap(), b"content");
 }
 
+/// A disk that fails so many times to read data.
+fn unreadable_times(times: &Arc<AtomicUsize>) -> Hooked {
+    let left = times.clone();
+    let fails = move || left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+    let open = move |path: &Path| match path.ends_with("data") && fails() {
+        true => Ok(Arc::new(Failing(EIO)) as Arc<dyn File>),
+        false => RealDisk.open(path),
+    };
+    Hooked { open: Box::new(open), ..Hooked::default() }
+}
+
+#[tokio::test]
+async fn an_error_that_passes_condemns_nothing() {
+    let (dir, times) = (tempfile::tempdir().unwrap(), Arc::<AtomicUsize>::default());
+    let store = open_with(options(dir.path()), unreadable_times(&times));
+    for digest in [push(&store, &hosted("a"), b"pushed").await, pull(&store, b"pulled").await] {
+        times.store(1, SeqCst);
+        assert_eq!(check(&store, &digest), Checked::Sound { len: 6 });
+        assert_eq!(times.load(SeqCst), 0);
+    }
+}
+
+#[tokio::test]
+async fn what_was_pushed_and_cannot_be_read_stays_until_it_is_pushed_again() {
+    let (dir, times) = (tempfile::tempdir().unwrap(), Arc::<AtomicUsize>::default());
+    let store = open_with(options(dir.path()), unreadable_times(&times));
+    let (own, unknown) = (push(&store, &hosted("a"), b"own").await, pull(&store, b"unknown").await);
+    // That a mirrored one links it too, takes nothing away from who pushed it.
+    store.link_layer(&hub("library/b"), &own).unwrap();
+    fs::remove_file(dir.path().join(layout::origin("library/a"))).unwrap();
+    for (digest, bytes) in [(own, &b"own"[..]), (unknown, b"unknown")] {
+        let path = data(dir.path(), &digest);
+        let before = fs::metadata(&path).unwrap().ino();
+        times.store(usize::MAX, SeqCst);
+        let Checked::Bad(damage) = check(&store, &digest) else { panic!("it cannot be read") };
+        assert!(damage.stays && matches!(damage.wrong, Wrong::Unreadable(_)));
+        assert!(fs::read(&path).unwrap() == bytes && !aside(dir.path(), &digest).exists());
+        assert!(store.is_unreadable(&digest), "it is to be sent again");
+        let proof = layout::proof(&hub("library/b").domain, &digest);
+        assert!(!dir.path().join(proof).exists(), "it proves nothing any more");
+        times.store(0, SeqCst);
+        push(&store, &hosted("a"), bytes).await;
+        assert_ne!(fs::metadata(&path).unwrap().ino(), before, "other blocks of the disk");
+        assert!(!store.is_unreadable(&digest));
+    }
+}
+
 #[tokio::test]
 async fn data_that_a_client_finds_unreadable_is_put_aside() {
     let dir = tempfile::tempdir().unwrap();
-    let digest = push(&open(dir.path()), &hosted("a"), b"content").await;
+    let digest = pull(&open(dir.path()), b"content").await;
     let store = open_with(options(dir.path()), unreadable(EIO));
     let (given, error) = read(&store, &digest, None).await;
     assert!(given.is_empty() && matches!(error, Some(ReadError::Disk(_))), "{error:?}");
@@ -255,13 +315,12 @@ impl Watch for Watched {
 async fn a_disk_that_reads_nothing_any_more_ends_the_pass() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
-    let grant = hosted("a");
     // Of one shard.
     let mut digests = Vec::new();
     for number in 0_u32.. {
         let bytes = number.to_le_bytes();
         if Digest::sha256(&bytes).hex().starts_with("00") {
-            digests.push(push(&store, &grant, &bytes).await);
+            digests.push(pull(&store, &bytes).await);
         }
         if digests.len() == 12 {
             break;
@@ -356,9 +415,10 @@ async fn a_verdict_on_what_was_there_before_takes_nothing_away() {
 async fn what_is_put_aside_is_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_with(Options { quarantine: 250, ..options(dir.path()) }, RealDisk);
+    store.survey(&|| false).unwrap();
     let mut digests = Vec::new();
     for seed in 0..5 {
-        let digest = push(&store, &hosted("a"), &content(seed * 2, 100)).await;
+        let digest = pull(&store, &content(seed * 2, 100)).await;
         fs::write(data(dir.path(), &digest), content(99, 100)).unwrap();
         wrong(check(&store, &digest));
         digests.push(digest);
@@ -367,6 +427,30 @@ async fn what_is_put_aside_is_bounded() {
     }
     let kept: Vec<bool> = digests.iter().map(|digest| aside(dir.path(), digest).exists()).collect();
     assert_eq!(kept, [false, false, false, true, true]);
+}
+
+#[tokio::test]
+async fn what_came_last_and_what_only_a_push_brings_back_is_kept_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_with(Options { quarantine: 250, ..options(dir.path()) }, RealDisk);
+    store.survey(&|| false).unwrap();
+    let rot = |digest: Digest, size| {
+        fs::write(data(dir.path(), &digest), content(99, size)).unwrap();
+        wrong(check(&store, &digest));
+        // Times of files have a grain.
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        digest
+    };
+    let is_kept = |digest: &Digest| aside(dir.path(), digest).exists();
+    let own = rot(push(&store, &hosted("a"), &content(2, 300)).await, 300);
+    assert!(is_kept(&own), "larger than all that is kept");
+    let first = rot(pull(&store, &content(4, 100)).await, 100);
+    let second = rot(pull(&store, &content(6, 300)).await, 300);
+    assert_eq!([&own, &first, &second].map(is_kept), [true, false, true]);
+    // What was pushed again is held.
+    push(&store, &hosted("a"), &content(2, 300)).await;
+    let third = rot(pull(&store, &content(8, 100)).await, 100);
+    assert_eq!([&own, &second, &third].map(is_kept), [false, false, true]);
 }
 
 #[tokio::test]
