@@ -664,6 +664,40 @@ fn doubt_ends_with_a_whole_round_and_not_before() {
     assert!(!start().is_doubtful());
 }
 
+/// The disk takes it later.
+#[tokio::test]
+async fn that_a_process_runs_is_noted_until_the_disk_takes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let refusals = Arc::<AtomicUsize>::default();
+    let left = refusals.clone();
+    let create = move |path: &Path| match left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)) {
+        Ok(_) => Err(io::Error::from_raw_os_error(28)),
+        Err(_) => RealDisk.create(path),
+    };
+    let store = open_with(options(dir.path()), Hooked { create: Box::new(create), ..Hooked::default() });
+    refusals.store(1, SeqCst);
+    store.begin_run();
+    assert!(!store.is_doubtful() && !dir.path().join(layout::RUNNING).exists());
+    store.tend();
+    let noted = async {
+        while !dir.path().join(layout::RUNNING).exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), noted).await.unwrap();
+    assert_eq!(refusals.load(SeqCst), 0);
+}
+
+#[test]
+fn a_note_that_cannot_be_read_raises_doubt() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    fs::create_dir_all(dir.path().join(layout::RUNNING).join("in the way")).unwrap();
+    store.keep_round(&Round { place: Some(Digest::sha256(b"x")), ..Round::default() }).unwrap();
+    store.begin_run();
+    assert!(store.is_doubtful() && store.round().place.is_none());
+}
+
 /// Readers of ranges that come at once have the blob checked once.
 #[tokio::test(flavor = "multi_thread")]
 async fn ranges_that_are_read_at_once_wait_for_one_check() {
