@@ -97,11 +97,11 @@ impl Scrubber {
             LinkFault::Tag { tag, digest: Some(digest) } => {
                 match mirror.restore(&repository, Part::Manifest, digest).await {
                     Ok(Restored::Held) => return Some(Done::Fetched),
-                    Ok(Restored::Gone) => mirror.forget_tag(&repository, tag).await,
+                    Ok(Restored::Gone) => mirror.forget_tag(&repository, tag, Some(*digest)).await,
                     Err(error) => return Some(Done::Failed(error.to_string())),
                 }
             }
-            LinkFault::Tag { tag, digest: None } => mirror.forget_tag(&repository, tag).await,
+            LinkFault::Tag { tag, digest: None } => mirror.forget_tag(&repository, tag, None).await,
             // What is mirrored is not whole before all of it was asked for.
             LinkFault::Incomplete { .. } => return None,
         };

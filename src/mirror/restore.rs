@@ -129,10 +129,15 @@ impl Mirror {
         Ok(())
     }
 
-    /// Forgets a tag whose manifest the upstream has no more.
-    pub async fn forget_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), crate::store::Error> {
+    /// Forgets a tag that was `seen` to point to a manifest that the upstream has no more, or nowhere.
+    pub async fn forget_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        seen: Option<Digest>,
+    ) -> Result<(), crate::store::Error> {
         let (of, name) = (repository.clone(), tag.clone());
-        self.store.run(move |store| store.drop_tag(&of, &name)).await?;
+        self.store.run(move |store| store.drop_dangling_tag(&of, &name, seen.as_ref())).await?;
         self.memory.tags.invalidate(&(repository.clone(), tag.clone()));
         Ok(())
     }

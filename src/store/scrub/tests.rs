@@ -554,6 +554,66 @@ async fn a_link_is_taken_away_only_while_it_leads_nowhere() {
     assert!(!store.has_layer(&own.repository, &digest).unwrap());
 }
 
+/// It comes between the look and the removal, if anything lets it.
+#[tokio::test]
+async fn a_link_that_is_made_while_it_is_looked_at_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (own, bytes) = (hub("library/a"), b"a manifest");
+    let digest = Digest::sha256(bytes);
+    let (came, coming) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(None)));
+    let (pulls, link) = (came.clone(), dir.path().join(layout::revision(&own.repository, &digest)));
+    let (grant, started) = (own.clone(), coming.clone());
+    let remove = move |path: &Path| {
+        if path == link
+            && let Some(store) = lock(&pulls).take()
+        {
+            let (store, grant): (Arc<Store>, _) = (store, grant.clone());
+            let (done, ended) = std::sync::mpsc::channel();
+            *lock(&started) = Some(std::thread::spawn(move || {
+                store.put_manifest(&grant, &digest, bytes).unwrap();
+                let _ = done.send(());
+            }));
+            // It ends now only where nothing holds it up.
+            let _ = ended.recv_timeout(std::time::Duration::from_millis(500));
+        }
+        RealDisk.remove(path)
+    };
+    let store = open_with(options(dir.path()), Hooked { remove: Box::new(remove), ..Hooked::default() });
+    store.put_manifest(&own, &digest, bytes).unwrap();
+    fs::remove_file(data(dir.path(), &digest)).unwrap();
+    *lock(&came) = Some(store.clone());
+    store.unlink_dangling(&own.repository, Part::Manifest, &digest).unwrap();
+    let pulled = lock(&coming).take().expect("the link was about to go");
+    pulled.join().unwrap();
+    assert_eq!(store.manifest(&own.repository, &digest).unwrap().as_deref(), Some(&bytes[..]));
+    let is_known = store.index.facts(|facts| {
+        let key = facts.key(&digest);
+        facts.repository("library/a").is_some_and(|held| held.manifests.contains_key(&key))
+    });
+    assert!(is_known, "the index agrees with the tree");
+}
+
+#[tokio::test]
+async fn a_tag_is_taken_away_only_while_it_points_to_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, own, tag) = (open(dir.path()), hub("library/a"), "1".parse().unwrap());
+    let [old, new, held] = [&b"old"[..], b"new", b"held"].map(Digest::sha256);
+    let points = |digest| store.put_tag(&own, &tag, digest, std::time::SystemTime::now()).unwrap();
+    let drops = |seen: Option<&Digest>| {
+        store.drop_dangling_tag(&own.repository, &tag, seen).unwrap();
+        store.tag(&own.repository, &tag).unwrap().is_none()
+    };
+    points(&new);
+    assert!(!drops(Some(&old)) && !drops(None), "it was moved since");
+    assert!(drops(Some(&new)));
+    store.put_manifest(&own, &held, b"held").unwrap();
+    points(&held);
+    assert!(!drops(Some(&held)), "its manifest has come");
+    fs::write(dir.path().join(layout::tag_current(&own.repository, &tag)), "?").unwrap();
+    store.drop_dangling_tag(&own.repository, &tag, None).unwrap();
+    assert!(!dir.path().join(layout::tag_current(&own.repository, &tag)).exists());
+}
+
 /// All that a reader gives, and how it ends.
 async fn read(store: &Arc<Store>, digest: &Digest, range: Option<ByteRange>) -> (Vec<u8>, Option<ReadError>) {
     let mut reader = store.read(store.blob(digest).unwrap().unwrap(), range);
