@@ -86,10 +86,7 @@ impl Mirror {
         let standing = self.entry(work.asker(), repository, &subject).await?;
         match self.memory.manifests.get(&(repository.clone(), *digest)) {
             Some(held) => {
-                let grant = self.grant(repository, &standing)?;
-                self.writes.add(repository, "a manifest", move |store| {
-                    store.put_manifest(&grant, &held.digest, &held.bytes)
-                });
+                self.keep(self.grant(repository, &standing)?, &held);
             }
             None => {
                 self.refused(standing.caller(), repository, &subject)?;
