@@ -11,6 +11,7 @@ mod support;
 use std::collections::HashMap;
 use std::fs;
 use std::future::Future;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -715,6 +716,32 @@ async fn refusals_are_remembered_for_a_while() {
     rig.clock.advance(MINUTE);
     rig.upstream.put_image("library/app", "none", &Image::random(1, 1, 1000));
     assert!(rig.get("none").await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_whose_bytes_are_no_good_is_fetched_for_another_repository_too() {
+    let damages: [fn(&Path); 3] = [
+        |data| fs::write(data, b"").unwrap(),
+        |data| fs::write(data, vec![0; fs::metadata(data).unwrap().len() as usize]).unwrap(),
+        |data| {
+            fs::remove_file(data).unwrap();
+            fs::create_dir(data).unwrap();
+        },
+    ];
+    for (kind, damage) in damages.into_iter().enumerate() {
+        let rig = Rig::new().await;
+        let image = Image::random(1, 1, 1000);
+        // Only small ones are hashed before they are answered.
+        let blob = image.blobs.iter().find(|blob| blob.bytes.len() < 10_000).unwrap();
+        rig.upstream.put_image("library/app", "x", &image);
+        rig.upstream.put_image("library/other", "x", &image);
+        rig.blob("docker.io", "library/app", &blob.digest).await.unwrap();
+        let rig = rig.restarted().await;
+        let hex = blob.digest.strip_prefix("sha256:").unwrap();
+        damage(&rig.dir.path().join(format!("docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2])));
+        let got = rig.blob("docker.io", "library/other", &blob.digest).await;
+        assert!(got.unwrap() == blob.bytes, "kind {kind}");
+    }
 }
 
 /// What the disk did not take is served from memory, and given to the disk again.
