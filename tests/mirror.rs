@@ -9,10 +9,12 @@ mod referrers;
 mod support;
 
 use std::collections::HashMap;
+use std::fs;
 use std::future::Future;
+use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use forebay::answer::{BlobWant, Error, ManifestAnswer, Served};
@@ -45,6 +47,7 @@ struct Rig {
     clock: Clock,
     tasks: Tasks,
     mirror: Arc<Mirror>,
+    store: Weak<Store>,
     purse: Purse,
     hops: Hops,
     dir: Arc<tempfile::TempDir>,
@@ -196,9 +199,10 @@ impl Rig {
             blob_memory: 1 << 20,
             ahead: Ahead { prefetch_layers: prefetch, ..Ahead::default() },
         };
+        let held = Arc::downgrade(&store);
         let mirror = Mirror::new(options, upstreams, store, clock.clone(), tasks.clone());
         let (purse, hops) = (Purse(AtomicUsize::new(1000)), Hops::default());
-        Self { upstream, clock, tasks, mirror, purse, hops, dir, stale, offline, metrics }
+        Self { upstream, clock, tasks, mirror, store: held, purse, hops, dir, stale, offline, metrics }
     }
 
     /// The same data and upstream, everything else anew.
@@ -712,4 +716,52 @@ async fn refusals_are_remembered_for_a_while() {
     rig.clock.advance(MINUTE);
     rig.upstream.put_image("library/app", "none", &Image::random(1, 1, 1000));
     assert!(rig.get("none").await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_whose_bytes_are_no_good_is_fetched_for_another_repository_too() {
+    let damages: [fn(&Path); 3] = [
+        |data| fs::write(data, b"").unwrap(),
+        |data| fs::write(data, vec![0; fs::metadata(data).unwrap().len() as usize]).unwrap(),
+        |data| {
+            fs::remove_file(data).unwrap();
+            fs::create_dir(data).unwrap();
+        },
+    ];
+    for (kind, damage) in damages.into_iter().enumerate() {
+        let rig = Rig::new().await;
+        let image = Image::random(1, 1, 1000);
+        // Only small ones are hashed before they are answered.
+        let blob = image.blobs.iter().find(|blob| blob.bytes.len() < 10_000).unwrap();
+        rig.upstream.put_image("library/app", "x", &image);
+        rig.upstream.put_image("library/other", "x", &image);
+        rig.blob("docker.io", "library/app", &blob.digest).await.unwrap();
+        let rig = rig.restarted().await;
+        let hex = blob.digest.strip_prefix("sha256:").unwrap();
+        damage(&rig.dir.path().join(format!("docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2])));
+        let got = rig.blob("docker.io", "library/other", &blob.digest).await;
+        assert!(got.unwrap() == blob.bytes, "kind {kind}");
+    }
+}
+
+/// What the disk did not take is served from memory, and given to the disk again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_the_disk_did_not_take_is_not_forgotten() {
+    let rig = Rig::new().await;
+    rig.upstream.put_image("library/app", "x", &Image::random(1, 1, 1000));
+    let blobs = rig.dir.path().join("docker/registry/v2/blobs");
+    fs::create_dir_all(blobs.parent().unwrap()).unwrap();
+    fs::write(&blobs, b"in the way").unwrap();
+    assert_eq!(rig.get("x").await.unwrap().served, Served::Miss);
+    rig.upstream.on("GET", "/manifests/").then(Fault::status(500));
+    for _ in 0..3 {
+        rig.clock.advance(MINUTE);
+        assert_eq!(rig.get("x").await.unwrap().served, Served::Hit);
+        rig.store.upgrade().unwrap().write_wanted();
+    }
+    fs::remove_file(&blobs).unwrap();
+    rig.clock.advance(MINUTE);
+    rig.get("x").await.unwrap();
+    let rig = rig.restarted().await;
+    assert!(rig.get("x").await.is_ok(), "it is on disk");
 }

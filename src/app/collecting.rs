@@ -23,8 +23,7 @@ async fn collect(collector: Arc<Collector>, request: GcRequest, told: Report<Lin
     };
     let (ended, ()) = tokio::join!(collector.run(request.dry_run, report), tell);
     let Totals { tags, manifests, links, blobs, bytes } = ended.map_err(|error| error.to_string())?;
-    // Uploads go by their age, on a schedule of their own.
-    Ok(Line::Totals(control::Totals { tags, manifests, links, blobs, uploads: 0, bytes }))
+    Ok(Line::Totals(control::Totals { tags, manifests, links, blobs, bytes }))
 }
 
 fn line(removed: Removed) -> control::Removed {

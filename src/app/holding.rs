@@ -13,7 +13,7 @@ use crate::control::{
     EvictTotals, EvictedImage, NotDone, PinLine, PinRequest, PinTotals, PinnedImage, Report,
 };
 use crate::http::Service;
-use crate::oci::{Owner, Reference, Repository};
+use crate::oci::{Digest, Owner, Reference, Repository};
 use crate::store::{ImageUse, Named, PINS_MAX, Pinning, RepositoryUse, Selection, Store, Usage, Victim};
 
 /// Shows what uses the space.
@@ -138,10 +138,9 @@ async fn evict(
                 return Ok(lines);
             }
             let gone = store.evict(&victims)?;
-            let went = |line: &EvictedImage, victim: &Victim| {
-                gone.iter().any(|gone| gone == victim).then(|| line.clone())
-            };
-            Ok(lines.iter().zip(&victims).filter_map(|(line, victim)| went(line, victim)).collect())
+            let gone: HashSet<_> = gone.iter().map(links).collect();
+            let both = lines.into_iter().zip(&victims);
+            Ok(both.filter(|(_, victim)| gone.contains(&links(victim))).map(|(line, _)| line).collect())
         };
         let gone = store.change(work).await.map_err(|error| error.to_string())?;
         if let (Some(text), true) = (text, gone.is_empty()) {
@@ -156,6 +155,11 @@ async fn evict(
         }
     }
     Ok(totals)
+}
+
+/// What tells one victim from another.
+fn links(victim: &Victim) -> (&str, &[Digest], &[Digest]) {
+    (&victim.repository, &victim.manifests, &victim.layers)
 }
 
 fn evicted(store: &Store, victim: &Victim) -> EvictedImage {

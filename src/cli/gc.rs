@@ -83,9 +83,8 @@ const LEASED: &str = "what was pushed or asked for within `gc.lease` stays, as d
                       after a start";
 
 fn summed(totals: &Totals, dry_run: bool) -> String {
-    let Totals { tags, manifests, links, blobs, uploads, bytes } = *totals;
-    let counts =
-        [(tags, "tag"), (manifests, "manifest"), (links, "link"), (blobs, "blob"), (uploads, "upload")];
+    let Totals { tags, manifests, links, blobs, bytes } = *totals;
+    let counts = [(tags, "tag"), (manifests, "manifest"), (links, "link"), (blobs, "blob")];
     let counts = counts.iter().filter(|(count, _)| *count > 0);
     let counts = counts.map(|(count, what)| format!("{count} {what}{}", if *count == 1 { "" } else { "s" }));
     let counts: Vec<String> = counts.collect();

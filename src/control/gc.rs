@@ -35,7 +35,7 @@ pub enum Line {
 /// Something that goes, or would.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removed {
-    /// `tag`, `manifest`, `link`, `blob` or `upload`.
+    /// `tag`, `manifest`, `link` or `blob`.
     pub what: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repository: Option<String>,
@@ -49,6 +49,5 @@ pub struct Totals {
     pub manifests: u64,
     pub links: u64,
     pub blobs: u64,
-    pub uploads: u64,
     pub bytes: u64,
 }

@@ -14,6 +14,7 @@ type Lock = Option<Box<dyn Send + Sync>>;
 pub struct Hooked {
     pub create: Call<Arc<dyn File>>,
     pub open: Call<Arc<dyn File>>,
+    pub remove: Call<()>,
     pub sync_dir: Call<()>,
     pub may_use: Call<bool>,
     pub lock: Call<Lock>,
@@ -24,6 +25,7 @@ impl Default for Hooked {
         Self {
             create: Box::new(|path| RealDisk.create(path)),
             open: Box::new(|path| RealDisk.open(path)),
+            remove: Box::new(|path| RealDisk.remove(path)),
             sync_dir: Box::new(|path| RealDisk.sync_dir(path)),
             may_use: Box::new(|path| RealDisk.may_use(path)),
             lock: Box::new(|path| RealDisk.lock(path)),
@@ -48,7 +50,7 @@ impl Disk for Hooked {
         RealDisk.rename(from, to)
     }
     fn remove(&self, path: &Path) -> io::Result<()> {
-        RealDisk.remove(path)
+        (self.remove)(path)
     }
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         RealDisk.remove_dir(path)

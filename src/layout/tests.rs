@@ -313,3 +313,28 @@ async fn bytes_are_fed_to_their_end_only_if_they_are_right() {
     let absent = Part { digest: sha256(b"absent"), size: 6 };
     assert!(layout.feed(absent).err().unwrap().why.contains("missing"));
 }
+
+/// Whoever is killed on the way leaves what the next export takes up.
+#[test]
+fn nothing_stands_in_a_new_layout_before_its_mark() {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    let dir = tempfile::tempdir().unwrap();
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let early = scope.spawn(|| {
+            let mut early = 0;
+            while !ended.load(SeqCst) {
+                for number in 0..50 {
+                    let home = dir.path().join(number.to_string());
+                    early += usize::from(home.join(BLOBS).exists() && !home.join(MARK).exists());
+                }
+            }
+            early
+        });
+        for number in 0..50 {
+            Writer::open(&dir.path().join(number.to_string())).unwrap();
+        }
+        ended.store(true, SeqCst);
+        assert_eq!(early.join().unwrap(), 0);
+    });
+}

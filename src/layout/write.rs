@@ -86,13 +86,14 @@ impl Writer {
         let (mut index, entries) = index.unwrap_or_default();
         index.insert("schemaVersion".to_owned(), json!(2));
         index.insert("mediaType".to_owned(), json!(MediaType::OCI_INDEX));
-        let blobs = home.make(BLOBS).map_err(|error| Error::new(path.join(BLOBS), error))?;
         let home = Arc::new(home);
-        let writer = Self { path: path.to_owned(), home, blobs, index, entries, count: AtomicU64::new(0) };
         if is_empty {
-            writer.replace(MARK, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+            // First of all: what stands there without it is somebody else's to the next export.
+            let marked = replace(&home, 0, MARK, br#"{"imageLayoutVersion":"1.0.0"}"#);
+            marked.map_err(|error| Error::new(path.join(MARK), error))?;
         }
-        Ok(writer)
+        let blobs = home.make(BLOBS).map_err(|error| Error::new(path.join(BLOBS), error))?;
+        Ok(Self { path: path.to_owned(), home, blobs, index, entries, count: AtomicU64::new(1) })
     }
 
     /// Whether a blob is there, by its name and size.
@@ -132,17 +133,15 @@ impl Writer {
             let why = format!("it would have more than {INDEX_MAX} bytes: begin another layout");
             return Err(Error::new(self.path.join(INDEX), why));
         }
-        self.replace(INDEX, &text)
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        replace(&self.home, number, INDEX, &text).map_err(|error| Error::new(self.path.join(INDEX), error))
     }
+}
 
-    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        let write = || {
-            let mut unfinished = Unfinished::new(&self.home, self.count.fetch_add(1, Ordering::Relaxed))?;
-            unfinished.file.write_all(bytes)?;
-            unfinished.finish(&self.home, name)
-        };
-        write().map_err(|error| Error::new(self.path.join(name), error))
-    }
+fn replace(home: &Arc<Directory>, number: u64, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    let mut unfinished = Unfinished::new(home, number)?;
+    unfinished.file.write_all(bytes)?;
+    unfinished.finish(home, name)
 }
 
 /// An index without its entries, and those.

@@ -31,7 +31,7 @@ impl ScrubMetrics {
             corrupt: Row::new(
                 &b.counters(
                     "forebay_corrupt_blobs_total",
-                    "Blobs and manifests that were found bad on disk and put aside",
+                    "Blobs and manifests that were found bad on disk",
                     &[Damage::NAME],
                 ),
                 &[],

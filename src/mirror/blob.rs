@@ -18,6 +18,15 @@ use crate::upstream::{Cause, Hops};
 /// How often in a row somebody else's fill may come first; it ends before that or is joined.
 const RACES: usize = 4;
 
+/// What there is of a blob for a repository that is not known to have it.
+enum Proven {
+    /// Its trust domain has fetched it.
+    Held(BlobAnswer),
+    /// The same, and the bytes on disk are no good.
+    NoGood,
+    Not,
+}
+
 impl BlobAnswer {
     fn head(size: Option<u64>, served: Served) -> Self {
         Self { size, range: None, body: None, served }
@@ -76,7 +85,7 @@ impl Mirror {
         digest: &Digest,
         want: BlobWant,
         access: &Access,
-        unlinked: bool,
+        mut unlinked: bool,
     ) -> Result<BlobAnswer, Error> {
         let repository = &access.grant.repository;
         let source = Arc::new(self.source(digest, access, None)?);
@@ -94,8 +103,12 @@ impl Mirror {
                 }
             }
             // In this order: a fill is committed before it is taken off the list.
-            if unlinked && let Some(answer) = self.link_proven(digest, want, access).await? {
-                return Ok(answer);
+            if unlinked {
+                match self.link_proven(digest, want, access).await? {
+                    Proven::Held(answer) => return Ok(answer),
+                    Proven::NoGood => unlinked = false,
+                    Proven::Not => {}
+                }
             }
             if want == BlobWant::Head {
                 let size = self.size(digest, access).await?;
@@ -111,10 +124,10 @@ impl Mirror {
                     }
                 }
                 Start::Unproven => {}
-                Start::Held => {
-                    let held = self.held_blob(digest, want, Served::Joined).await?;
-                    return held.ok_or_else(|| lost(Subject::Blob(*digest).of(repository)));
-                }
+                Start::Held => match self.held_blob(digest, want, Served::Joined).await? {
+                    Some(answer) => return Ok(answer),
+                    None => unlinked = false,
+                },
             }
         }
         // Whatever the disk holds by now, this repository's right to it is not shown.
@@ -149,6 +162,9 @@ impl Mirror {
     ) -> Result<Option<BlobAnswer>, Error> {
         if let Some(bytes) = self.memory.blobs.get(digest) {
             return small(bytes, want, served).map(Some);
+        }
+        if self.store.is_unreadable(digest) {
+            return Ok(None);
         }
         let held = match self.store.blob(digest) {
             Ok(Some(held)) => held,
@@ -198,14 +214,17 @@ impl Mirror {
         digest: &Digest,
         want: BlobWant,
         access: &Access,
-    ) -> Result<Option<BlobAnswer>, Error> {
+    ) -> Result<Proven, Error> {
         let (grant, of) = (access.grant.clone(), *digest);
         if !self.store.run(move |store| store.is_proven(&grant, &of)).await.unwrap_or(false) {
-            return Ok(None);
+            return Ok(Proven::Not);
         }
         self.size(digest, access).await?;
+        let Some(answer) = self.held_blob(digest, want, Served::Revalidated).await? else {
+            return Ok(Proven::NoGood);
+        };
         self.link(digest, access);
-        self.held_blob(digest, want, Served::Revalidated).await
+        Ok(Proven::Held(answer))
     }
 
     fn link(self: &Arc<Self>, digest: &Digest, access: &Access) {

@@ -31,6 +31,8 @@ pub enum Done {
     Left,
     /// It was pushed: only another push brings it back.
     Lost,
+    /// It was pushed and cannot be read: it is where it was.
+    Stays,
     Failed(String),
 }
 
@@ -46,7 +48,7 @@ impl Done {
             Self::Unlinked => Mended::Unlinked,
             Self::Unneeded => Mended::Unneeded,
             Self::Left => return None,
-            Self::Lost => Mended::Lost,
+            Self::Lost | Self::Stays => Mended::Lost,
             Self::Failed(_) => Mended::Failed,
         })
     }
@@ -62,6 +64,9 @@ impl fmt::Display for Done {
                 f.write_str("it is fetched again when it is asked for, or by `forebay verify --repair`")
             }
             Self::Lost => f.write_str("push it again"),
+            Self::Stays => {
+                f.write_str("left in its place: see to the disk, and push it again where that does not help")
+            }
             Self::Failed(why) => write!(f, "not fetched again: {why}"),
         }
     }

@@ -10,6 +10,7 @@ use super::standing::{Access, Standing};
 use super::{Asker, Behalf, Mirror, Who, lost};
 use crate::answer::{BlobWant, Error, ManifestAnswer, Served};
 use crate::oci::{Digest, InvalidManifest, Manifest, ManifestKind, Reference, Repository};
+use crate::store::Grant;
 use crate::upstream::{FetchedManifest, Saving, Spender};
 
 /// While blobs of an upstream were seen to flow so short a time ago, nothing is tried out first.
@@ -144,7 +145,7 @@ impl Mirror {
         }
         let key = (repository.clone(), *digest);
         if let Some(held) = self.memory.manifests.get(&key) {
-            self.note_wanted(repository, &held);
+            self.note_wanted(standing, repository, &held);
             return Some(held);
         }
         let (repository, digest) = key.clone();
@@ -157,19 +158,41 @@ impl Mirror {
             }
         };
         let manifest = Manifest::parse(&bytes, None).ok()?;
-        let held = Arc::new(HeldManifest { digest, bytes, manifest, noted: AtomicU64::new(0) });
-        self.note_wanted(&key.0, &held);
+        let held = Arc::new(HeldManifest {
+            digest,
+            bytes,
+            manifest,
+            kept: AtomicBool::new(true),
+            noted: AtomicU64::new(0),
+        });
+        self.note_wanted(standing, &key.0, &held);
         self.memory.manifests.insert(key, held.clone());
         Some(held)
     }
 
-    /// Has the store know, once in a while, that a manifest is asked for.
-    fn note_wanted(&self, repository: &Repository, held: &HeldManifest) {
+    /// Has the store know, once in a while, that a manifest is asked for; one that the disk has not taken
+    /// is given to it again.
+    fn note_wanted(&self, standing: &Standing, repository: &Repository, held: &Arc<HeldManifest>) {
         let now = self.since_start();
-        if now >= held.noted.load(Ordering::Relaxed) + NOTE_EVERY {
-            held.noted.store(now, Ordering::Relaxed);
-            self.store.want(repository, &held.digest);
+        if now < held.noted.load(Ordering::Relaxed) + NOTE_EVERY {
+            return;
         }
+        held.noted.store(now, Ordering::Relaxed);
+        if held.kept.load(Ordering::Relaxed) {
+            self.store.want(repository, &held.digest);
+        } else if let Ok(grant) = self.grant(repository, standing) {
+            self.keep(grant, held);
+        }
+    }
+
+    /// Writes a manifest to disk.
+    pub(super) fn keep(&self, grant: Grant, held: &Arc<HeldManifest>) {
+        let (repository, held) = (grant.repository.clone(), held.clone());
+        self.writes.add(&repository, "a manifest", move |store| {
+            store.put_manifest(&grant, &held.digest, &held.bytes)?;
+            held.kept.store(true, Ordering::Relaxed);
+            Ok(())
+        });
     }
 
     /// Seconds, counted from such that the first is far from 0.
@@ -246,10 +269,7 @@ impl Mirror {
             checked.map_err(|error| self.remember(access.caller(), &repository, &subject, error, hold));
         let held = Arc::new(held?);
         self.memory.manifests.insert((repository.clone(), held.digest), held.clone());
-        let keep = held.clone();
-        self.writes.add(&repository, "a manifest", move |store| {
-            store.put_manifest(&access.grant, &keep.digest, &keep.bytes)
-        });
+        self.keep(access.grant, &held);
         Ok(held)
     }
 
@@ -269,7 +289,8 @@ impl Mirror {
         })?;
         self.check_blobs(repository, &manifest, access).await?;
         let noted = AtomicU64::new(self.since_start());
-        Ok(HeldManifest { digest: got.digest, bytes: got.bytes, manifest, noted })
+        let kept = AtomicBool::new(false);
+        Ok(HeldManifest { digest: got.digest, bytes: got.bytes, manifest, kept, noted })
     }
 
     /// Some clients are bound to a mirror once it gave them a manifest. So one whose blobs cannot be

@@ -46,6 +46,8 @@ pub struct HeldManifest {
     pub digest: Digest,
     pub bytes: Bytes,
     pub manifest: Manifest,
+    /// Whether the disk has taken it.
+    pub kept: AtomicBool,
     /// When it was last noted that somebody asked for it, in seconds since the mirror's start.
     pub noted: AtomicU64,
 }

@@ -6,12 +6,8 @@ use super::Mirror;
 use super::finding::Done;
 use super::restore::Restored;
 use super::scrub::Scrubber;
-use crate::oci::{Digest, Owner, Repository};
+use crate::oci::{Digest, Repository};
 use crate::store::{Damage, LinkFault, OriginState, Part};
-
-pub(super) fn is_hosted(origin: &OriginState) -> bool {
-    !matches!(origin, OriginState::Known(origin) if origin.owner != Owner::Hosted)
-}
 
 impl Scrubber {
     /// Fetches data again that was put aside, for whoever links it.
@@ -20,7 +16,7 @@ impl Scrubber {
             return Done::Unneeded;
         }
         let (mut why, mut unlinked) = (None, false);
-        for linker in damage.linkers.iter().filter(|linker| !is_hosted(&linker.origin)) {
+        for linker in damage.linkers.iter().filter(|linker| linker.origin.is_mirrored()) {
             if !repair {
                 return Done::Left;
             }
@@ -34,9 +30,10 @@ impl Scrubber {
         }
         match why {
             Some(why) => Done::Failed(why),
-            None if unlinked && damage.linkers.iter().all(|linker| !is_hosted(&linker.origin)) => {
+            None if unlinked && damage.linkers.iter().all(|linker| linker.origin.is_mirrored()) => {
                 Done::Unlinked
             }
+            None if damage.stays => Done::Stays,
             None => Done::Lost,
         }
     }
@@ -74,7 +71,7 @@ impl Scrubber {
         fault: &LinkFault,
         repair: bool,
     ) -> Option<Done> {
-        if is_hosted(origin) {
+        if !origin.is_mirrored() {
             return Some(Done::Lost);
         }
         let (mirror, repository) = match self.mirrored(name, origin) {
@@ -100,11 +97,11 @@ impl Scrubber {
             LinkFault::Tag { tag, digest: Some(digest) } => {
                 match mirror.restore(&repository, Part::Manifest, digest).await {
                     Ok(Restored::Held) => return Some(Done::Fetched),
-                    Ok(Restored::Gone) => mirror.forget_tag(&repository, tag).await,
+                    Ok(Restored::Gone) => mirror.forget_tag(&repository, tag, Some(*digest)).await,
                     Err(error) => return Some(Done::Failed(error.to_string())),
                 }
             }
-            LinkFault::Tag { tag, digest: None } => mirror.forget_tag(&repository, tag).await,
+            LinkFault::Tag { tag, digest: None } => mirror.forget_tag(&repository, tag, None).await,
             // What is mirrored is not whole before all of it was asked for.
             LinkFault::Incomplete { .. } => return None,
         };

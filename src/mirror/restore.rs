@@ -72,7 +72,7 @@ impl Mirror {
         };
         // What is not there by then is found missing.
         let _ = tokio::time::timeout(COMMIT, committed).await;
-        let is_held = self.store.blob(digest).map(|held| held.is_some());
+        let is_held = self.store.blob(digest).map(|held| held.is_some() && !self.store.is_unreadable(digest));
         kept(subject.of(repository), is_held)
     }
 
@@ -86,10 +86,7 @@ impl Mirror {
         let standing = self.entry(work.asker(), repository, &subject).await?;
         match self.memory.manifests.get(&(repository.clone(), *digest)) {
             Some(held) => {
-                let grant = self.grant(repository, &standing)?;
-                self.writes.add(repository, "a manifest", move |store| {
-                    store.put_manifest(&grant, &held.digest, &held.bytes)
-                });
+                self.keep(self.grant(repository, &standing)?, &held);
             }
             None => {
                 self.refused(standing.caller(), repository, &subject)?;
@@ -129,10 +126,15 @@ impl Mirror {
         Ok(())
     }
 
-    /// Forgets a tag whose manifest the upstream has no more.
-    pub async fn forget_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), crate::store::Error> {
+    /// Forgets a tag that was `seen` to point to a manifest that the upstream has no more, or nowhere.
+    pub async fn forget_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        seen: Option<Digest>,
+    ) -> Result<(), crate::store::Error> {
         let (of, name) = (repository.clone(), tag.clone());
-        self.store.run(move |store| store.drop_tag(&of, &name)).await?;
+        self.store.run(move |store| store.drop_dangling_tag(&of, &name, seen.as_ref())).await?;
         self.memory.tags.invalidate(&(repository.clone(), tag.clone()));
         Ok(())
     }

@@ -12,7 +12,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::Mirror;
 use super::finding::{Finding, Found, Named};
-use super::mend::is_hosted;
 use super::pace::Walk;
 use crate::clock::Clock;
 use crate::oci::Digest;
@@ -253,7 +252,7 @@ impl Scrubber {
         let mut links = 0;
         for (name, origin) in self.store.run(Store::repositories).await? {
             let (news, mut faults) = mpsc::channel(WAITING);
-            let (of, hosted, ended) = (name.clone(), is_hosted(&origin), stopped.clone());
+            let (of, hosted, ended) = (name.clone(), !origin.is_mirrored(), stopped.clone());
             let walking = self.store.run(move |store| {
                 let mut report = |fault| drop(news.blocking_send(fault));
                 store.check_links(&of, hosted, &mut report, &|| ended.is_cancelled())
@@ -281,7 +280,12 @@ impl Scrubber {
         match &finding.found {
             Found::Data(damage) => {
                 let (digest, repositories) = (damage.digest, damage.repositories().join(", "));
-                tracing::error!(%digest, repositories, wrong, done, "data is bad, and was put aside");
+                match damage.stays {
+                    true => tracing::error!(%digest, repositories, wrong, done, "data cannot be read"),
+                    false => {
+                        tracing::error!(%digest, repositories, wrong, done, "data is bad, and was put aside");
+                    }
+                }
             }
             Found::Link(repository, fault) => {
                 tracing::warn!(repository, link = %Named(fault), wrong, done, "a link is bad");

@@ -503,7 +503,7 @@ impl Mirror {
         tracing::info!(%repository, %tag, "the upstream has dropped the tag, and now it is dropped here");
         self.memory.tags.invalidate(&(repository.clone(), tag.clone()));
         let (of, tag) = (repository.clone(), tag.clone());
-        self.writes.add(repository, "the end of a tag", move |store| store.drop_tag(&of, &tag));
+        self.writes.add(repository, "the end of a tag", move |store| store.forget_tag(&of, &tag));
     }
 
     /// Writes the tag to disk, once its manifest is held.

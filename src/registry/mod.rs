@@ -188,6 +188,7 @@ impl Hosted {
         let wanted = *digest;
         let found =
             self.read(repository, move |store, repository| match store.layer(repository, &wanted)? {
+                Some(stored) if store.is_unreadable(&stored) => Ok(Some(None)),
                 Some(stored) => store.blob(&stored).map(Some),
                 None => Ok(None),
             });
@@ -253,7 +254,8 @@ fn there<T>(found: Option<Option<T>>, body: bool, subject: &str) -> Result<T, Er
     match found {
         Some(Some(found)) => Ok(found),
         Some(None) if body => {
-            let why = "the disk has lost it, or holds other bytes than its digest says: push it again";
+            let why = "the disk has lost it, or holds other bytes than its digest says, or fails to read it: push \
+                       it again";
             Err(Error::Disk { subject: subject.to_owned(), why: why.to_owned() })
         }
         _ => Err(Error::NotFound(subject.to_owned())),
@@ -262,8 +264,12 @@ fn there<T>(found: Option<Option<T>>, body: bool, subject: &str) -> Result<T, Er
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
-    use crate::disk::RealDisk;
+    use crate::disk::hooked::Hooked;
+    use crate::disk::{Disk, RealDisk};
 
     #[tokio::test]
     async fn the_catalog_waits_while_others_walk_through_the_tree() {
@@ -284,5 +290,43 @@ mod tests {
         assert!(tokio::time::timeout(Duration::from_millis(20), later.held()).await.is_err());
         drop(walking);
         assert_eq!(later.held().await.unwrap(), []);
+    }
+
+    /// A pusher sends it again, and nobody else is told that it never was.
+    #[tokio::test]
+    async fn what_the_disk_fails_to_read_counts_as_lost() {
+        let (dir, fails) = (tempfile::tempdir().unwrap(), Arc::new(AtomicBool::new(false)));
+        let failing = fails.clone();
+        let open = move |path: &Path| match path.ends_with("data") && failing.load(Ordering::SeqCst) {
+            true => Err(std::io::Error::from_raw_os_error(5)),
+            false => RealDisk.open(path),
+        };
+        let disk = Arc::new(Hooked { open: Box::new(open), ..Hooked::default() });
+        let (metrics, clock, tasks) = (Arc::new(Metrics::new()), Clock::default(), Tasks::default());
+        let options = crate::store::tests::options(dir.path());
+        let store = Store::open(options, disk, metrics.clone(), clock.clone(), tasks.clone()).unwrap();
+        let options = Options {
+            delete: true,
+            immutable: vec![],
+            upload_age: Duration::MAX,
+            max_uploads: 1,
+            max_manifest: 1,
+        };
+        let hosted = Hosted::new(options, store.clone(), metrics, clock, tasks);
+        let [a, b] = ["a", "b"].map(|name| Repository { owner: Owner::Hosted, name: name.parse().unwrap() });
+        let digest = Digest::sha256(b"content");
+        let mut upload = store.start_upload(&grant(&a), crate::oci::UploadId::random()).await.unwrap();
+        upload.write(bytes::Bytes::from_static(b"content")).await.unwrap();
+        upload.commit(&digest).await.unwrap();
+        fails.store(true, Ordering::SeqCst);
+        store.check(&digest, &mut |_| true).unwrap();
+        fails.store(false, Ordering::SeqCst);
+        let head = hosted.blob(&a, &digest, BlobWant::Head).await;
+        assert!(matches!(head.err(), Some(Error::NotFound(_))));
+        let get = hosted.blob(&a, &digest, BlobWant::Whole).await;
+        assert!(matches!(get.err(), Some(Error::Disk { why, .. }) if why.contains("push it again")));
+        assert!(hosted.mount(&b, vec![a.clone()], &digest).await.unwrap().is_none());
+        store.check(&digest, &mut |_| true).unwrap();
+        assert!(hosted.blob(&a, &digest, BlobWant::Head).await.is_ok());
     }
 }

@@ -84,7 +84,8 @@ impl Hosted {
         let digest = *digest;
         self.write(repository, move |store, repository| {
             for source in std::iter::once(repository.clone()).chain(sources) {
-                if store.layer(&source, &digest)?.is_some()
+                // What cannot be read is to be sent.
+                if store.layer(&source, &digest)?.is_some_and(|data| !store.is_unreadable(&data))
                     && store.mount(&grant(repository), &source, &digest)?
                 {
                     return Ok(Some(source));

@@ -176,6 +176,11 @@ impl Home {
         file.sync().inspect_err(|_| self.settled.doubt(&path)).map_err(failed("sync", &path))
     }
 
+    /// What is under a key is no more taken for what this process has written there.
+    pub fn unsettle(&self, key: &str) {
+        self.settled.forget(&self.path(key));
+    }
+
     /// Moves a synced file to another key, durably. What was there is replaced in one step.
     pub fn publish(&self, from: &str, to: &str) -> Result<(), Error> {
         self.place(&self.path(from), to, || ())

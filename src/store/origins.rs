@@ -43,6 +43,13 @@ pub enum OriginState {
     Known(Origin),
 }
 
+impl OriginState {
+    /// Whether an upstream gave it, and may give it again.
+    pub fn is_mirrored(&self) -> bool {
+        matches!(self, Self::Known(origin) if origin.owner != Owner::Hosted)
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Record {
     /// An upstream's host, or `hosted`.

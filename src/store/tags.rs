@@ -102,8 +102,16 @@ impl Store {
         if self.home.stat(&key)?.is_some() { self.home.delete(&key) } else { Ok(()) }
     }
 
-    /// Forgets a tag; the manifest stays. Of a hosted repository, only with its lock held.
-    pub fn drop_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), Error> {
+    /// Forgets a mirrored tag; the manifest stays.
+    pub fn forget_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), Error> {
+        // Nobody points it anywhere meanwhile.
+        let _removing = self.leases.remove_data();
+        self.drop_tag(repository, tag)
+    }
+
+    /// Forgets a tag; the manifest stays. Of a hosted repository, only with its lock held, of a mirrored
+    /// one with that under which data is removed.
+    pub(super) fn drop_tag(&self, repository: &Repository, tag: &Tag) -> Result<(), Error> {
         // The link that counts goes first: half a removal is a removal.
         self.home.delete(&layout::tag_current(repository, tag))?;
         self.home.delete_tree(&layout::tag(repository, tag))?;

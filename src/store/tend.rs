@@ -32,7 +32,7 @@ impl Store {
                 store.survey_until_done(&stopped).await;
                 store.repeat().await;
             };
-            tokio::select! { () = work => {}, () = stopping => {} }
+            tokio::select! { _ = async { tokio::join!(work, store.noted()) } => {}, () = stopping => {} }
             stopped.store(true, Ordering::Relaxed);
             store.in_background(|store| store.write_wanted()).await;
         });

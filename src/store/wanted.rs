@@ -50,7 +50,8 @@ impl Store {
             }
         }
         drop(unwritten);
-        if self.index.progress() != Progress::Whole {
+        // What is in memory alone because the disk takes nothing is served from there.
+        if self.index.progress() != Progress::Whole || self.health.trouble().is_some() {
             return;
         }
         // It was evicted while somebody took it from the disk: it is not to be served from memory for ever.

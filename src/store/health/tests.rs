@@ -2,6 +2,7 @@
 
 use std::io::IoSlice;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Condvar, PoisonError};
 
 use bytes::Bytes;
@@ -13,8 +14,8 @@ use crate::disk::hooked::Hooked;
 use crate::disk::{Disk, File, RealDisk};
 use crate::oci::{Digest, Owner, Repository, UploadId, UpstreamHost};
 use crate::store::{
-    Demand, Error, FillReader, Grant, Place, ReadError, Source, SourceError, SourceStream, Start, Store,
-    Visibility,
+    Demand, Error, Evicted, FillReader, Grant, Place, ReadError, Remembers, Source, SourceError,
+    SourceStream, Start, Store, Visibility,
 };
 use crate::tasks::Tasks;
 
@@ -261,4 +262,29 @@ async fn writers_leave_threads_for_others() {
     for write in writes {
         write.await.unwrap().unwrap();
     }
+}
+
+/// What is pulled now is in memory alone.
+#[tokio::test]
+async fn nobody_is_told_to_forget_what_the_disk_could_not_take() {
+    struct Told(AtomicU64);
+    impl Remembers for Told {
+        fn forget(&self, _: &Evicted) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let (rig, told) = (Rig::new(), Arc::new(Told(AtomicU64::new(0))));
+    let remembering: std::sync::Weak<dyn Remembers> = Arc::<Told>::downgrade(&told);
+    rig.store.remembered_by(remembering);
+    let asked = || {
+        let repository = rig.grant(Owner::Upstream(UpstreamHost::docker_hub())).repository;
+        rig.store.want(&repository, &Digest::sha256(b"not kept"));
+        rig.store.write_wanted();
+        told.0.load(Ordering::Relaxed)
+    };
+    rig.store.health.tended.store(true, Ordering::Relaxed);
+    rig.store.health.enter(DiskState::Full, "no room");
+    assert_eq!(asked(), 0);
+    rig.store.health.leave_trouble();
+    assert_eq!(asked(), 1, "it was evicted");
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Damage, Wrong};
 use crate::disk::Stat;
@@ -12,6 +13,8 @@ use crate::store::{Error, Store, layout};
 
 /// What is read at a time.
 const PIECE: usize = 1 << 20;
+/// Before what could not be read is read once more: an error may pass.
+const AGAIN: Duration = Duration::from_millis(200);
 /// Fewer zeros at the end may well be meant.
 const ZERO_TAIL: u64 = 512;
 /// So many in a row that cannot be read are no matter of theirs: the disk is failing, and nothing more
@@ -31,7 +34,7 @@ pub trait Watch {
     fn pace(&mut self, bytes: u64) -> bool;
     /// Data was found right.
     fn sound(&mut self, digest: &Digest, len: u64);
-    /// Data was found bad, and is out of reach.
+    /// Data was found bad.
     fn bad(&mut self, damage: Damage);
 }
 
@@ -41,7 +44,7 @@ pub enum Checked {
     Sound {
         len: u64,
     },
-    /// It was put out of reach.
+    /// It was put out of reach, unless it says otherwise.
     Bad(Damage),
     /// There is none, or others have come in its place meanwhile.
     Gone,
@@ -128,10 +131,16 @@ impl Store {
         Ok(true)
     }
 
-    /// Hashes data again and puts it out of reach where it is bad. `pace` is told of each piece, and
+    /// Hashes data again and puts it out of reach where it is bad; what was pushed and cannot be read stays
+    /// in its place. `pace` is told of each piece, and
     /// says whether to go on. Blocks for as long as that takes.
     pub fn check(&self, digest: &Digest, pace: &mut dyn FnMut(u64) -> bool) -> Result<Checked, Error> {
-        match self.judge(digest, pace)? {
+        let mut verdict = self.judge(digest, pace)?;
+        if matches!(verdict, Verdict::Bad(Wrong::Unreadable(_), _)) {
+            std::thread::sleep(AGAIN);
+            verdict = self.judge(digest, pace)?;
+        }
+        match verdict {
             Verdict::Sound { len } => {
                 self.metrics.scrub.blobs.inc();
                 self.doubt.vouch(digest);

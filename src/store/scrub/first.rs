@@ -89,6 +89,9 @@ impl FirstRead {
 impl Store {
     /// Has a blob checked that somebody could not read.
     pub(in crate::store) fn suspect(self: &Arc<Self>, digest: &Digest) {
+        if self.is_unreadable(digest) {
+            return;
+        }
         let (store, digest) = (self.clone(), *digest);
         self.doubt.checks.start(digest, || is_sound(store, digest));
     }

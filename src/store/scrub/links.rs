@@ -200,6 +200,8 @@ impl Store {
     /// Takes a link away that leads nowhere, of a mirrored repository. It stays where its data has come.
     pub fn unlink_dangling(&self, repository: &Repository, part: Part, name: &Digest) -> Result<(), Error> {
         let _links = self.leases.repository(repository);
+        // Who fetches links under another lock.
+        let _removing = self.leases.remove_data();
         let key = link_key(repository, part, name);
         if let Link::To(data) = self.read_link(&key)?
             && self.linked(&key, name)?.is_some()
@@ -210,6 +212,27 @@ impl Store {
         match part {
             Part::Blob => self.unlink_layer(repository, name).map(drop),
             Part::Manifest => self.unlink_revision(repository, name).map(drop),
+        }
+    }
+
+    /// The same for a tag that was `seen` to point to a manifest that is not here, or nowhere. One that
+    /// was moved since stays.
+    pub fn drop_dangling_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        seen: Option<&Digest>,
+    ) -> Result<(), Error> {
+        let _removing = self.leases.remove_data();
+        let now = match self.read_link(&layout::tag_current(repository, tag))? {
+            Link::To(digest) => Some(digest),
+            Link::Illegible(_) | Link::Absent => None,
+        };
+        let data = now.map(|digest| self.revision(repository, &digest)).transpose()?.flatten();
+        let is_held = data.map(|data| self.home.stat(&layout::data(&data))).transpose()?.flatten().is_some();
+        match now.as_ref() == seen && !is_held {
+            true => self.drop_tag(repository, tag),
+            false => Ok(()),
         }
     }
 }

@@ -44,15 +44,17 @@ pub enum Wrong {
     NotAFile,
 }
 
-/// Data that was found bad and is out of reach now.
+/// Data that was found bad.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
     pub digest: Digest,
     pub wrong: Wrong,
-    /// Some of the repositories that link it.
+    /// Some of the repositories that link it, sorted: of mirrored ones, and of others.
     pub linkers: Vec<Linker>,
     /// How many more there are.
     pub others: usize,
+    /// It was pushed and cannot be read, which may pass: it is left in its place. Else it is out of reach.
+    pub stays: bool,
 }
 
 /// A repository that links data.

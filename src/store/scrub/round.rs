@@ -34,6 +34,9 @@ struct Record {
 impl Store {
     /// What is remembered; nothing where it cannot be read.
     pub fn round(&self) -> Round {
+        if self.is_round_void() {
+            return Round::default();
+        }
         let read = self.home.read(layout::SCRUB, RECORD_MAX).ok().flatten();
         let record = read.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
         let Some(Record { place, begun, ended }) = record else { return Round::default() };
@@ -49,6 +52,8 @@ impl Store {
             ended: time(round.ended),
         };
         // Texts only: nothing in it can fail to be written.
-        self.home.put(layout::SCRUB, &serde_json::to_vec(&record).unwrap_or_default())
+        self.home.put(layout::SCRUB, &serde_json::to_vec(&record).unwrap_or_default())?;
+        self.round_kept();
+        Ok(())
     }
 }

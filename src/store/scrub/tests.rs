@@ -2,7 +2,10 @@
 
 use std::fs;
 use std::io::{self, IoSlice};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -53,6 +56,14 @@ async fn push(store: &Arc<Store>, grant: &Grant, bytes: &[u8]) -> Digest {
     let mut upload = store.start_upload(grant, UploadId::random()).await.unwrap();
     upload.write(Bytes::copy_from_slice(bytes)).await.unwrap();
     assert_eq!(upload.commit(&digest).await.unwrap(), Committed::Done { size: bytes.len() as u64 });
+    digest
+}
+
+/// A blob that an upstream's repository alone links.
+async fn pull(store: &Arc<Store>, bytes: &[u8]) -> Digest {
+    let (pushed, digest) = (hosted("elsewhere"), push(store, &hosted("elsewhere"), bytes).await);
+    store.link_layer(&hub("library/a"), &digest).unwrap();
+    assert!(store.remove_layer(&pushed.repository, &digest).unwrap());
     digest
 }
 
@@ -127,10 +138,12 @@ async fn every_kind_of_damage_is_put_aside_and_healed_by_a_push() {
         let digest = push(&store, &own, &bytes).await;
         store.link_layer(&mirrored, &digest).unwrap();
         assert_eq!(check(&store, &digest), Checked::Sound { len: SIZE as u64 });
+        let proof = dir.path().join(layout::proof(&mirrored.domain, &digest));
+        assert!(proof.exists());
         damage(&data(dir.path(), &digest));
         let repositories = vec!["a".to_owned(), "library/b".to_owned()];
         assert_eq!(wrong(check(&store, &digest)), (expected.clone(), repositories), "kind {kind}");
-        assert!(store.blob(&digest).unwrap().is_none());
+        assert!(store.blob(&digest).unwrap().is_none() && !proof.exists());
         assert!(fs::symlink_metadata(aside(dir.path(), &digest)).is_ok());
         assert_eq!(check(&store, &digest), Checked::Gone);
         assert_eq!(store.metrics.scrub.corrupt.cell(expected.label()).get(), 1);
@@ -142,6 +155,23 @@ async fn every_kind_of_damage_is_put_aside_and_healed_by_a_push() {
         damage(&data(dir.path(), &digest));
         assert_eq!(wrong(check(&store, &digest)).0, expected, "kind {kind}");
     }
+}
+
+/// Who could mend it is not crowded out by those who cannot.
+#[tokio::test]
+async fn a_mirrored_repository_is_named_however_many_hosted_ones_come_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let digest = push(&store, &hosted("a00"), b"content").await;
+    for number in 1..15 {
+        store.link_layer(&hosted(&format!("a{number:02}")), &digest).unwrap();
+    }
+    store.link_layer(&hub("library/z"), &digest).unwrap();
+    fs::write(data(dir.path(), &digest), b"CONTENT").unwrap();
+    let Checked::Bad(damage) = check(&store, &digest) else { panic!("bad") };
+    assert_eq!((damage.linkers.len(), damage.others), (11, 5));
+    let mirrored: Vec<_> = damage.linkers.iter().filter(|linker| linker.origin.is_mirrored()).collect();
+    assert_eq!(mirrored.iter().map(|linker| &linker.name[..]).collect::<Vec<_>>(), ["library/z"]);
 }
 
 #[tokio::test]
@@ -197,7 +227,7 @@ const ENOMEM: i32 = 12;
 #[tokio::test]
 async fn data_that_cannot_be_read_is_put_aside_but_not_for_want_of_memory() {
     let dir = tempfile::tempdir().unwrap();
-    let digest = push(&open(dir.path()), &hosted("a"), b"content").await;
+    let digest = pull(&open(dir.path()), b"content").await;
     let store = open_with(options(dir.path()), unreadable(ENOMEM));
     assert!(store.check(&digest, &mut |_| true).is_err());
     assert!(data(dir.path(), &digest).exists());
@@ -207,10 +237,57 @@ async fn data_that_cannot_be_read_is_put_aside_but_not_for_want_of_memory() {
     assert_eq!(fs::read(aside(dir.path(), &digest)).unwrap(), b"content");
 }
 
+/// A disk that fails so many times to read data.
+fn unreadable_times(times: &Arc<AtomicUsize>) -> Hooked {
+    let left = times.clone();
+    let fails = move || left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+    let open = move |path: &Path| match path.ends_with("data") && fails() {
+        true => Ok(Arc::new(Failing(EIO)) as Arc<dyn File>),
+        false => RealDisk.open(path),
+    };
+    Hooked { open: Box::new(open), ..Hooked::default() }
+}
+
+#[tokio::test]
+async fn an_error_that_passes_condemns_nothing() {
+    let (dir, times) = (tempfile::tempdir().unwrap(), Arc::<AtomicUsize>::default());
+    let store = open_with(options(dir.path()), unreadable_times(&times));
+    for digest in [push(&store, &hosted("a"), b"pushed").await, pull(&store, b"pulled").await] {
+        times.store(1, SeqCst);
+        assert_eq!(check(&store, &digest), Checked::Sound { len: 6 });
+        assert_eq!(times.load(SeqCst), 0);
+    }
+}
+
+#[tokio::test]
+async fn what_was_pushed_and_cannot_be_read_stays_until_it_is_pushed_again() {
+    let (dir, times) = (tempfile::tempdir().unwrap(), Arc::<AtomicUsize>::default());
+    let store = open_with(options(dir.path()), unreadable_times(&times));
+    let (own, unknown) = (push(&store, &hosted("a"), b"own").await, pull(&store, b"unknown").await);
+    // That a mirrored one links it too, takes nothing away from who pushed it.
+    store.link_layer(&hub("library/b"), &own).unwrap();
+    fs::remove_file(dir.path().join(layout::origin("library/a"))).unwrap();
+    for (digest, bytes) in [(own, &b"own"[..]), (unknown, b"unknown")] {
+        let path = data(dir.path(), &digest);
+        let before = fs::metadata(&path).unwrap().ino();
+        times.store(usize::MAX, SeqCst);
+        let Checked::Bad(damage) = check(&store, &digest) else { panic!("it cannot be read") };
+        assert!(damage.stays && matches!(damage.wrong, Wrong::Unreadable(_)));
+        assert!(fs::read(&path).unwrap() == bytes && !aside(dir.path(), &digest).exists());
+        assert!(store.is_unreadable(&digest), "it is to be sent again");
+        let proof = layout::proof(&hub("library/b").domain, &digest);
+        assert!(!dir.path().join(proof).exists(), "it proves nothing any more");
+        times.store(0, SeqCst);
+        push(&store, &hosted("a"), bytes).await;
+        assert_ne!(fs::metadata(&path).unwrap().ino(), before, "other blocks of the disk");
+        assert!(!store.is_unreadable(&digest));
+    }
+}
+
 #[tokio::test]
 async fn data_that_a_client_finds_unreadable_is_put_aside() {
     let dir = tempfile::tempdir().unwrap();
-    let digest = push(&open(dir.path()), &hosted("a"), b"content").await;
+    let digest = pull(&open(dir.path()), b"content").await;
     let store = open_with(options(dir.path()), unreadable(EIO));
     let (given, error) = read(&store, &digest, None).await;
     assert!(given.is_empty() && matches!(error, Some(ReadError::Disk(_))), "{error:?}");
@@ -241,13 +318,12 @@ impl Watch for Watched {
 async fn a_disk_that_reads_nothing_any_more_ends_the_pass() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
-    let grant = hosted("a");
     // Of one shard.
     let mut digests = Vec::new();
     for number in 0_u32.. {
         let bytes = number.to_le_bytes();
         if Digest::sha256(&bytes).hex().starts_with("00") {
-            digests.push(push(&store, &grant, &bytes).await);
+            digests.push(pull(&store, &bytes).await);
         }
         if digests.len() == 12 {
             break;
@@ -342,9 +418,10 @@ async fn a_verdict_on_what_was_there_before_takes_nothing_away() {
 async fn what_is_put_aside_is_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_with(Options { quarantine: 250, ..options(dir.path()) }, RealDisk);
+    store.survey(&|| false).unwrap();
     let mut digests = Vec::new();
     for seed in 0..5 {
-        let digest = push(&store, &hosted("a"), &content(seed * 2, 100)).await;
+        let digest = pull(&store, &content(seed * 2, 100)).await;
         fs::write(data(dir.path(), &digest), content(99, 100)).unwrap();
         wrong(check(&store, &digest));
         digests.push(digest);
@@ -353,6 +430,30 @@ async fn what_is_put_aside_is_bounded() {
     }
     let kept: Vec<bool> = digests.iter().map(|digest| aside(dir.path(), digest).exists()).collect();
     assert_eq!(kept, [false, false, false, true, true]);
+}
+
+#[tokio::test]
+async fn what_came_last_and_what_only_a_push_brings_back_is_kept_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_with(Options { quarantine: 250, ..options(dir.path()) }, RealDisk);
+    store.survey(&|| false).unwrap();
+    let rot = |digest: Digest, size| {
+        fs::write(data(dir.path(), &digest), content(99, size)).unwrap();
+        wrong(check(&store, &digest));
+        // Times of files have a grain.
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        digest
+    };
+    let is_kept = |digest: &Digest| aside(dir.path(), digest).exists();
+    let own = rot(push(&store, &hosted("a"), &content(2, 300)).await, 300);
+    assert!(is_kept(&own), "larger than all that is kept");
+    let first = rot(pull(&store, &content(4, 100)).await, 100);
+    let second = rot(pull(&store, &content(6, 300)).await, 300);
+    assert_eq!([&own, &first, &second].map(is_kept), [true, false, true]);
+    // What was pushed again is held.
+    push(&store, &hosted("a"), &content(2, 300)).await;
+    let third = rot(pull(&store, &content(8, 100)).await, 100);
+    assert_eq!([&own, &second, &third].map(is_kept), [false, false, true]);
 }
 
 #[tokio::test]
@@ -454,6 +555,66 @@ async fn a_link_is_taken_away_only_while_it_leads_nowhere() {
     fs::remove_file(data(dir.path(), &digest)).unwrap();
     store.unlink_dangling(&own.repository, Part::Blob, &digest).unwrap();
     assert!(!store.has_layer(&own.repository, &digest).unwrap());
+}
+
+/// It comes between the look and the removal, if anything lets it.
+#[tokio::test]
+async fn a_link_that_is_made_while_it_is_looked_at_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (own, bytes) = (hub("library/a"), b"a manifest");
+    let digest = Digest::sha256(bytes);
+    let (came, coming) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(None)));
+    let (pulls, link) = (came.clone(), dir.path().join(layout::revision(&own.repository, &digest)));
+    let (grant, started) = (own.clone(), coming.clone());
+    let remove = move |path: &Path| {
+        if path == link
+            && let Some(store) = lock(&pulls).take()
+        {
+            let (store, grant): (Arc<Store>, _) = (store, grant.clone());
+            let (done, ended) = std::sync::mpsc::channel();
+            *lock(&started) = Some(std::thread::spawn(move || {
+                store.put_manifest(&grant, &digest, bytes).unwrap();
+                let _ = done.send(());
+            }));
+            // It ends now only where nothing holds it up.
+            let _ = ended.recv_timeout(std::time::Duration::from_millis(500));
+        }
+        RealDisk.remove(path)
+    };
+    let store = open_with(options(dir.path()), Hooked { remove: Box::new(remove), ..Hooked::default() });
+    store.put_manifest(&own, &digest, bytes).unwrap();
+    fs::remove_file(data(dir.path(), &digest)).unwrap();
+    *lock(&came) = Some(store.clone());
+    store.unlink_dangling(&own.repository, Part::Manifest, &digest).unwrap();
+    let pulled = lock(&coming).take().expect("the link was about to go");
+    pulled.join().unwrap();
+    assert_eq!(store.manifest(&own.repository, &digest).unwrap().as_deref(), Some(&bytes[..]));
+    let is_known = store.index.facts(|facts| {
+        let key = facts.key(&digest);
+        facts.repository("library/a").is_some_and(|held| held.manifests.contains_key(&key))
+    });
+    assert!(is_known, "the index agrees with the tree");
+}
+
+#[tokio::test]
+async fn a_tag_is_taken_away_only_while_it_points_to_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, own, tag) = (open(dir.path()), hub("library/a"), "1".parse().unwrap());
+    let [old, new, held] = [&b"old"[..], b"new", b"held"].map(Digest::sha256);
+    let points = |digest| store.put_tag(&own, &tag, digest, std::time::SystemTime::now()).unwrap();
+    let drops = |seen: Option<&Digest>| {
+        store.drop_dangling_tag(&own.repository, &tag, seen).unwrap();
+        store.tag(&own.repository, &tag).unwrap().is_none()
+    };
+    points(&new);
+    assert!(!drops(Some(&old)) && !drops(None), "it was moved since");
+    assert!(drops(Some(&new)));
+    store.put_manifest(&own, &held, b"held").unwrap();
+    points(&held);
+    assert!(!drops(Some(&held)), "its manifest has come");
+    fs::write(dir.path().join(layout::tag_current(&own.repository, &tag)), "?").unwrap();
+    store.drop_dangling_tag(&own.repository, &tag, None).unwrap();
+    assert!(!dir.path().join(layout::tag_current(&own.repository, &tag)).exists());
 }
 
 /// All that a reader gives, and how it ends.
@@ -564,6 +725,40 @@ fn doubt_ends_with_a_whole_round_and_not_before() {
     store.end_run().unwrap();
     drop(store);
     assert!(!start().is_doubtful());
+}
+
+/// The disk takes it later.
+#[tokio::test]
+async fn that_a_process_runs_is_noted_until_the_disk_takes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let refusals = Arc::<AtomicUsize>::default();
+    let left = refusals.clone();
+    let create = move |path: &Path| match left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)) {
+        Ok(_) => Err(io::Error::from_raw_os_error(28)),
+        Err(_) => RealDisk.create(path),
+    };
+    let store = open_with(options(dir.path()), Hooked { create: Box::new(create), ..Hooked::default() });
+    refusals.store(1, SeqCst);
+    store.begin_run();
+    assert!(!store.is_doubtful() && !dir.path().join(layout::RUNNING).exists());
+    store.tend();
+    let noted = async {
+        while !dir.path().join(layout::RUNNING).exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), noted).await.unwrap();
+    assert_eq!(refusals.load(SeqCst), 0);
+}
+
+#[test]
+fn a_note_that_cannot_be_read_raises_doubt() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    fs::create_dir_all(dir.path().join(layout::RUNNING).join("in the way")).unwrap();
+    store.keep_round(&Round { place: Some(Digest::sha256(b"x")), ..Round::default() }).unwrap();
+    store.begin_run();
+    assert!(store.is_doubtful() && store.round().place.is_none());
 }
 
 /// Readers of ranges that come at once have the blob checked once.
