@@ -273,10 +273,21 @@ impl Home {
             return Err(self.in_doubt(&path));
         }
         match self.sync_names(dir, before) {
-            // Without the directory there is no name in it.
-            Err(error) if removed.is_none() && is_missing(&error.source) => Ok(()),
+            Err(error) if removed.is_none() && is_missing(&error.source) => self.sync_above(dir),
             synced => synced,
         }
+    }
+
+    /// Makes durable that a directory is not there, and so no name in it: a process may have been killed
+    /// that removed it.
+    fn sync_above(&self, dir: &Path) -> Result<(), Error> {
+        for dir in dir.ancestors().skip(1).take_while(|dir| dir.starts_with(&self.root)) {
+            match self.sync_names(dir, self.settled.doubts(dir)) {
+                Err(error) if is_missing(&error.source) => {}
+                synced => return synced,
+            }
+        }
+        Ok(())
     }
 
     /// The same, and the directory that held it where nothing else is in it.
@@ -338,12 +349,12 @@ impl Home {
         self.drop_husk(key)
     }
 
-    /// Makes what was removed in these directories durable. One that is not there has lost nothing.
+    /// Makes what was removed in these directories durable, and that one is not there.
     pub fn sync_all<'a>(&self, dirs: impl IntoIterator<Item = &'a String>) -> Result<(), Error> {
         for dir in dirs {
             let path = self.path(dir);
             match self.sync_names(&path, self.settled.doubts(&path)) {
-                Err(error) if is_missing(&error.source) => {}
+                Err(error) if is_missing(&error.source) => self.sync_above(&path)?,
                 synced => synced?,
             }
         }

@@ -188,3 +188,26 @@ async fn the_same_over_a_real_disk() {
         }
     }
 }
+
+/// The removal of a tag's directory was under way: nothing says any more that it is not durable.
+#[tokio::test]
+async fn a_removal_that_a_kill_broke_off_is_durable_once_it_is_told() {
+    let acts = [
+        Act::Pull { to: 4, image: 0, tag: 1, whole: true },
+        Act::Evict { need: u64::MAX },
+        Act::Forget { from: 4, tag: 1 },
+    ];
+    let whole = new_disk().await;
+    let mut world = start(&whole, 0, Model::default()).await.unwrap();
+    world.act(acts[0]).await.unwrap();
+    whole.make(None);
+    world.act(acts[1]).await.unwrap();
+    for at in 0..whole.calls().1 {
+        let disk = new_disk().await;
+        let mut world = start(&disk, 0, Model::default()).await.unwrap();
+        world.act(acts[0]).await.unwrap();
+        disk.make(Some(Trouble::Death(at)));
+        let _ = world.act(acts[1]).await;
+        go_on(disk.after_kill(), 0, &acts[2..], world.model, &format!("kill at call {at}")).await;
+    }
+}
