@@ -74,7 +74,7 @@ impl fill::Keeper for Keeper {
     fn commit(&mut self, fill: &Arc<Fill>) {
         let Some(staged) = self.staged.take() else { return };
         let (store, file) = (&self.store, staged.file.clone());
-        if let Err(error) = store.keep_fill(fill, staged) {
+        if let Err(error) = store.keep_fill(fill, staged, self.reserved.take()) {
             store.open.linger(&file);
             store.metrics.store_errors.inc();
             tracing::error!(digest = %fill.digest, %error, "a fetched blob could not be kept");
@@ -89,12 +89,16 @@ impl fill::Keeper for Keeper {
 
 impl Store {
     /// Keeps what a fill has brought, and links it wherever it was shown to be.
-    fn keep_fill(&self, fill: &Fill, mut staged: Staged) -> Result<(), Error> {
+    fn keep_fill(&self, fill: &Fill, mut staged: Staged, room: Option<Reservation>) -> Result<(), Error> {
         staged.sync()?;
         let _kept = self.leases.keep_data();
         self.leases.renew_data(&fill.digest);
         let file = staged.file.clone();
-        self.counted(&fill.digest, fill.size(), |key| self.home.commit(staged, key))?;
+        self.counted(&fill.digest, fill.size(), |key| {
+            // It counts as held by now, and is not to count twice.
+            drop(room);
+            self.home.commit(staged, key)
+        })?;
         // Who read it on its way may go on for long.
         self.open.add(&fill.digest, &file);
         fill.link_all(|grant| self.link_fetched(grant, &fill.digest))

@@ -135,8 +135,9 @@ impl Store {
     }
 
     /// Makes the file of a finished upload the repository's blob. `data`: the sha256 of its bytes.
-    fn keep_upload(&self, upload: &Upload, digest: &Digest, data: &Digest) -> Result<(), Error> {
-        let (grant, size, from, key) = (&upload.grant, upload.received, upload.key(), layout::data(data));
+    fn keep_upload(&self, upload: &mut Upload, digest: &Digest, data: &Digest) -> Result<(), Error> {
+        let (room, from, key) = (upload.room.take(), upload.key(), layout::data(data));
+        let (grant, size) = (&upload.grant, upload.received);
         // May take long, so before there is a lock. The same bytes may be there already; only those
         // that this process has made durable itself are as good as the ones just hashed.
         let mut synced = false;
@@ -154,7 +155,10 @@ impl Store {
             if !synced {
                 self.home.sync(&from, &*upload.file)?;
             }
-            self.counted(data, size, |key| self.home.publish(&from, key))?;
+            self.counted(data, size, |key| {
+                drop(room);
+                self.home.publish(&from, key)
+            })?;
         }
         self.link_pushed(repository, digest, data)
     }

@@ -688,3 +688,27 @@ async fn shutdown_ends_a_stalled_fill_once_its_reader_leaves() {
     drop(reader);
     assert!(!rig.is_kept(&content).await);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_being_committed_counts_once() {
+    let watched = Arc::new(Mutex::new((std::sync::Weak::<Store>::new(), Vec::new())));
+    let seen = watched.clone();
+    let sync_dir = move |dir: &Path| {
+        let mut seen = lock(&seen);
+        if dir.components().any(|part| part.as_os_str() == "blobs")
+            && let Some(store) = seen.0.upgrade()
+        {
+            let room = store.reserve(100_000).is_some();
+            seen.1.push(room);
+        }
+        RealDisk.sync_dir(dir)
+    };
+    let disk = Arc::new(Hooked { sync_dir: Box::new(sync_dir), ..Hooked::default() });
+    let (rig, content) = (Rig::with(disk, |options| options.max_size = Some(200_000)), random(100_000));
+    lock(&watched).0 = Arc::downgrade(&rig.store);
+    let (reader, _) = rig.start(&content, []).await;
+    assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
+    assert!(rig.is_kept(&content).await);
+    let seen = lock(&watched).1.clone();
+    assert!(!seen.is_empty() && seen.iter().all(|room| *room), "{seen:?}");
+}
