@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use super::index::{Event, Facts, Held, Key, Keys, Progress, Seconds, Spare, Victim, choose};
+use super::links::ALGORITHMS;
 use super::pins::Pinned;
 use super::room::{Reservation, Shortage};
 use super::{Error, Store, layout};
@@ -255,7 +256,24 @@ impl Store {
             .index
             .facts(|facts| linked.filter(|digest| facts.is_orphan(facts.key(digest))).copied().collect());
         let domains = self.proof_domains()?;
-        orphans.iter().try_for_each(|digest| self.remove_evicted(digest, &domains))
+        orphans.iter().try_for_each(|digest| self.remove_evicted(digest, &domains))?;
+        if self.index.facts(|facts| facts.repository(name).is_some_and(Held::is_empty)) {
+            self.drop_empty_dirs(&evicted.repository)?;
+            // Whose it was is looked up when it gets content again.
+            self.index.record(Event::Owner { repository: name.to_owned(), owner: None });
+        }
+        Ok(())
+    }
+
+    /// What is left of a repository that holds nothing: its record stays, and says whose it was.
+    fn drop_empty_dirs(&self, repository: &Repository) -> Result<(), Error> {
+        let own = layout::repository(repository);
+        let links = ALGORITHMS.iter().flat_map(|algorithm| {
+            [layout::layers(repository, *algorithm), layout::revisions(repository, *algorithm)]
+        });
+        let above = ["_layers", "_manifests/revisions", "_manifests/tags", "_manifests"];
+        let above = above.map(|part| format!("{own}/{part}"));
+        links.chain(above).chain([own]).try_for_each(|dir| self.home.drop_husk(&format!("{dir}/link")))
     }
 
     pub(super) fn tell_evicted(&self, evicted: &Evicted) {

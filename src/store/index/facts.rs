@@ -271,12 +271,7 @@ impl Facts {
                 | Event::Owner { .. }
         );
         let Some(repository) = event.repository().filter(|_| gone) else { return };
-        let is_empty = |held: &Held| {
-            held.layers.is_empty()
-                && held.manifests.is_empty()
-                && held.tags.is_empty()
-                && held.owner.is_none()
-        };
+        let is_empty = |held: &Held| held.is_empty() && held.owner.is_none();
         if self.repositories.get(repository).is_some_and(is_empty) {
             self.repositories.remove(repository);
         }
@@ -328,6 +323,10 @@ impl Facts {
 }
 
 impl Held {
+    pub fn is_empty(&self) -> bool {
+        self.layers.is_empty() && self.manifests.is_empty() && self.tags.is_empty()
+    }
+
     /// Manifests that no other one here names: with what each leads to, an image.
     pub fn roots(&self) -> impl Iterator<Item = Key> {
         let mut children = Keys::default();
