@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Pins, Scrubber};
 use crate::oci::{Owner, UpstreamHost};
 use crate::registry::{Collector, Hosted};
-use crate::store::{OpenError, OriginState, Store};
+use crate::store::{self, OpenError, OriginState, Store};
 use crate::tasks::Tasks;
 use crate::telemetry::AccessLog;
 use crate::upstream::{self, Upstream};
@@ -422,6 +422,14 @@ impl App {
     /// What of a configuration differs from what the process was started with and cannot be taken up.
     fn waits_for_start(&self, new: &Config) -> Vec<&'static str> {
         let (http, was) = (&new.http, &self.started.http);
+        let (store, held) = (&new.store, &self.started.store);
+        let as_held = store::Options {
+            data: store.data.clone(),
+            adopt: store.adopt.clone(),
+            lease: store.lease,
+            quarantine: store.quarantine,
+            ..held.clone()
+        };
         let parts = [
             ("listen", http.listen != was.listen),
             ("listener", http.listeners != was.listeners),
@@ -434,7 +442,11 @@ impl App {
                 (http.max_connections, http.header_timeout, http.idle_timeout)
                     != (was.max_connections, was.header_timeout, was.idle_timeout),
             ),
-            ("data, adopt, cache, gc.lease and scrub.quarantine", new.store != self.started.store),
+            ("data", store.data != held.data),
+            ("adopt", store.adopt != held.adopt),
+            ("gc.lease", store.lease != held.lease),
+            ("scrub.quarantine", store.quarantine != held.quarantine),
+            ("cache", *store != as_held),
             ("log", new.telemetry != self.started.telemetry),
         ];
         parts.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()

@@ -104,6 +104,12 @@ pub enum Unfit {
         .data.display()
     )]
     Unlockable { data: PathBuf, error: Error },
+    #[error(
+        "`cache.min_free` is {min_free} bytes, and the file system of {} has {total} in all, so nothing could be held: \
+         write less",
+        .data.display()
+    )]
+    Floor { data: PathBuf, min_free: u64, total: u64 },
 }
 
 /// The first of the names that were found, for people.

@@ -263,6 +263,10 @@ impl Store {
             _ => OpenError::from(error),
         });
         let Some(lock) = lock? else { return Err(OpenError::Locked(options.data)) };
+        let total = home.space()?.total;
+        if let Some(min_free) = options.min_free.filter(|min_free| *min_free > 0 && *min_free >= total) {
+            return Err(Unfit::Floor { data: options.data, min_free, total }.into());
+        }
         directory::settle(&home)?;
         directory::tell_denied(&home, || own_by_this(&options.data, &*disk))?;
         let (buffers, fills) = (Arc::default(), Mutex::default());

@@ -87,6 +87,17 @@ async fn what_is_no_data_directory_or_a_newer_one_is_refused_in_one_line() {
     rig.mirror.restart().await;
 }
 
+#[tokio::test]
+async fn more_is_not_kept_free_than_there_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("forebay.toml");
+    std::fs::write(&config, "[cache]\nmin_free = \"4096TiB\"\n").unwrap();
+    let mut serve = serve(&directory.path().join("data"));
+    serve.arg("--config").arg(&config);
+    let said = refused(serve).await;
+    assert!(said.contains("cache.min_free") && said.contains("write less"), "{said}");
+}
+
 /// As after a container that ran as root, and for who is not the server's user.
 #[tokio::test]
 async fn another_users_directory_is_told_with_the_command_that_mends_it() {
