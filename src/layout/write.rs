@@ -1,7 +1,7 @@
 //! Writing: blobs first, each under its name once it is verified and synced, then the index. What is there
 //! already stays, so whatever ends this early is taken up where it stood.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -66,8 +66,13 @@ impl NewEntry {
 impl Writer {
     /// Opens a layout, or makes one where there is nothing or an empty directory.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let at = |error: std::io::Error| Error::new(path, error);
-        let home = Directory::make_all(path).map_err(at)?;
+        let at = |error: std::io::Error| Error::unwritten(path, error);
+        let home = Directory::make_all(path).map_err(|error| match error.kind() {
+            ErrorKind::AlreadyExists | ErrorKind::NotADirectory => {
+                Error::new(path, "it, or what it is to be in, is a file and no directory: name a directory")
+            }
+            _ => at(error),
+        })?;
         if !home.lock().map_err(at)? {
             return Err(Error::new(path, "another export writes to it: let that end first"));
         }
@@ -86,7 +91,7 @@ impl Writer {
         let (mut index, entries) = index.unwrap_or_default();
         index.insert("schemaVersion".to_owned(), json!(2));
         index.insert("mediaType".to_owned(), json!(MediaType::OCI_INDEX));
-        let blobs = home.make(BLOBS).map_err(|error| Error::new(path.join(BLOBS), error))?;
+        let blobs = home.make(BLOBS).map_err(|error| Error::unwritten(path.join(BLOBS), error))?;
         let home = Arc::new(home);
         let writer = Self { path: path.to_owned(), home, blobs, index, entries, count: AtomicU64::new(0) };
         if is_empty {
@@ -113,7 +118,7 @@ impl Writer {
             let blobs = self.blobs.make(digest.algorithm().as_str())?;
             Ok((blobs, Unfinished::new(&self.home, self.count.fetch_add(1, Ordering::Relaxed))?))
         };
-        let (blobs, unfinished) = open().map_err(|error: std::io::Error| Error::new(&path, error))?;
+        let (blobs, unfinished) = open().map_err(|error: std::io::Error| Error::unwritten(&path, error))?;
         let hasher = digest.algorithm().hasher();
         Ok(BlobWriter { path, blobs, unfinished, hasher, digest: *digest, left: size })
     }
@@ -141,7 +146,7 @@ impl Writer {
             unfinished.file.write_all(bytes)?;
             unfinished.finish(&self.home, name)
         };
-        write().map_err(|error| Error::new(self.path.join(name), error))
+        write().map_err(|error| Error::unwritten(self.path.join(name), error))
     }
 }
 
@@ -183,7 +188,7 @@ impl BlobWriter {
         };
         self.left = left;
         self.hasher.update(bytes);
-        self.unfinished.file.write_all(bytes).map_err(|error| Error::new(&self.path, error))
+        self.unfinished.file.write_all(bytes).map_err(|error| Error::unwritten(&self.path, error))
     }
 
     /// Gives it its name, once it is verified and durable.
@@ -198,7 +203,7 @@ impl BlobWriter {
                 return Err(Error::new(path, format!("what came for it is {actual}, and was thrown away")));
             }
         }
-        unfinished.finish(&blobs, &digest.hex()).map_err(|error| Error::new(path, error))
+        unfinished.finish(&blobs, &digest.hex()).map_err(|error| Error::unwritten(path, error))
     }
 }
 
