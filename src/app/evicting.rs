@@ -31,12 +31,16 @@ async fn evict(
     store.surveyed().await;
     let mut totals = EvictTotals::default();
     if request.images.is_empty() {
-        let selection = chosen(service, store, &request).await?;
-        let gone = go(store, &selection, request.dry_run).await?;
-        tell(&mut totals, &told, &gone.lines).await;
-        if request.bytes.is_none_or(|bytes| totals.bytes < bytes) {
-            let stay = store.run(move |store| staying(store, &selection, &gone.chosen)).await;
-            (totals.pinned, totals.in_use) = stay.map_err(|error| error.to_string())?;
+        match chosen(service, store, &request).await {
+            Ok(selection) => {
+                let gone = go(store, &selection, request.dry_run).await?;
+                tell(&mut totals, &told, &gone.lines).await;
+                if request.bytes.is_none_or(|bytes| totals.bytes < bytes) {
+                    let stay = store.run(move |store| staying(store, &selection, &gone.chosen)).await;
+                    (totals.pinned, totals.in_use) = stay.map_err(|error| error.to_string())?;
+                }
+            }
+            Err(error) => failed(&mut totals, &told, request.upstream.unwrap_or_default(), error).await,
         }
     }
     for text in request.images {
@@ -46,13 +50,15 @@ async fn evict(
         };
         match done {
             Ok(lines) => tell(&mut totals, &told, &lines).await,
-            Err(error) => {
-                totals.failed += 1;
-                told.tell(&EvictLine::Failed(NotDone { image: text, error })).await;
-            }
+            Err(error) => failed(&mut totals, &told, text, error).await,
         }
     }
     Ok(totals)
+}
+
+async fn failed(totals: &mut EvictTotals, told: &Report<EvictLine>, image: String, error: String) {
+    totals.failed += 1;
+    told.tell(&EvictLine::Failed(NotDone { image, error })).await;
 }
 
 async fn tell(totals: &mut EvictTotals, told: &Report<EvictLine>, lines: &[EvictedImage]) {
@@ -207,5 +213,5 @@ async fn upstream(service: &Service, store: &Arc<Store>, asked: &str) -> Result<
     if usage.owners.contains_key(&Some(Owner::Upstream(host.clone()))) {
         return Ok(host);
     }
-    Err(format!("{host} is no upstream of this server, and nothing of it is held: see `forebay du`"))
+    Err("it is no upstream of this server, and nothing of it is held: see `forebay du`".to_owned())
 }

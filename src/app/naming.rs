@@ -59,7 +59,7 @@ pub async fn absent(
     {
         let some = some.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
-        told += &format!("; held of it are the tags {some}{more}");
+        told += &format!("; tags of it that are held: {some}{more}");
     }
     told
 }

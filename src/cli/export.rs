@@ -14,8 +14,7 @@ use crate::control::{
     Client, ExportEntry, ExportLine, ExportPart, ExportReady, ExportRequest, ReadLine, ReadRequest,
     WarmFailed, WarmProgress, parse,
 };
-use crate::layout::{NewEntry, Writer};
-use crate::oci::Platforms;
+use crate::layout::{NewEntry, Platforms, Writer};
 
 /// Write images into a directory that goes to a site without a way out
 ///

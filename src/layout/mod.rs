@@ -11,7 +11,7 @@ mod write;
 use std::io;
 use std::path::PathBuf;
 
-pub use crate::oci::Digest;
+pub use crate::oci::{Digest, Platforms};
 pub use read::{Entry, Feed, Findings, Image, Layout, Part};
 pub use write::{BlobWriter, NewEntry, Writer};
 

@@ -99,9 +99,9 @@ async fn what_uses_the_space_is_shown_and_evicted_by_name() {
     let hosted = refused(&rig.mirror, &["evict", &own]).await;
     assert!(hosted.contains("one of your own images"), "{hosted}");
     let other = refused(&rig.mirror, &["evict", "library/one"]).await;
-    assert!(other.contains("it means docker.io/library/one:latest; held of it are the tags 1"), "{other}");
+    assert!(other.contains("it means docker.io/library/one:latest; tags of it that are held: 1"), "{other}");
     let elsewhere = refused(&rig.mirror, &["evict", "--upstream", "quay.io"]).await;
-    assert!(elsewhere.contains("quay.io is no upstream of this server"), "{elsewhere}");
+    assert!(elsewhere.contains("quay.io: it is no upstream of this server"), "{elsewhere}");
     let short = told(&rig.mirror, &["evict", "--free", "1PiB", "--dry-run"]).await;
     assert!(short.contains(" would be freed, of 1024.0 TiB; there is no more"), "{short}");
     assert!(refused(&rig.mirror, &["evict"]).await.contains("--unused-for"));
