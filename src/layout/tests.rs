@@ -173,6 +173,8 @@ fn nothing_is_written_where_something_else_is() {
     }
     assert!(Layout::open(&at("full/precious")).err().unwrap().why.contains("is to be unpacked first"));
     assert!(Layout::open(&at("none")).err().unwrap().why.contains("no such directory"));
+    let full = Error::unwritten(at("full"), std::io::ErrorKind::StorageFull.into());
+    assert!(full.why.contains("there is no room left: make some and run it again"));
     assert!(Writer::open(&at("full/precious")).is_err());
     // Links within it lead nowhere.
     let outside = at("outside");
