@@ -1,9 +1,12 @@
 //! The composition root: checked options in, a running server out.
 
 mod collecting;
+mod evicting;
 mod exporting;
 mod holding;
 mod importing;
+mod naming;
+mod pinning;
 mod verifying;
 mod warming;
 
@@ -278,12 +281,12 @@ impl App {
                 let commands = control::Commands::from([
                     ("gc", collecting::collecting(collector.clone())),
                     ("du", holding::using(self.store.clone())),
-                    ("evict", holding::evicting(service.clone(), self.store.clone())),
-                    ("pin", holding::pinning(service.clone(), self.store.clone())),
-                    ("unpin", holding::unpinning(service.clone(), self.store.clone())),
+                    ("evict", evicting::evicting(service.clone(), self.store.clone())),
+                    ("pin", pinning::pinning(service.clone(), self.store.clone())),
+                    ("unpin", pinning::unpinning(service.clone(), self.store.clone())),
                     ("export", exporting::exporting(service.clone(), self.store.clone())),
                     ("read", exporting::reading(service.clone(), self.store.clone())),
-                    ("wanted", importing::wanting(service.clone())),
+                    ("wanted", importing::wanting(service.clone(), self.store.clone())),
                     ("put", importing::taking(service.clone())),
                     ("verify", verifying::verifying(scrubber.clone())),
                     ("warm", warming::warming(service)),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use futures_util::{FutureExt, StreamExt, stream};
 
-use super::warming;
+use super::{naming, warming};
 use crate::control::{
     Command, ExportEntry, ExportLine, ExportPart, ExportReady, ExportRequest, ExportTotals, ReadLine,
     ReadRequest, Report, WarmFailed,
@@ -91,7 +91,11 @@ impl Exporter<'_> {
         let port = self.service.public.port;
         let image = self.service.owners.any_image(self.text, Some(port));
         let (repository, reference) = image.map_err(|error| error.to_string())?;
-        let (digest, stale) = self.root(&repository, &reference).await?;
+        let root = self.root(&repository, &reference).await;
+        let (digest, stale) = root.map_err(|error| match self.own_instead(&repository) {
+            Some(own) => format!("{error}; {own}"),
+            None => error,
+        })?;
         let contents = self.contents(&repository, &digest, self.wanted.platforms.clone()).await?;
         if !contents.lacking.is_empty() {
             return Err(self.lacking(&repository, &reference, &contents.lacking));
@@ -104,6 +108,10 @@ impl Exporter<'_> {
         let Contents { mut platforms, left_out, .. } = contents;
         platforms.dedup();
         Ok(ExportReady { image: self.text.to_owned(), platforms, left_out, stale })
+    }
+
+    fn own_instead(&self, repository: &Repository) -> Option<String> {
+        naming::own_instead(self.service, self.store, self.text, repository)
     }
 
     /// What the image's name stands for, and why that may not be current. Of a mirrored image, what is

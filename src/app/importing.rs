@@ -7,16 +7,18 @@ use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt, StreamExt};
 
+use super::naming;
 use crate::control::{Brought, Command, PutKind, PutLine, PutRequest, Report, WantedLine, WantedRequest};
 use crate::http::{Content, Owners, Service};
 use crate::oci::{Digest, MANIFEST_CEILING, Owner, Reference, Repository};
 use crate::registry::{Hosted, Interrupted, Naming};
+use crate::store::Store;
 
 /// Says which blobs of an image are to be brought.
-pub fn wanting(service: Arc<ArcSwap<Service>>) -> Command {
+pub fn wanting(service: Arc<ArcSwap<Service>>, store: Arc<Store>) -> Command {
     Command::new(move |request: WantedRequest, told| {
-        let service = service.load_full();
-        async move { wanted(&service, request, told).await.map(WantedLine::Name) }.boxed()
+        let (service, store) = (service.load_full(), store.clone());
+        async move { wanted(&service, &store, request, told).await.map(WantedLine::Name) }.boxed()
     })
 }
 
@@ -45,6 +47,7 @@ fn digest(text: &str) -> Result<Digest, String> {
 
 async fn wanted(
     service: &Service,
+    store: &Store,
     request: WantedRequest,
     told: Report<WantedLine>,
 ) -> Result<String, String> {
@@ -56,10 +59,17 @@ async fn wanted(
             content.mirror.wanted(&repository, blobs).await.map_err(|error| error.to_string())?
         }
     };
+    let full = Owners::full_name(&repository, &reference, service.public.port);
+    let own = service.owners.own_image(&request.image).filter(|_| repository.owner != Owner::Hosted);
+    if let Some((own, reference)) = own.filter(|_| store.owner_of(&repository.stored_name()).is_none()) {
+        let own = naming::full_name(service, &own, &reference);
+        let note = format!("`{}` means {full}; as an image of your own it is `{own}`", request.image);
+        told.tell(&WantedLine::Note(note)).await;
+    }
     for blob in wanted {
         told.tell(&WantedLine::Blob(blob.to_string())).await;
     }
-    Ok(Owners::full_name(&repository, &reference, service.public.port))
+    Ok(full)
 }
 
 /// The blobs that a hosted repository does not have; the others are kept for the manifest that comes.

@@ -31,7 +31,7 @@ Examples:
   What takes the most:
     forebay du
   Which images nobody has asked for since the summer:
-    forebay du --images --json | jq -r 'select(.image.wanted < \"2026-09\").image.repository'";
+    forebay du --images --json | jq -r 'select(.image and .image.wanted < \"2026-09\").image.repository'";
 
 pub async fn run(args: DuArgs) -> ExitCode {
     let client = match args.server.client() {
@@ -90,14 +90,18 @@ fn summed(totals: &DuTotals) -> String {
     let DuTotals { blobs, bytes, bytes_unlinked, bytes_open, cap } = *totals;
     let unlinked = match bytes_unlinked {
         0 => String::new(),
-        bytes => format!("; {} of it nothing leads to", size(bytes)),
+        bytes => format!(
+            "; {} of it belong to no image: `forebay gc` or the next eviction takes them",
+            size(bytes)
+        ),
     };
     let open = match bytes_open {
         0 => String::new(),
         bytes => format!("; beside that {} are gone and still read", size(bytes)),
     };
     let blobs = counted(blobs, "blob and manifest", "blobs and manifests");
-    format!("{:>11}  in all, of {}: {blobs}{unlinked}{open}", size(bytes), size(cap))
+    let may = "may be held (`cache.max_size`, by default 80 % of the file system)";
+    format!("{:>11}  in all: {blobs}{unlinked}{open}; {} {may}", size(bytes), size(cap))
 }
 
 #[cfg(test)]
@@ -120,6 +124,12 @@ mod tests {
         let told = "    2.0 KiB      1.27, latest: 1.0 KiB alone, asked for on 2026-11-20, pinned";
         assert_eq!(of_image(&image), told);
         let totals = DuTotals { blobs: 1, bytes: 1, bytes_unlinked: 0, bytes_open: 0, cap: 2 };
-        assert_eq!(summed(&totals), "        1 B  in all, of 2 B: 1 blob and manifest");
+        let told = summed(&totals);
+        assert!(
+            told.starts_with("        1 B  in all: 1 blob and manifest; 2 B may be held (`cache."),
+            "{told}"
+        );
+        let told = summed(&DuTotals { bytes_unlinked: 1, ..totals });
+        assert!(told.contains("; 1 B of it belong to no image: "), "{told}");
     }
 }

@@ -105,7 +105,7 @@ async fn evict(
             }
             EvictLine::Totals(totals) => {
                 failed = Some(totals.failed);
-                if json { text } else { summed(&totals, request.dry_run) }
+                if json { text } else { summed(&totals, request) }
             }
             EvictLine::Evicted(_) if json => text,
             EvictLine::Evicted(image) => told(&image),
@@ -125,12 +125,53 @@ fn told(image: &EvictedImage) -> String {
     format!("{name}  {}", size(*bytes))
 }
 
-fn summed(totals: &EvictTotals, dry_run: bool) -> String {
+fn summed(totals: &EvictTotals, request: &EvictRequest) -> String {
     let EvictTotals { images, bytes, .. } = *totals;
-    match (images, dry_run) {
+    let told = match (images, request.dry_run) {
         (0, true) => "nothing would go".to_owned(),
         (0, false) => "nothing went".to_owned(),
         (_, true) => format!("{} would be freed", size(bytes)),
         (_, false) => format!("{} freed", size(bytes)),
+    };
+    let fewer = match request.bytes {
+        Some(wanted) if images > 0 && bytes < wanted => format!(", of {}", size(wanted)),
+        _ => String::new(),
+    };
+    format!("{told}{fewer}{}", staying(totals, request.bytes.is_some_and(|wanted| bytes < wanted)))
+}
+
+/// Why not more goes.
+fn staying(totals: &EvictTotals, short: bool) -> String {
+    let EvictTotals { pinned, in_use, .. } = *totals;
+    let mut stay = Vec::new();
+    if pinned > 0 {
+        stay.push(format!("{pinned} pinned, or kept by `[[warm]]` (`forebay pin` lists them)"));
+    }
+    if in_use > 0 {
+        stay.push(format!("{in_use} being read or fetched, or sharing what is pinned"));
+    }
+    match (stay.is_empty(), short) {
+        (false, _) => format!("; of the images that are meant these stay: {}", stay.join(", ")),
+        (true, true) => {
+            "; there is no more that may go: your own images and those of unknown origin stay".to_owned()
+        }
+        (true, false) => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_not_more_goes_is_told() {
+        let request = |bytes| EvictRequest { bytes, ..EvictRequest::default() };
+        let totals = |images, bytes, pinned, in_use| EvictTotals { images, bytes, pinned, in_use, failed: 0 };
+        assert_eq!(summed(&totals(0, 0, 0, 0), &request(None)), "nothing went");
+        assert_eq!(summed(&totals(1, 2048, 0, 0), &request(Some(1024))), "2.0 KiB freed");
+        let told = summed(&totals(1, 2048, 3, 1), &request(Some(4096)));
+        assert!(told.starts_with("2.0 KiB freed, of 4.0 KiB; "), "{told}");
+        assert!(told.contains("3 pinned, or kept by `[[warm]]`") && told.contains("1 being read"), "{told}");
+        assert!(summed(&totals(0, 0, 0, 0), &request(Some(1))).contains("your own images"));
     }
 }

@@ -9,12 +9,12 @@ use clap::Args;
 use super::images::Named;
 use super::moved::{Count, Moved, Output};
 use super::running::{Ended, Server};
-use super::{FAILED, MISUSED};
+use super::{FAILED, misused};
 use crate::control::{
     Client, ExportEntry, ExportLine, ExportPart, ExportReady, ExportRequest, ReadLine, ReadRequest,
     WarmFailed, WarmProgress, parse,
 };
-use crate::layout::{NewEntry, Writer};
+use crate::layout::{NewEntry, Platforms, Writer};
 
 /// Write images into a directory that goes to a site without a way out
 ///
@@ -63,11 +63,11 @@ with `skopeo copy --all`, or into another registry, export it with --platform al
 pub async fn run(args: ExportArgs) -> ExitCode {
     let images = match args.images.all() {
         Ok(images) => images,
-        Err(why) => {
-            eprintln!("forebay: {why}");
-            return ExitCode::from(MISUSED);
-        }
+        Err(why) => return misused(&why),
     };
+    if let Err(why) = Platforms::parse(&args.platform) {
+        return misused(&format!("--platform: {why}, or `all` alone"));
+    }
     let client = match args.server.client() {
         Ok(client) => client,
         Err(told) => return told,

@@ -233,7 +233,7 @@ impl Import {
         let blobs = &of.image.blobs;
         let manifests = of.image.manifests.iter().map(|(_, bytes)| bytes.len() as u64);
         let total = blobs.iter().map(|blob| blob.size).chain(manifests).fold(0, u64::saturating_add);
-        let (full, wanted) = self.wanted(of.name, blobs).await?;
+        let (full, wanted) = self.wanted(of.name, blobs, is_root).await?;
         let sent = wanted.iter().fold(0, |sum: u64, blob| sum.saturating_add(blob.size));
         let mut here = total.saturating_sub(sent);
         for blob in wanted {
@@ -256,7 +256,7 @@ impl Import {
         Ok((full, total, sent))
     }
 
-    async fn wanted(&self, name: &str, blobs: &[Part]) -> Result<(String, Vec<Part>), Ended> {
+    async fn wanted(&self, name: &str, blobs: &[Part], is_root: bool) -> Result<(String, Vec<Part>), Ended> {
         let texts = blobs.iter().map(|blob| blob.digest.to_string()).collect();
         let request = WantedRequest { image: name.to_owned(), blobs: texts };
         let mut lines = self.client.command("wanted", &request).await?;
@@ -266,6 +266,8 @@ impl Import {
                 WantedLine::Blob(digest) => {
                     wanted.extend(blobs.iter().filter(|blob| blob.digest.to_string() == digest))
                 }
+                WantedLine::Note(note) if is_root => self.output.warn(&note),
+                WantedLine::Note(_) => {}
                 WantedLine::Name(full) => return Ok((full, wanted)),
                 WantedLine::Error(why) => return Err(Ended::Early(why)),
             }

@@ -94,7 +94,12 @@ async fn tell(
                 told.or_else(|| nothing.then(|| "nothing is pinned".to_owned()))
             }
             _ if json => Some(text),
-            PinLine::Pinned(image) => Some(pinned(&image, request.images.is_empty())),
+            PinLine::Pinned(image) => {
+                if let Some(note) = &image.note {
+                    eprintln!("forebay: {}: {note}", image.image);
+                }
+                Some(pinned(&image, request.images.is_empty()))
+            }
             PinLine::Unpinned(image) => Some(unpinned(&image)),
         };
         if let Some(told) = told {
@@ -105,19 +110,52 @@ async fn tell(
     failed.ok_or_else(|| Ended::Early("no totals came".to_owned()))
 }
 
-fn pinned(PinnedImage { image, held, as_before }: &PinnedImage, listed: bool) -> String {
+fn pinned(image: &PinnedImage, listed: bool) -> String {
+    let PinnedImage { image, held, as_before, by_configuration, .. } = image;
+    let by = match (as_before, by_configuration) {
+        (_, false) => "",
+        (true, true) => "  (`[[warm]]` in the configuration keeps it too)",
+        (false, true) => "  (by `[[warm]]` in the configuration)",
+    };
     match (listed, as_before, held) {
-        (true, _, true) => image.clone(),
-        (true, _, false) => format!("{image}  (not held)"),
+        (true, _, true) => format!("{image}{by}"),
+        (true, _, false) => format!("{image}  (not held){by}"),
         (false, true, _) => format!("{image}: was pinned before"),
         (false, false, true) => format!("{image}: pinned"),
         (false, false, false) => format!("{image}: pinned; not held yet: `forebay warm` fetches it"),
     }
 }
 
-fn unpinned(PinnedImage { image, as_before, .. }: &PinnedImage) -> String {
-    match as_before {
-        true => format!("{image}: was not pinned by command"),
-        false => format!("{image}: may be evicted again"),
+fn unpinned(image: &PinnedImage) -> String {
+    let PinnedImage { image, as_before, by_configuration, .. } = image;
+    let kept = "`[[warm]]` in the configuration keeps it: take it out there, and reload";
+    match (as_before, by_configuration) {
+        (true, false) => format!("{image}: was not pinned by command"),
+        (false, false) => format!("{image}: may be evicted again"),
+        (true, true) => format!("{image}: was not pinned by command; {kept}"),
+        (false, true) => format!("{image}: not pinned any more, but {kept}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_keeps_an_image_is_told() {
+        let image = |held, as_before, by_configuration| PinnedImage {
+            image: "a:1".to_owned(),
+            held,
+            as_before,
+            by_configuration,
+            note: None,
+        };
+        assert_eq!(pinned(&image(true, true, false), true), "a:1");
+        assert_eq!(pinned(&image(false, true, false), true), "a:1  (not held)");
+        assert_eq!(pinned(&image(true, false, true), true), "a:1  (by `[[warm]]` in the configuration)");
+        assert!(pinned(&image(true, true, true), true).contains("keeps it too"));
+        assert_eq!(unpinned(&image(true, false, false)), "a:1: may be evicted again");
+        assert!(unpinned(&image(true, false, true)).contains("not pinned any more, but `[[warm]]`"));
+        assert!(unpinned(&image(true, true, true)).contains("was not pinned by command; `[[warm]]`"));
     }
 }

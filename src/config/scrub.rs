@@ -33,7 +33,11 @@ pub fn read(mut scrub: Section) -> Result<(ScrubOptions, u64), ConfigError> {
         interval: interval?.unwrap_or(Some(defaults::SCRUB_INTERVAL)),
         rate: rate?.unwrap_or(defaults::SCRUB_RATE),
     };
-    let quarantine = scrub.read("quarantine", units::size)?.unwrap_or(defaults::QUARANTINE);
+    let quarantine = scrub.read("quarantine", |text| match text {
+        "off" | "none" | "never" => Err(format!("`{text}` is no size; to keep nothing aside, write `0B`")),
+        text => units::size(text),
+    });
+    let quarantine = quarantine?.unwrap_or(defaults::QUARANTINE);
     scrub.finish()?;
     Ok((options, quarantine))
 }

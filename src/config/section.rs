@@ -154,7 +154,7 @@ impl Section {
         let Some(found) = self.take(key) else { return Ok(None) };
         let number = match found.value {
             Kind::Fraction(number) => number,
-            Kind::Whole(0) => 0.0,
+            Kind::Whole(number) => number as f64,
             _ => f64::NAN,
         };
         if (0.0..=high).contains(&number) {

@@ -45,6 +45,14 @@ pub fn size(text: &str) -> Result<u64, String> {
             "`{text}` is no whole number; take a smaller unit, such as `1536MiB` for 1.5 GiB"
         ));
     }
+    if unit == "%" {
+        return Err(format!("`{text}` is a part, and a size is wanted here: write it as in `64GiB`"));
+    }
+    if let Some(size) = text.strip_suffix("/s") {
+        return Err(format!(
+            "`{text}` is no size; where a rate is meant, it is one in a second: write `{size}`"
+        ));
+    }
     let Some((_, factor)) = SIZES.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)) else {
         return Err(format!(
             "`{unit}` is no unit of size; write B, kB, MB, GB, TB, PB (powers of 1000) or KiB, MiB, GiB, TiB, PiB \
@@ -74,8 +82,14 @@ pub fn time(text: &str) -> Result<Duration, String> {
     if text.contains('M') {
         return Err(format!("`{text}`: write `m` for minutes, as in `5m`, or `ms` for milliseconds"));
     }
-    let time = humantime::parse_duration(text)
-        .map_err(|error| format!("`{text}` is no time ({error}); write it as in `30s`, `5m` or `6h`"))?;
+    let time = humantime::parse_duration(text).map_err(|error| {
+        // Others tell of the parser.
+        let why = match error {
+            humantime::DurationError::UnknownUnit { .. } => format!(" ({error})"),
+            _ => String::new(),
+        };
+        format!("`{text}` is no time{why}; write it as in `30s`, `5m` or `6h`")
+    })?;
     if time > LONGEST {
         return Err(format!("`{text}` is too long; the longest time is 366days"));
     }
@@ -190,6 +204,8 @@ mod tests {
             ("", "`64GiB`"),
             ("64G", "GiB"),
             ("64 parsecs", "`parsecs` is no unit"),
+            ("80%", "a size is wanted"),
+            ("20MiB/s", "write `20MiB`"),
             ("16384PiB", "too large"),
             ("99999999999999999999B", "too large"),
         ] {
@@ -220,6 +236,7 @@ mod tests {
             let error = time(text).unwrap_err();
             assert!(error.contains(hint), "{text}: {error}");
         }
+        assert_eq!(time("never").unwrap_err(), "`never` is no time; write it as in `30s`, `5m` or `6h`");
         assert!(time("366days").is_ok());
         assert!(timeout("0s").unwrap_err().contains("`30s`"));
         assert!(timeout("1ms").is_ok());

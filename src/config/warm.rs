@@ -27,9 +27,14 @@ pub fn pins(
     // They were checked where they are read.
     let Ok(owners) = Owners::new(owners.clone()) else { return Ok(pins) };
     for mut table in tables {
-        let Some(texts) = table.list("images")? else {
-            return Err(table.missing("images", "which? Add `images = [\"nginx:1.27\"]`"));
-        };
+        let (texts, platforms) = (table.list("images")?, table.list("platforms")?);
+        let every = table.read("every", |text| match units::time(text)? {
+            time if time < SHORTEST => Err(format!("`{text}` is too short; write `10s` or more")),
+            time => Ok(time),
+        });
+        let missing = table.missing("images", "which? Add `images = [\"nginx:1.27\"]`");
+        table.finish()?;
+        let Some(texts) = texts else { return Err(missing) };
         if texts.value.is_empty() {
             return Err(texts.error("the list is empty; name images such as `nginx:1.27`"));
         }
@@ -44,19 +49,14 @@ pub fn pins(
             }
             images.push(Image { text: found.value, repository, reference });
         }
-        let platforms = match table.list("platforms")? {
+        let platforms = match platforms {
             None => Platforms::of_this_machine(),
             Some(found) => {
                 let texts: Vec<&str> = found.value.iter().map(|found| found.value.as_str()).collect();
                 Platforms::parse(&texts).map_err(|error| found.error(format!("{error}, or `all` alone")))?
             }
         };
-        let every = table.read("every", |text| match units::time(text)? {
-            time if time < SHORTEST => Err(format!("`{text}` is too short; write `10s` or more")),
-            time => Ok(time),
-        });
         pins.push(Pinned { images, platforms, every: every?.unwrap_or(defaults::WARM_EVERY) });
-        table.finish()?;
     }
     Ok(pins)
 }

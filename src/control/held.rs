@@ -135,6 +135,12 @@ pub struct EvictTotals {
     pub images: u64,
     pub failed: u64,
     pub bytes: u64,
+    /// Images that were chosen and stay, for they are pinned, by command or configuration.
+    #[serde(default)]
+    pub pinned: u64,
+    /// The same, for they are read or fetched, or could not be taken away.
+    #[serde(default)]
+    pub in_use: u64,
 }
 
 /// Images that are never, or again, to be evicted. None at all: what is pinned is told.
@@ -168,6 +174,12 @@ pub struct PinnedImage {
     pub held: bool,
     /// It was so before.
     pub as_before: bool,
+    /// The configuration keeps it (`[[warm]]`), whatever is said by command.
+    #[serde(default)]
+    pub by_configuration: bool,
+    /// What else may have been meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -129,6 +129,8 @@ impl Request for WantedRequest {
 pub enum WantedLine {
     /// A blob that is to be brought.
     Blob(String),
+    /// What else may have been meant by the image's name.
+    Note(String),
     /// The last one: under which name the image is served.
     Name(String),
     /// The last one, if it ended early.

@@ -1,7 +1,7 @@
 //! Images as people write them for their clients: `nginx`, `org/app:1`, `ghcr.io/org/app@sha256:…`.
 
 use super::owners::{Owners, UnknownName};
-use crate::oci::{InvalidReference, Owner, Reference, Repository};
+use crate::oci::{InvalidReference, Name, Owner, Reference, Repository, UpstreamHost};
 
 /// Longest spelling: a name and a digest.
 const LONGEST: usize = 512;
@@ -17,6 +17,11 @@ pub enum InvalidImage {
     Reference(#[from] InvalidReference),
     #[error("`{0}` is hosted here: there is no upstream to fetch it from")]
     Hosted(String),
+    #[error(
+        "`{asked}` is not this server, which is `localhost:{port}`; another registry there is to be configured: \
+         `--upstream {asked}`"
+    )]
+    Elsewhere { asked: String, port: u16 },
 }
 
 impl Owners {
@@ -39,7 +44,36 @@ impl Owners {
         }
         let (name, reference) = parted(text);
         let reference: Reference = reference.parse()?;
+        let asked =
+            name.split_once('/').map(|(first, _)| first).filter(|first| self.upstream(first).is_err());
+        let theirs = asked.and_then(|asked| Some((asked, port_here(asked)?)));
+        if let (Some((asked, theirs)), Some(port)) = (theirs, port)
+            && theirs != port
+        {
+            return Err(InvalidImage::Elsewhere { asked: asked.to_owned(), port });
+        }
         Ok((self.repository(name, port)?, reference))
+    }
+
+    /// The hosted image that a client of this server would mean by a text, which means Docker Hub's where
+    /// nothing says that it is this server's.
+    pub fn own_image(&self, text: &str) -> Option<(Repository, Reference)> {
+        let (name, reference) = parted(text);
+        let repository = self.resolve(None, name).ok().filter(|found| found.owner == Owner::Hosted)?;
+        Some((repository, reference.parse().ok()?))
+    }
+
+    /// The repositories that an image's name, with its registry, may have meant under another configuration.
+    pub fn once(text: &str) -> Option<([Repository; 2], Reference)> {
+        let (name, reference) = parted(text);
+        let (host, name) = name.split_once('/').filter(|(first, _)| is_registry(first))?;
+        let (host, name): (UpstreamHost, Name) = (host.parse().ok()?, name.parse().ok()?);
+        let name = if host.is_docker_hub() { name.with_library() } else { name };
+        let of = |default| Repository {
+            owner: Owner::Upstream(host.clone().with_default(default)),
+            name: name.clone(),
+        };
+        Some(([of(false), of(true)], reference.parse().ok()?))
     }
 
     /// The image of a name that another Forebay gave it. By loopback's address that one means what it
@@ -50,18 +84,16 @@ impl Owners {
         port: Option<u16>,
     ) -> Result<(Repository, Reference), InvalidImage> {
         let host = text.split_once('/').map(|(host, _)| host).filter(|host| self.upstream(host).is_err());
-        let theirs = host.and_then(|host| host.rsplit_once(':')?.1.parse().ok());
-        let theirs = theirs.filter(|theirs| host.is_some_and(|host| is_here(host, *theirs)));
-        self.any_image(text, theirs.or(port))
+        self.any_image(text, host.and_then(port_here).or(port))
     }
 
     /// What clients call an image, with its registry: for a hosted one that names none, this server at
     /// `port` of this machine.
     pub fn full_name(repository: &Repository, reference: &Reference, port: u16) -> String {
         let name = repository.to_string();
-        let has_registry = name.split_once('/').is_some_and(|(first, _)| {
-            repository.owner != Owner::Hosted || first.contains(['.', ':']) || first == "localhost"
-        });
+        let has_registry = name
+            .split_once('/')
+            .is_some_and(|(first, _)| repository.owner != Owner::Hosted || is_registry(first));
         let host = if has_registry { String::new() } else { format!("localhost:{port}/") };
         let mark = if matches!(reference, Reference::Digest(_)) { '@' } else { ':' };
         format!("{host}{name}{mark}{reference}")
@@ -69,17 +101,16 @@ impl Owners {
 
     fn repository(&self, name: &str, port: Option<u16>) -> Result<Repository, UnknownName> {
         let Some((first, rest)) = name.split_once('/') else { return self.docker_hubs(name) };
-        if port.is_some_and(|port| is_here(first, port)) {
+        if port.is_some() && port_here(first) == port {
             return self.resolve(None, rest);
         }
         // An alias is an upstream's first, as in a request.
         if self.upstream(first).is_ok() {
             return self.resolve(Some(first), rest);
         }
-        let is_registry = first.contains(['.', ':']) || first == "localhost";
         match self.resolve(None, name) {
             Ok(repository) if repository.owner == Owner::Hosted => Ok(repository),
-            _ if is_registry => self.upstream(first).and_then(|_| self.resolve(Some(first), rest)),
+            _ if is_registry(first) => self.upstream(first).and_then(|_| self.resolve(Some(first), rest)),
             _ => self.docker_hubs(name),
         }
     }
@@ -107,10 +138,15 @@ fn parted(text: &str) -> (&str, &str) {
     (name, digest.or(tag).unwrap_or("latest"))
 }
 
-/// Whether a registry's address is this server's, as seen from this machine.
-fn is_here(address: &str, port: u16) -> bool {
-    let Some((host, at)) = address.rsplit_once(':') else { return false };
-    at == port.to_string() && matches!(host, "localhost" | "127.0.0.1" | "[::1]")
+/// Whether a name's first component is a registry's.
+fn is_registry(first: &str) -> bool {
+    first.contains(['.', ':']) || first == "localhost"
+}
+
+/// The port of an address on this machine, by loopback.
+fn port_here(address: &str) -> Option<u16> {
+    let (host, port) = address.rsplit_once(':')?;
+    matches!(host, "localhost" | "127.0.0.1" | "[::1]").then(|| port.parse().ok()).flatten()
 }
 
 #[cfg(test)]
@@ -195,6 +231,7 @@ mod tests {
             ("corp.internal/team/app", "`corp.internal/team/app` is hosted here"),
             ("quay.io/org/app", "`quay.io` is not mirrored here"),
             ("localhost/app", "`localhost` is not mirrored here"),
+            ("localhost:7000/app:1", "`localhost:7000` is not this server, which is `localhost:5000`"),
             ("Nginx", "`Nginx` is no repository name"),
             ("nginx:", "no tag"),
             ("nginx@sha256:00", "digest"),
@@ -206,6 +243,18 @@ mod tests {
             assert!(image(text).contains(part), "{text}: {}", image(text));
         }
         assert!(image(&"a".repeat(600)).contains("no image"));
+    }
+
+    #[test]
+    fn a_name_alone_may_be_meant_for_an_own_image_and_a_registry_may_have_been_configured() {
+        let own = |text| owners().own_image(text).map(|(found, reference)| format!("{found}:{reference}"));
+        assert_eq!(own("myapp:1"), Some("myapp:1".to_owned()));
+        assert_eq!((own("library/myapp:1"), own("ghcr.io/org/app")), (None, None));
+        let once = |text| Owners::once(text).map(|(of, _)| of.map(|of| of.stored_name()));
+        let stored = |names: [&str; 2]| Some(names.map(str::to_owned));
+        assert_eq!(once("quay.io/org/app:2.0"), stored(["quay.io/org/app", "org/app"]));
+        assert_eq!(once("docker.io/nginx"), stored(["docker.io/library/nginx", "library/nginx"]));
+        assert_eq!((once("org/app"), once("nginx"), once("quay.io/../x")), (None, None, None));
     }
 
     #[test]

@@ -8,9 +8,10 @@ mod directory;
 mod read;
 mod write;
 
+use std::io;
 use std::path::PathBuf;
 
-pub use crate::oci::Digest;
+pub use crate::oci::{Digest, Platforms};
 pub use read::{Entry, Feed, Findings, Image, Layout, Part};
 pub use write::{BlobWriter, NewEntry, Writer};
 
@@ -36,6 +37,19 @@ pub struct Error {
 impl Error {
     fn new(path: impl Into<PathBuf>, why: impl ToString) -> Self {
         Self { path: path.into(), why: why.to_string() }
+    }
+
+    /// Of what was to be written.
+    fn unwritten(path: impl Into<PathBuf>, error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::new(path, "there is no room left: make some and run it again, which goes on from here")
+            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                Self::new(path, format!("it cannot be written ({error}): have it writable, or name another"))
+            }
+            _ => Self::new(path, error),
+        }
     }
 }
 

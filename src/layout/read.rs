@@ -27,6 +27,8 @@ const MARK_MAX: u64 = 4096;
 const PIECE: usize = 256 * 1024;
 const PIECES: usize = 4;
 
+const UNPACK: &str = "an archive is to be unpacked first: `mkdir images && tar -C images -xf images.tar`";
+
 /// A layout that is read.
 pub struct Layout {
     path: PathBuf,
@@ -99,11 +101,16 @@ impl Entry {
 impl Layout {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let at = |name: &str| path.join(name);
-        let home = Directory::open(path).map_err(|error| Error::new(path, error))?;
+        let home = Directory::open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                Error::new(path, "there is no such directory: is what it is on mounted?")
+            }
+            io::ErrorKind::NotADirectory => Error::new(path, format!("it is no directory; {UNPACK}")),
+            _ => Error::new(path, error),
+        })?;
         let mark = home.file(MARK).map_err(|error| Error::new(at(MARK), error))?;
         let Some((file, _)) = mark else {
-            let why = "it is no OCI image layout, for no file `oci-layout` is in it; an archive is to be unpacked \
-                       first: `tar -xf`";
+            let why = format!("it is no OCI image layout, for no file `oci-layout` is in it; {UNPACK}");
             return Err(Error::new(path, why));
         };
         let mut text = Vec::new();

@@ -168,6 +168,13 @@ fn nothing_is_written_where_something_else_is() {
     std::fs::create_dir(at("full")).unwrap();
     std::fs::write(at("full/precious"), "").unwrap();
     assert!(Writer::open(&at("full")).err().unwrap().why.contains("neither empty nor"));
+    for no_directory in ["full/precious", "full/precious/below"] {
+        assert!(Writer::open(&at(no_directory)).err().unwrap().why.contains("name a directory"));
+    }
+    assert!(Layout::open(&at("full/precious")).err().unwrap().why.contains("is to be unpacked first"));
+    assert!(Layout::open(&at("none")).err().unwrap().why.contains("no such directory"));
+    let full = Error::unwritten(at("full"), std::io::ErrorKind::StorageFull.into());
+    assert!(full.why.contains("there is no room left: make some and run it again"));
     assert!(Writer::open(&at("full/precious")).is_err());
     // Links within it lead nowhere.
     let outside = at("outside");

@@ -1,7 +1,7 @@
 //! Writing: blobs first, each under its name once it is verified and synced, then the index. What is there
 //! already stays, so whatever ends this early is taken up where it stood.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -66,8 +66,13 @@ impl NewEntry {
 impl Writer {
     /// Opens a layout, or makes one where there is nothing or an empty directory.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let at = |error: std::io::Error| Error::new(path, error);
-        let home = Directory::make_all(path).map_err(at)?;
+        let at = |error: std::io::Error| Error::unwritten(path, error);
+        let home = Directory::make_all(path).map_err(|error| match error.kind() {
+            ErrorKind::AlreadyExists | ErrorKind::NotADirectory => {
+                Error::new(path, "it, or what it is to be in, is a file and no directory: name a directory")
+            }
+            _ => at(error),
+        })?;
         if !home.lock().map_err(at)? {
             return Err(Error::new(path, "another export writes to it: let that end first"));
         }
@@ -90,9 +95,9 @@ impl Writer {
         if is_empty {
             // First of all: what stands there without it is somebody else's to the next export.
             let marked = replace(&home, 0, MARK, br#"{"imageLayoutVersion":"1.0.0"}"#);
-            marked.map_err(|error| Error::new(path.join(MARK), error))?;
+            marked.map_err(|error| Error::unwritten(path.join(MARK), error))?;
         }
-        let blobs = home.make(BLOBS).map_err(|error| Error::new(path.join(BLOBS), error))?;
+        let blobs = home.make(BLOBS).map_err(|error| Error::unwritten(path.join(BLOBS), error))?;
         Ok(Self { path: path.to_owned(), home, blobs, index, entries, count: AtomicU64::new(1) })
     }
 
@@ -114,7 +119,7 @@ impl Writer {
             let blobs = self.blobs.make(digest.algorithm().as_str())?;
             Ok((blobs, Unfinished::new(&self.home, self.count.fetch_add(1, Ordering::Relaxed))?))
         };
-        let (blobs, unfinished) = open().map_err(|error: std::io::Error| Error::new(&path, error))?;
+        let (blobs, unfinished) = open().map_err(|error: std::io::Error| Error::unwritten(&path, error))?;
         let hasher = digest.algorithm().hasher();
         Ok(BlobWriter { path, blobs, unfinished, hasher, digest: *digest, left: size })
     }
@@ -134,7 +139,8 @@ impl Writer {
             return Err(Error::new(self.path.join(INDEX), why));
         }
         let number = self.count.fetch_add(1, Ordering::Relaxed);
-        replace(&self.home, number, INDEX, &text).map_err(|error| Error::new(self.path.join(INDEX), error))
+        let replaced = replace(&self.home, number, INDEX, &text);
+        replaced.map_err(|error| Error::unwritten(self.path.join(INDEX), error))
     }
 }
 
@@ -182,7 +188,7 @@ impl BlobWriter {
         };
         self.left = left;
         self.hasher.update(bytes);
-        self.unfinished.file.write_all(bytes).map_err(|error| Error::new(&self.path, error))
+        self.unfinished.file.write_all(bytes).map_err(|error| Error::unwritten(&self.path, error))
     }
 
     /// Gives it its name, once it is verified and durable.
@@ -197,7 +203,7 @@ impl BlobWriter {
                 return Err(Error::new(path, format!("what came for it is {actual}, and was thrown away")));
             }
         }
-        unfinished.finish(&blobs, &digest.hex()).map_err(|error| Error::new(path, error))
+        unfinished.finish(&blobs, &digest.hex()).map_err(|error| Error::unwritten(path, error))
     }
 }
 

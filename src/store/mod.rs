@@ -64,7 +64,7 @@ pub use self::fill::{
     Demand, Fill, FillError, FillOptions, FillReader, Place, Source, SourceError, SourceStream,
 };
 pub use self::health::{Trouble, state_of};
-pub use self::index::{ImageUse, RepositoryUse, Usage, Victim};
+pub use self::index::{ImageUse, Key as ImageKey, RepositoryUse, Usage, Victim};
 pub use self::manifests::{ManifestCommit, NewManifest, Removal};
 pub use self::origins::{Origin, OriginState, Visibility};
 pub use self::pins::{PINS_MAX, Pinning};

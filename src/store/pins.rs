@@ -95,6 +95,12 @@ impl Store {
         *lock(&self.pins.configured) = set;
     }
 
+    /// All that is pinned by configuration, in the same way.
+    pub fn configured_pins(&self) -> Vec<(String, Reference)> {
+        let set = lock(&self.pins.configured);
+        set.iter().flat_map(|(name, of)| of.iter().map(|one| (name.clone(), one.clone()))).collect()
+    }
+
     /// The manifests that are pinned, by themselves or by a tag.
     pub(super) fn pinned(&self) -> Result<Pinned, Error> {
         let (set, configured) = (self.read_pins()?, lock(&self.pins.configured));

@@ -4,11 +4,9 @@
 //! costs more than all else about a line (measured: `cargo bench --bench side_by_side`).
 
 use std::io::Write;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
-
-use crate::tasks::lock;
 
 /// How long a line waits for others.
 const MOMENT: Duration = Duration::from_millis(10);
@@ -46,7 +44,7 @@ impl Lines {
 
     /// Adds a whole line, with its end. False: there is no room for it.
     pub fn add(&self, line: &[u8]) -> bool {
-        let mut waiting = lock(&self.shared.waiting);
+        let mut waiting = self.shared.lock();
         if waiting.bytes.len() + line.len() > self.shared.most {
             return false;
         }
@@ -61,16 +59,21 @@ impl Lines {
 }
 
 impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // A line that was begun when its thread ended is at worst cut short.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn write_out(&self, mut output: impl Write) {
         let (mut batch, mut closed) = (Vec::new(), false);
         while !closed {
             let nothing_new = |waiting: &mut Waiting| waiting.bytes.is_empty() && !waiting.closed;
-            let waiting = self.changed.wait_while(lock(&self.waiting), nothing_new);
+            let waiting = self.changed.wait_while(self.lock(), nothing_new);
             closed = waiting.map_or(true, |waiting| waiting.closed);
             if !closed {
                 std::thread::sleep(MOMENT);
             }
-            std::mem::swap(&mut batch, &mut lock(&self.waiting).bytes);
+            std::mem::swap(&mut batch, &mut self.lock().bytes);
             // In one piece, so that whole lines stay whole beside those of others. A reader that is gone
             // must not let them grow.
             let _ = output.write_all(&batch).and_then(|()| output.flush());
@@ -82,7 +85,7 @@ impl Shared {
 
 impl Drop for Lines {
     fn drop(&mut self) {
-        lock(&self.shared.waiting).closed = true;
+        self.shared.lock().closed = true;
         self.shared.changed.notify_one();
         if let Some(writer) = self.writer.take() {
             // It has no more to say than that it ended.

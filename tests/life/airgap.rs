@@ -183,6 +183,9 @@ async fn an_index_goes_with_the_platforms_that_are_held_or_named() {
     assert!(said.contains("is not for linux/s390x"), "{said}");
 
     // A part of an index is taken for a mirrored image, under its own digest, and pulled.
+    let wrong =
+        attempt(export(&here, &at("none at all"), &["app:1", "--platform", "foo"])).await.unwrap_err();
+    assert!(wrong.contains("exit status: 2") && !at("none at all").exists(), "{wrong}");
     let there = site(&at("there")).await;
     let said = run(import(&there, &at("own"), &[])).await;
     assert!(said.contains("; linux/amd64, 1 more of the index left out"), "{said}");
@@ -222,6 +225,15 @@ async fn what_other_programs_write_is_taken_under_a_name() {
     assert!(said.contains("its images are called `3.0` alone") && said.contains("--as"), "{said}");
     let said = attempt(import(&site, &at("skopeo"), &["--as", "quay.io/org/app"])).await.unwrap_err();
     assert!(said.contains("`quay.io` is not mirrored here; start with `--upstream quay.io`"), "{said}");
+    let (bare, mut noted) = (at("bare"), import(&site, &at("plain"), &["--as", "bare:1"]));
+    noted.stderr(std::fs::File::create(&bare).unwrap());
+    assert!(noted.status().unwrap().success());
+    let noted = std::fs::read_to_string(&bare).unwrap();
+    let own = format!(
+        "means docker.io/library/bare:1; as an image of your own it is `localhost:{}/bare:1`",
+        site.port
+    );
+    assert!(noted.contains(&own), "{noted}");
     run(import(&site, &at("skopeo"), &["--as", "ghcr.io/org/app"])).await;
     assert_eq!(pulled(&site, "ghcr.io/org/app", "3.0").await.len(), 11);
     // What one repository of a registry has, another need not be sent.

@@ -4,9 +4,11 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use super::support::faulty::Upstream;
 use super::support::image::Image;
 use super::support::mirror::{Mirror, MirrorOptions, forebay};
 use super::support::process::{Wait, attempt, run};
+use super::support::repository::Repository;
 use super::{Rig, pull};
 
 async fn lines(mirror: &Mirror, arguments: &[&str]) -> Vec<Value> {
@@ -63,6 +65,10 @@ async fn what_uses_the_space_is_shown_and_evicted_by_name() {
     rig.pull("library/two", "latest", &two).await;
     rig.held("docker.io/library/one:1").await;
     rig.held("docker.io/library/two:latest").await;
+    let wait = Wait::for_("all of it is linked");
+    while lines(&rig.mirror, &["du", "--json"]).await.last().unwrap()["totals"]["bytes_unlinked"] != 0 {
+        wait.a_little().await;
+    }
     let shown = lines(&rig.mirror, &["du", "--json"]).await;
     assert_eq!(shown[0]["upstream"]["name"], "docker.io");
     assert_eq!(shown[0]["upstream"]["images"], 2);
@@ -92,6 +98,12 @@ async fn what_uses_the_space_is_shown_and_evicted_by_name() {
     let own = rig.mirror.url().replace("http://", "") + "/mine:1";
     let hosted = refused(&rig.mirror, &["evict", &own]).await;
     assert!(hosted.contains("one of your own images"), "{hosted}");
+    let other = refused(&rig.mirror, &["evict", "library/one"]).await;
+    assert!(other.contains("it means docker.io/library/one:latest; tags of it that are held: 1"), "{other}");
+    let elsewhere = refused(&rig.mirror, &["evict", "--upstream", "quay.io"]).await;
+    assert!(elsewhere.contains("quay.io: it is no upstream of this server"), "{elsewhere}");
+    let short = told(&rig.mirror, &["evict", "--free", "1PiB", "--dry-run"]).await;
+    assert!(short.contains(" would be freed, of 1024.0 TiB; there is no more"), "{short}");
     assert!(refused(&rig.mirror, &["evict"]).await.contains("--unused-for"));
     let none = told(&rig.mirror, &["evict", "--unused-for", "1day"]).await;
     assert!(none.contains("nothing went"), "{none}");
@@ -103,22 +115,28 @@ async fn what_uses_the_space_is_shown_and_evicted_by_name() {
 #[tokio::test]
 async fn pins_keep_images_through_a_restart_and_pressure() {
     let options = MirrorOptions {
-        config: Some("[cache]\nmax_size = \"8MiB\"\nmin_free = \"0B\"\n".to_owned()),
+        config: Some(
+            "[cache]\nmax_size = \"8MiB\"\nmin_free = \"0B\"\n[[warm]]\nimages = [\"library/kept:1\"]\n"
+                .to_owned(),
+        ),
         ..MirrorOptions::default()
     };
     let mut rig = Rig::with(options).await;
     let pinned = Image::random(1, 1, 600_000);
     rig.pull("library/pinned", "1", &pinned).await;
     rig.held("docker.io/library/pinned:1").await;
+    rig.pull("library/kept", "1", &Image::random(2, 1, 1000)).await;
+    rig.held("docker.io/library/kept:1").await;
     let text = told(&rig.mirror, &["pin", "library/pinned:1", "library/later:1"]).await;
     assert!(text.contains("docker.io/library/pinned:1: pinned\n") && text.contains("not held yet"), "{text}");
     rig.mirror.kill();
     rig.mirror.restart().await;
     let listed = told(&rig.mirror, &["pin"]).await;
     assert!(
-        listed.contains("library/later:1  (not held)") && listed.contains("library/pinned:1\n"),
+        listed.contains("docker.io/library/later:1  (not held)") && listed.contains("library/pinned:1\n"),
         "{listed}"
     );
+    assert!(listed.contains("library/kept:1  (by `[[warm]]` in the configuration)"), "{listed}");
     for number in 0..12 {
         let image = Image::random(100 + number, 1, 600_000);
         rig.pull("library/many", &number.to_string(), &image).await;
@@ -131,9 +149,57 @@ async fn pins_keep_images_through_a_restart_and_pressure() {
         rig.is_held("docker.io/library/pinned:1").await && !rig.is_held("docker.io/library/many:0").await
     );
     let refused = refused(&rig.mirror, &["evict", "library/pinned:1"]).await;
-    assert!(refused.contains("pinned"), "{refused}");
+    assert!(refused.contains("it is pinned by command: `forebay unpin`"), "{refused}");
+    assert!(
+        told(&rig.mirror, &["unpin", "library/kept:1"]).await.contains("; `[[warm]]` in the configuration")
+    );
+    let stay = told(&rig.mirror, &["evict", "--upstream", "docker.io"]).await;
+    assert!(stay.contains(" freed; of the images that are meant these stay: 2 pinned, or kept"), "{stay}");
     assert!(told(&rig.mirror, &["unpin", "library/pinned:1"]).await.contains("may be evicted again"));
     assert!(told(&rig.mirror, &["unpin", "library/pinned:1"]).await.contains("was not pinned"));
     told(&rig.mirror, &["evict", "library/pinned:1"]).await;
     assert!(!rig.is_held("docker.io/library/pinned:1").await);
+}
+
+/// As docker has it, a name alone is Docker Hub's in commands; that it may have been meant otherwise is said.
+#[tokio::test]
+async fn own_images_go_by_this_servers_name_and_those_of_a_former_upstream_by_its() {
+    let (directory, upstream) = (tempfile::tempdir().unwrap(), Upstream::start().await);
+    let config = format!("[upstream.\"ghcr.io\"]\nurl = {:?}\n", upstream.url());
+    let options =
+        MirrorOptions { upstream: upstream.url(), config: Some(config), ..MirrorOptions::default() };
+    let mirror = Mirror::with(directory.path(), options).await;
+    let mut rig = Rig { upstream, mirror, _directory: directory };
+    let image = Image::random(1, 1, 20_000);
+    Repository::new(&rig.mirror.url(), "myapp").push(&image, "1.0").await;
+    let own = format!("your own image is `localhost:{}/myapp:1.0`", rig.mirror.port);
+    rig.held("myapp:1.0").await;
+    let out = rig.mirror.data().join("../out");
+    let export = ["export", "myapp:1.0", "--held-only", "-o", out.to_str().unwrap()];
+    for arguments in [&["evict", "myapp:1.0"][..], &export] {
+        let said = refused(&rig.mirror, arguments).await;
+        assert!(said.contains("docker.io/library/myapp:1.0") && said.contains(&own), "{said}");
+    }
+    let pinned = lines(&rig.mirror, &["pin", "myapp:1.0", "--json"]).await;
+    assert_eq!(pinned[0]["pinned"]["note"], *own, "{pinned:?}");
+    let elsewhere = refused(&rig.mirror, &["evict", "localhost:1/myapp:1.0"]).await;
+    assert!(
+        elsewhere.contains(&format!("this server, which is `localhost:{}`", rig.mirror.port)),
+        "{elsewhere}"
+    );
+
+    rig.upstream.put_image("org/app", "2.0", &image);
+    pull(&format!("{}/v2/ghcr.io/org/app", rig.mirror.url()), "2.0", &image).await;
+    rig.held("ghcr.io/org/app:2.0").await;
+    told(&rig.mirror, &["pin", "ghcr.io/org/app:2.0"]).await;
+    rig.mirror.kill();
+    rig.mirror.configure("");
+    rig.mirror.restart().await;
+    rig.held("ghcr.io/org/app:2.0").await;
+    let said = refused(&rig.mirror, &["evict", "ghcr.io/org/app:2.0"]).await;
+    assert!(said.contains("it is pinned by command"), "{said}");
+    told(&rig.mirror, &["unpin", "ghcr.io/org/app:2.0"]).await;
+    assert!(told(&rig.mirror, &["evict", "ghcr.io/org/app:2.0"]).await.contains("freed"));
+    let held = told(&rig.mirror, &["du"]).await;
+    assert!(!held.contains("ghcr.io") && held.contains("hosted: 1 repository"), "{held}");
 }

@@ -14,6 +14,7 @@ fn unknown_keys_are_refused_with_the_nearest() {
     refused("[[limits.network]]\ncidr = \"10.0.0.0/8\"\ncold_mises = \"1/m\"", 3, &["`cold_misses`"]);
     refused("[tls]\ncertificate = \"x\"", 2, &["`certificate_file`"]);
     refused("[log]\nlevle = \"x\"", 2, &["`level`"]);
+    refused("[[warm]]\nimage = [\"nginx\"]", 2, &[": warm.image: ", "did you mean `images`?"]);
     for table in ["hosted", "freshness", "negative", "stale", "limits", "shutdown"] {
         refused(&format!("[{table}]\nxyzzy = 1"), 2, &[&format!(": {table}.xyzzy: unknown key")]);
     }
@@ -56,6 +57,8 @@ fn numbers_are_bounded() {
     refused("[freshness]\njitter = nan", 2, &[": freshness.jitter: "]);
     assert_eq!(loaded("[freshness]\njitter = 0").mirror.freshness.jitter, 0.0);
     assert_eq!(loaded("[freshness]\njitter = 0.5").mirror.freshness.jitter, 0.5);
+    refused("[freshness]\njitter = 1", 2, &[": freshness.jitter: "]);
+    assert_eq!(loaded("[cache]\nrange_share = 1").store.range_share, 1.0);
 }
 
 #[test]
@@ -63,6 +66,10 @@ fn units_are_asked_for() {
     refused("[cache]\nmax_size = 64", 2, &[": cache.max_size: ", "no unit", "`64GiB`"]);
     refused("[cache]\nmax_size = \"0B\"", 2, &["room for nothing"]);
     refused("[cache]\nmax_size = \"99999999PiB\"", 2, &["too large"]);
+    refused("[cache]\nmax_size = \"80%\"", 2, &["a size is wanted", "`64GiB`"]);
+    refused("[scrub]\nrate = \"20MiB/s\"", 2, &["write `20MiB`"]);
+    refused("[scrub]\nquarantine = \"off\"", 2, &["write `0B`"]);
+    refused("[scrub]\ninterval = \"never\"", 2, &["is no time; write", "or `off`"]);
     refused("[shutdown]\ngrace = 300", 2, &[": shutdown.grace: ", "`300s`"]);
     refused("[shutdown]\ngrace = \"-1s\"", 2, &["negative"]);
     refused("[limits]\ncold_misses = 120", 2, &[": limits.cold_misses: ", "`120/m`"]);

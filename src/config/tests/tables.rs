@@ -196,7 +196,7 @@ fn images_that_are_kept_warm() {
         ("images = [\"a\"]\nplatforms = [\"amd64\"]", 3, "`amd64` is no platform"),
         ("images = [\"a\"]\nplatforms = [\"all\", \"linux/386\"]", 3, "`all` alone"),
         ("images = [\"a\"]\nevery = \"1s\"", 3, "`10s` or more"),
-        ("image = \"a\"", 1, "images"),
+        ("image = \"a\"", 2, "did you mean `images`"),
     ] {
         refused(&format!("[[warm]]\n{table}"), line, &[part]);
     }
