@@ -6,7 +6,7 @@ use super::Mirror;
 use super::finding::Done;
 use super::restore::Restored;
 use super::scrub::Scrubber;
-use crate::oci::{Digest, Repository};
+use crate::oci::{Digest, Repository, Tag};
 use crate::store::{Damage, LinkFault, OriginState, Part};
 
 impl Scrubber {
@@ -85,6 +85,9 @@ impl Scrubber {
             return None;
         }
         if !repair {
+            if let LinkFault::Tag { tag, digest: None } = fault {
+                mirror.doubt_tag(&repository, tag);
+            }
             return Some(Done::Left);
         }
         let ended = match fault {
@@ -94,17 +97,32 @@ impl Scrubber {
             LinkFault::Illegible { part, name: digest, .. } => {
                 mirror.unlink(&repository, *part, digest).await
             }
-            LinkFault::Tag { tag, digest: Some(digest) } => {
-                match mirror.restore(&repository, Part::Manifest, digest).await {
-                    Ok(Restored::Held) => return Some(Done::Fetched),
-                    Ok(Restored::Gone) => mirror.forget_tag(&repository, tag, Some(*digest)).await,
-                    Err(error) => return Some(Done::Failed(error.to_string())),
-                }
+            LinkFault::Tag { tag, digest } => {
+                return Some(mend_tag(&mirror, &repository, tag, *digest).await);
             }
-            LinkFault::Tag { tag, digest: None } => mirror.forget_tag(&repository, tag, None).await,
             // What is mirrored is not whole before all of it was asked for.
             LinkFault::Incomplete { .. } => return None,
         };
         Some(ended.map_or_else(|error| Done::Failed(error.to_string()), |()| Done::Unlinked))
+    }
+}
+
+/// Fetches what a tag was `seen` to point to, else what the registry has it point to by now. The tag goes
+/// only where the registry has it no more.
+async fn mend_tag(mirror: &Arc<Mirror>, repository: &Repository, tag: &Tag, seen: Option<Digest>) -> Done {
+    let mut restored = Ok(Restored::Gone);
+    if let Some(digest) = &seen {
+        restored = mirror.restore(repository, Part::Manifest, digest).await;
+    }
+    if let Ok(Restored::Gone) = restored {
+        restored = mirror.restore_tag(repository, tag).await;
+    }
+    match restored {
+        Ok(Restored::Held) => Done::Fetched,
+        Ok(Restored::Gone) => {
+            let forgot = mirror.forget_tag(repository, tag, seen).await;
+            forgot.map_or_else(|error| Done::Failed(error.to_string()), |()| Done::Unlinked)
+        }
+        Err(error) => Done::Failed(error.to_string()),
     }
 }

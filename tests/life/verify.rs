@@ -205,6 +205,44 @@ async fn what_a_registry_has_no_more_is_unlinked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tag_whose_link_is_broken_is_pointed_again_while_its_registry_has_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut hub, mirror, image) = mirrored(directory.path(), OFF).await;
+    let link =
+        mirror.data().join("docker/registry/v2/repositories/library/app/_manifests/tags/1/current/link");
+    let is_whole = || fs::read_to_string(&link).is_ok_and(|text| text == image.index.digest);
+    assert!(is_whole());
+    // A pull mends it, as is said.
+    fs::write(&link, "").unwrap();
+    let said = attempt(verify(&mirror, &[])).await.unwrap_err();
+    assert!(said.contains("library/app:1: its link names no digest: it is fetched again when"), "{said}");
+    pull(directory.path(), &mirror, "library/app:1").await;
+    let wait = Wait::for_("the tag to be written anew");
+    while !is_whole() {
+        wait.a_little().await;
+    }
+    fs::write(&link, "").unwrap();
+    let said = run(verify(&mirror, &["--repair"])).await;
+    assert!(said.contains("names no digest: fetched again") && is_whole(), "{said}");
+    // Nobody can say that it is gone.
+    hub.stop();
+    fs::write(&link, "").unwrap();
+    let said = attempt(verify(&mirror, &["--repair"])).await.unwrap_err();
+    assert!(said.contains("not fetched again: ") && said.contains("1 found wrong, 0 repaired"), "{said}");
+    assert!(link.exists());
+    // The registry says so.
+    let theirs = hub.storage().join("docker/registry/v2/repositories/library/app/_manifests/tags/1");
+    fs::remove_dir_all(theirs).unwrap();
+    hub.restart().await;
+    let wait = Wait::for_("the registry to be asked again, and the tag to go");
+    while link.exists() {
+        let _ = attempt(verify(&mirror, &["--repair"])).await;
+        wait.a_little().await;
+    }
+    assert!(run(verify(&mirror, &[])).await.starts_with("nothing is wrong: "));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_pushed_is_told_as_lost_until_it_is_pushed_again() {
     let directory = tempfile::tempdir().unwrap();
     let mirror = hosting(&directory.path().join("forebay"), OFF).await;

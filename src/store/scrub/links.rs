@@ -140,6 +140,17 @@ impl Store {
         }
     }
 
+    /// Whether what is in a link's place is none. What no file can replace is taken away.
+    pub(in crate::store) fn clear_illegible(&self, key: &str) -> Result<bool, Error> {
+        if !matches!(self.read_link(key)?, Link::Illegible(_)) {
+            return Ok(false);
+        }
+        if self.home.stat(key)?.is_some_and(|stat| !stat.is_file) {
+            self.remove_strange(key)?;
+        }
+        Ok(true)
+    }
+
     fn check_tag(
         &self,
         repository: &Repository,

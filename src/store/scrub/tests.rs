@@ -617,6 +617,38 @@ async fn a_tag_is_taken_away_only_while_it_points_to_nothing() {
     assert!(!dir.path().join(layout::tag_current(&own.repository, &tag)).exists());
 }
 
+#[tokio::test]
+async fn a_tag_that_cannot_be_read_is_written_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, own, tag) = (open(dir.path()), hub("library/a"), "1".parse().unwrap());
+    let (digest, now) = (Digest::sha256(b"held"), std::time::SystemTime::now());
+    store.put_manifest(&own, &digest, b"held").unwrap();
+    store.put_tag(&own, &tag, &digest, now).unwrap();
+    let link = dir.path().join(layout::tag_current(&own.repository, &tag));
+    let damages: [fn(&Path); 3] = [
+        |link| fs::write(link, "").unwrap(),
+        |link| fs::write(link, "x".repeat(1000)).unwrap(),
+        |link| fs::remove_file(link).and_then(|()| fs::create_dir(link)).unwrap(),
+    ];
+    for (kind, damage) in damages.into_iter().enumerate() {
+        for confirmed in [false, true] {
+            damage(&link);
+            match confirmed {
+                true => store.touch_tag(&own.repository, &tag, &digest, now).unwrap(),
+                false => store.put_tag(&own, &tag, &digest, now).unwrap(),
+            }
+            assert_eq!(fs::read_to_string(&link).unwrap(), digest.to_string(), "kind {kind}");
+        }
+    }
+    // One that points elsewhere, and one to what is not here, stay.
+    let other = Digest::sha256(b"other");
+    store.touch_tag(&own.repository, &tag, &other, now).unwrap();
+    assert_eq!(store.tag(&own.repository, &tag).unwrap().unwrap().digest, digest);
+    fs::write(&link, "").unwrap();
+    store.touch_tag(&own.repository, &tag, &other, now).unwrap();
+    assert_eq!(fs::read_to_string(&link).unwrap(), "");
+}
+
 /// All that a reader gives, and how it ends.
 async fn read(store: &Arc<Store>, digest: &Digest, range: Option<ByteRange>) -> (Vec<u8>, Option<ReadError>) {
     let mut reader = store.read(store.blob(digest).unwrap().unwrap(), range);
