@@ -3,20 +3,31 @@
 use std::fmt;
 
 use crate::metrics::Mended;
+use crate::oci::{Digest, Tag};
 use crate::store::{Damage, LinkFault};
 
 /// Something that was found wrong, and what was done about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     pub found: Found,
+    /// The images that cannot be pulled for it, many of them if there are more.
+    pub images: Vec<String>,
     pub done: Done,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     Data(Damage),
-    /// In this repository, by its name in the tree.
+    /// In this repository, named with its registry.
     Link(String, LinkFault),
+}
+
+/// What is the matter, which may be found in several places.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Fault {
+    Of(Digest),
+    /// The link of a tag, in this repository.
+    Tag(String, Tag),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +51,11 @@ impl Done {
     /// Whether nothing is wrong any more.
     pub fn is_mended(&self) -> bool {
         matches!(self, Self::Fetched | Self::Unlinked | Self::Unneeded)
+    }
+
+    /// Whether only a push brings it back.
+    pub fn needs_push(&self) -> bool {
+        matches!(self, Self::Lost | Self::Stays)
     }
 
     pub(super) fn label(&self) -> Option<Mended> {
@@ -78,6 +94,21 @@ impl Finding {
         match &self.found {
             Found::Data(damage) => damage.wrong.to_string(),
             Found::Link(_, fault) => fault.to_string(),
+        }
+    }
+}
+
+impl Found {
+    pub(super) fn faults(&self) -> Vec<Fault> {
+        match self {
+            Self::Data(damage) => vec![Fault::Of(damage.digest)],
+            Self::Link(_, LinkFault::Dangling { data, .. }) => vec![Fault::Of(*data)],
+            Self::Link(_, LinkFault::Illegible { name, .. }) => vec![Fault::Of(*name)],
+            Self::Link(_, LinkFault::Tag { digest: Some(digest), .. }) => vec![Fault::Of(*digest)],
+            Self::Link(of, LinkFault::Tag { tag, digest: None }) => vec![Fault::Tag(of.clone(), tag.clone())],
+            Self::Link(_, LinkFault::Incomplete { missing, .. }) => {
+                missing.iter().copied().map(Fault::Of).collect()
+            }
         }
     }
 }
