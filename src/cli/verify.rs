@@ -20,7 +20,7 @@ use crate::telemetry::size;
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct VerifyArgs {
-    /// Fetch again what was lost, where it is mirrored, and unlink what its registry has no more
+    /// Fetch again what was lost, where it is mirrored; what its registry has no more is told as lost
     #[arg(long)]
     repair: bool,
     /// Bytes that are read in a second at most, as in `50MiB` [default: as fast as it goes]

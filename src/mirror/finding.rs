@@ -34,8 +34,12 @@ pub(super) enum Fault {
 pub enum Done {
     /// It is held again.
     Fetched,
-    /// What led to it is gone, for the upstream has it no more.
+    /// What led to it is gone, for the upstream has it no more; no image needs it.
     Unlinked,
+    /// An image needs it, and the upstream has it no more. It stays linked, and is told each time.
+    Gone,
+    /// The upstream has it no more, nor is anything left here that leads to it.
+    Dropped,
     /// Nothing leads to it.
     Unneeded,
     /// It will be fetched again: that was not asked for now.
@@ -64,7 +68,7 @@ impl Done {
             Self::Unlinked => Mended::Unlinked,
             Self::Unneeded => Mended::Unneeded,
             Self::Left => return None,
-            Self::Lost | Self::Stays => Mended::Lost,
+            Self::Lost | Self::Stays | Self::Gone | Self::Dropped => Mended::Lost,
             Self::Failed(_) => Mended::Failed,
         })
     }
@@ -75,6 +79,10 @@ impl fmt::Display for Done {
         match self {
             Self::Fetched => f.write_str("fetched again"),
             Self::Unlinked => f.write_str("unlinked"),
+            Self::Gone => f.write_str(
+                "lost: the registry has it no more; `forebay evict` takes the image away that needs it",
+            ),
+            Self::Dropped => f.write_str("lost: the registry has it no more; what led to it was taken away"),
             Self::Unneeded => f.write_str("put aside; nothing needs it"),
             Self::Left => {
                 f.write_str("it is fetched again when it is asked for, or by `forebay verify --repair`")

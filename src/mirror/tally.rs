@@ -80,6 +80,12 @@ impl Scrubber {
         }
         new
     }
+
+    /// Whether the registry was found to have it no more.
+    pub(super) fn is_gone(&self, fault: &LinkFault) -> bool {
+        let LinkFault::Dangling { data, .. } = fault else { return false };
+        matches!(lock(&self.losses).get(&Fault::Of(*data)), Some(Done::Gone))
+    }
 }
 
 fn log(finding: &Finding) {

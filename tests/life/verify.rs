@@ -185,7 +185,7 @@ async fn what_is_found_bad_is_not_served_before_it_is_repaired() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_registry_has_no_more_is_unlinked() {
+async fn what_a_registry_has_no_more_is_lost_and_an_image_without_it_told_until_it_goes() {
     let directory = tempfile::tempdir().unwrap();
     let (mut hub, mirror, image) = mirrored(directory.path(), OFF).await;
     let layer = &a_layer(&image).digest;
@@ -205,10 +205,25 @@ async fn what_a_registry_has_no_more_is_unlinked() {
     let stray = link(&mirror, "library/app", "_layers", &stray);
     fs::create_dir_all(stray.parent().unwrap()).unwrap();
     fs::write(&stray, format!("sha256:{}", "0".repeat(64))).unwrap();
-    let said = run(verify(&mirror, &["--repair"])).await;
-    assert!(said.contains("3 found wrong, 3 repaired"), "{said}");
-    assert!(!link(&mirror, "library/app", "_layers", layer).exists() && !stray.exists());
+    let said = attempt(verify(&mirror, &["--repair"])).await.unwrap_err();
+    assert!(said.contains("exit status: 1") && said.contains("3 found wrong, 2 repaired"), "{said}");
+    let told = format!("data      {layer} of docker.io/library/app: its ");
+    assert!(said.contains(&told) && said.contains("lost: the registry has it no more"), "{said}");
+    // What nothing needs is taken away; the image is not to look whole.
+    assert!(link(&mirror, "library/app", "_layers", layer).exists() && !stray.exists());
+    for arguments in [&["--repair"][..], &[]] {
+        let said = attempt(verify(&mirror, arguments)).await.unwrap_err();
+        let told = format!(
+            "blob      docker.io/library/app@{layer}: linked, and its data is missing: lost: the registry has it no more"
+        );
+        assert!(said.contains(&told) && said.contains("(needed by docker.io/library/app:1)"), "{said}");
+        assert!(said.contains("1 found wrong, 0 repaired"), "{said}");
+    }
+    let lost = mirror.metric(r#"forebay_corrupt_repairs_total{repair="lost"}"#).await;
+    assert_eq!(lost, 1.0);
+    run(forebay(["evict", "--data", mirror.data().to_str().unwrap(), "library/app:1"])).await;
     assert!(run(verify(&mirror, &[])).await.starts_with("nothing is wrong: "));
+    assert!(!link(&mirror, "library/app", "_layers", layer).exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

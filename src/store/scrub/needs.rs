@@ -2,9 +2,20 @@
 
 use crate::oci::{Digest, Reference};
 use crate::store::Store;
-use crate::store::index::Keys;
+use crate::store::index::{Keys, Progress};
 
 impl Store {
+    /// Whether a manifest of a repository, by its name in the tree, names this; in doubt, it does.
+    pub fn is_needed(&self, stored_name: &str, digest: &Digest) -> bool {
+        self.index.progress() != Progress::Whole
+            || self.index.facts(|facts| {
+                let key = facts.key(digest);
+                let mut manifests =
+                    facts.repository(stored_name).into_iter().flat_map(|held| held.manifests.values());
+                manifests.any(|manifest| manifest.names.contains(&key))
+            })
+    }
+
     /// The images of a repository that cannot be pulled without this, so many at most: by their tags, and
     /// by digest where no tag leads to them. As far as is known.
     pub fn images_with(&self, stored_name: &str, digest: &Digest, most: usize) -> Vec<Reference> {

@@ -555,6 +555,7 @@ async fn who_needs_what_is_lost_is_known_by_tag_or_by_digest() {
     store.survey(&|| false).unwrap();
     let tag: crate::oci::Tag = "1".parse().unwrap();
     fs::remove_file(data(dir.path(), &layer)).unwrap();
+    assert!(store.is_needed("a", &layer) && !store.is_needed("a", &Digest::sha256(b"other")));
     for digest in [&layer, &manifest.digest] {
         assert_eq!(store.images_with("a", digest, 9), [Reference::Tag(tag.clone())]);
     }
