@@ -69,6 +69,7 @@ fn line(finding: Finding) -> VerifyFound {
             (what, Named(fault).to_string(), vec![repository.clone()])
         }
     };
-    let (done, repaired) = (finding.done.to_string(), finding.done.is_mended());
-    VerifyFound { what: what.to_owned(), subject, repositories, problem, done, repaired }
+    let Finding { images, done, .. } = finding;
+    let (what, push, repaired) = (what.to_owned(), done.needs_push(), done.is_mended());
+    VerifyFound { what, subject, repositories, images, problem, done: done.to_string(), push, repaired }
 }

@@ -20,7 +20,7 @@ use crate::telemetry::size;
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct VerifyArgs {
-    /// Fetch again what was lost, where it is mirrored, and unlink what its registry has no more
+    /// Fetch again what was lost, where it is mirrored; what its registry has no more is told as lost
     #[arg(long)]
     repair: bool,
     /// Bytes that are read in a second at most, as in `50MiB` [default: as fast as it goes]
@@ -42,9 +42,12 @@ Examples:
   Beside other work, at 50 MiB a second:
     forebay verify --rate 50MiB
   What has to be pushed again, for a script:
-    forebay verify --repair --json | jq -r 'select(.found.repaired == false).found.subject'
+    forebay verify --json | jq -r 'select(.found.push).found.images[]' | sort -u
 
 The server checks by itself too, at a modest rate: `scrub` in the configuration.";
+
+/// Images that are named in a line.
+const NAMED: usize = 5;
 
 fn rate(text: &str) -> Result<NonZeroU64, String> {
     NonZeroU64::new(parse_size(text)?).ok_or_else(|| "nothing would be checked".to_owned())
@@ -102,14 +105,23 @@ async fn verify(
 }
 
 fn told(found: &VerifyFound) -> String {
-    let VerifyFound { what, subject, repositories, problem, done, .. } = found;
+    let VerifyFound { what, subject, repositories, images, problem, done, .. } = found;
     let subject = match (repositories.is_empty(), what.as_str()) {
         (true, _) => subject.clone(),
         (false, "tag") => format!("{}:{subject}", repositories.join(", ")),
         (false, "data") => format!("{subject} of {}", repositories.join(", ")),
         (false, _) => format!("{}@{subject}", repositories.join(", ")),
     };
-    format!("{what:<8}  {subject}: {problem}: {done}")
+    let needed = match images.len() {
+        // It says so itself.
+        _ if what == "tag" => String::new(),
+        0 => String::new(),
+        count if count > NAMED => {
+            format!(" (needed by {} and {} more)", images[..NAMED].join(", "), count - NAMED)
+        }
+        _ => format!(" (needed by {})", images.join(", ")),
+    };
+    format!("{what:<8}  {subject}: {problem}: {done}{needed}")
 }
 
 fn shown(progress: &VerifyProgress) -> String {
@@ -134,16 +146,23 @@ mod tests {
 
     #[test]
     fn lines_and_totals_read_well() {
-        let found = |what: &str, repositories: &[&str]| {
+        let lost = |what: &str, repositories: &[&str], images: &[&str]| {
+            let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
             told(&VerifyFound {
                 what: what.into(),
                 subject: "x".into(),
-                repositories: repositories.iter().map(|&name| name.to_owned()).collect(),
+                repositories: owned(repositories),
+                images: owned(images),
                 problem: "it is empty".into(),
                 done: "fetched again".into(),
+                push: false,
                 repaired: true,
             })
         };
+        let found = |what: &str, repositories: &[&str]| lost(what, repositories, &[]);
+        assert!(lost("blob", &["a"], &["a:1", "a:2"]).ends_with(": fetched again (needed by a:1, a:2)"));
+        assert!(lost("blob", &["a"], &["a:1"; 7]).ends_with("a:1 and 2 more)"));
+        assert!(lost("tag", &["a"], &["a:x"]).ends_with(": fetched again"));
         assert_eq!(found("data", &["a", "b"]), "data      x of a, b: it is empty: fetched again");
         assert_eq!(found("data", &[]), "data      x: it is empty: fetched again");
         assert_eq!(found("tag", &["a"]), "tag       a:x: it is empty: fetched again");

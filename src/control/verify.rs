@@ -48,11 +48,18 @@ pub struct VerifyFound {
     pub what: String,
     /// The digest or tag.
     pub subject: String,
-    /// The repositories that are concerned, some of them if there are many.
+    /// The repositories that are concerned, some of them if there are many; mirrored ones with their registry.
     pub repositories: Vec<String>,
+    /// The images that cannot be pulled for it, `repository:tag`, or `repository@digest` where no tag leads to
+    /// one; a thousand at most.
+    #[serde(default)]
+    pub images: Vec<String>,
     pub problem: String,
     /// What was done, or is to be done.
     pub done: String,
+    /// Whether only a push brings it back.
+    #[serde(default)]
+    pub push: bool,
     /// Whether nothing is wrong any more.
     pub repaired: bool,
 }
@@ -63,7 +70,7 @@ pub struct VerifyTotals {
     pub bytes: u64,
     pub repositories: u64,
     pub links: u64,
-    /// What was found wrong.
+    /// What was found wrong, each once in however many places it shows.
     pub wrong: u64,
     /// Of that, what is no more.
     pub repaired: u64,

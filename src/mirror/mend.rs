@@ -6,7 +6,7 @@ use super::Mirror;
 use super::finding::Done;
 use super::restore::Restored;
 use super::scrub::Scrubber;
-use crate::oci::{Digest, Repository};
+use crate::oci::{Digest, Repository, Tag};
 use crate::store::{Damage, LinkFault, OriginState, Part};
 
 impl Scrubber {
@@ -15,7 +15,7 @@ impl Scrubber {
         if damage.linkers.is_empty() {
             return Done::Unneeded;
         }
-        let (mut why, mut unlinked) = (None, false);
+        let (mut why, mut gone) = (None, None);
         for linker in damage.linkers.iter().filter(|linker| linker.origin.is_mirrored()) {
             if !repair {
                 return Done::Left;
@@ -23,22 +23,21 @@ impl Scrubber {
             match self.restore(&linker.name, &linker.origin, linker.part, &damage.digest).await {
                 // For all of them: they lead to the same bytes.
                 Done::Fetched => return Done::Fetched,
-                Done::Unlinked => unlinked = true,
+                Done::Unlinked => gone = gone.or(Some(Done::Unlinked)),
+                done @ (Done::Gone | Done::Dropped) => gone = Some(done),
                 Done::Failed(error) => why = Some(error),
                 _ => {}
             }
         }
-        match why {
-            Some(why) => Done::Failed(why),
-            None if unlinked && damage.linkers.iter().all(|linker| linker.origin.is_mirrored()) => {
-                Done::Unlinked
-            }
-            None if damage.stays => Done::Stays,
-            None => Done::Lost,
+        match (why, gone) {
+            (Some(why), _) => Done::Failed(why),
+            (None, Some(gone)) if damage.linkers.iter().all(|linker| linker.origin.is_mirrored()) => gone,
+            _ if damage.stays => Done::Stays,
+            _ => Done::Lost,
         }
     }
 
-    /// Fetches again what a mirrored repository links, or takes the link away.
+    /// Fetches again what a mirrored repository links.
     async fn restore(&self, name: &str, origin: &OriginState, part: Part, digest: &Digest) -> Done {
         let (mirror, repository) = match self.mirrored(name, origin) {
             Ok(found) => found,
@@ -46,11 +45,24 @@ impl Scrubber {
         };
         match mirror.restore(&repository, part, digest).await {
             Ok(Restored::Held) => Done::Fetched,
-            Ok(Restored::Gone) => {
-                let unlinked = mirror.unlink(&repository, part, digest).await;
-                unlinked.map_or_else(|error| Done::Failed(error.to_string()), |()| Done::Unlinked)
-            }
+            Ok(Restored::Gone) => self.give_up(&mirror, &repository, part, digest).await,
             Err(error) => Done::Failed(error.to_string()),
+        }
+    }
+
+    /// Takes a link away to what the registry has no more, unless an image needs it: that is not to look
+    /// whole.
+    async fn give_up(&self, mirror: &Mirror, of: &Repository, part: Part, digest: &Digest) -> Done {
+        let (name, needed) = (of.stored_name(), *digest);
+        match self.store.run(move |store| Ok(store.is_needed(&name, &needed))).await {
+            Ok(true) => return Done::Gone,
+            Ok(false) => {}
+            Err(error) => return Done::Failed(error.to_string()),
+        }
+        match (mirror.unlink(of, part, digest).await, part) {
+            (Ok(()), Part::Blob) => Done::Unlinked,
+            (Ok(()), Part::Manifest) => Done::Dropped,
+            (Err(error), _) => Done::Failed(error.to_string()),
         }
     }
 
@@ -85,7 +97,10 @@ impl Scrubber {
             return None;
         }
         if !repair {
-            return Some(Done::Left);
+            if let LinkFault::Tag { tag, digest: None } = fault {
+                mirror.doubt_tag(&repository, tag);
+            }
+            return Some(if self.is_gone(fault) { Done::Gone } else { Done::Left });
         }
         let ended = match fault {
             LinkFault::Dangling { part, name: digest, .. } => {
@@ -94,17 +109,32 @@ impl Scrubber {
             LinkFault::Illegible { part, name: digest, .. } => {
                 mirror.unlink(&repository, *part, digest).await
             }
-            LinkFault::Tag { tag, digest: Some(digest) } => {
-                match mirror.restore(&repository, Part::Manifest, digest).await {
-                    Ok(Restored::Held) => return Some(Done::Fetched),
-                    Ok(Restored::Gone) => mirror.forget_tag(&repository, tag, Some(*digest)).await,
-                    Err(error) => return Some(Done::Failed(error.to_string())),
-                }
+            LinkFault::Tag { tag, digest } => {
+                return Some(mend_tag(&mirror, &repository, tag, *digest).await);
             }
-            LinkFault::Tag { tag, digest: None } => mirror.forget_tag(&repository, tag, None).await,
             // What is mirrored is not whole before all of it was asked for.
             LinkFault::Incomplete { .. } => return None,
         };
         Some(ended.map_or_else(|error| Done::Failed(error.to_string()), |()| Done::Unlinked))
+    }
+}
+
+/// Fetches what a tag was `seen` to point to, else what the registry has it point to by now. The tag goes
+/// only where the registry has it no more.
+async fn mend_tag(mirror: &Arc<Mirror>, repository: &Repository, tag: &Tag, seen: Option<Digest>) -> Done {
+    let mut restored = Ok(Restored::Gone);
+    if let Some(digest) = &seen {
+        restored = mirror.restore(repository, Part::Manifest, digest).await;
+    }
+    if let Ok(Restored::Gone) = restored {
+        restored = mirror.restore_tag(repository, tag).await;
+    }
+    match restored {
+        Ok(Restored::Held) => Done::Fetched,
+        Ok(Restored::Gone) => {
+            let forgot = mirror.forget_tag(repository, tag, seen).await;
+            forgot.map_or_else(|error| Done::Failed(error.to_string()), |()| Done::Dropped)
+        }
+        Err(error) => Done::Failed(error.to_string()),
     }
 }

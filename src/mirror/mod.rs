@@ -23,6 +23,7 @@ mod scrub;
 mod source;
 mod standing;
 mod tag;
+mod tally;
 mod warm;
 mod writes;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::manifest::Request;
 use super::memory::Subject;
+use super::tag::Resolved;
 use super::warm::Background;
 use super::{Mirror, lost};
 use crate::answer::{BlobWant, Error};
@@ -96,6 +97,45 @@ impl Mirror {
         }
         let is_held = self.has_manifest(repository, digest).await;
         kept(subject.of(repository), is_held)
+    }
+
+    /// Points a tag again whose link is of no use, to what the upstream has it point to.
+    pub async fn restore_tag(
+        self: &Arc<Self>,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Restored, Error> {
+        let (work, subject) = (Background::default(), Subject::Manifest(Reference::Tag(tag.clone())));
+        self.doubt_tag(repository, tag);
+        let asked = async {
+            let standing = self.entry(work.asker(), repository, &subject).await?;
+            let request = Request { asker: work.asker(), standing, repository };
+            Ok((self.confirm(&request, tag).await?, request))
+        };
+        let answer = match asked.await {
+            Ok((Resolved::Known(known, served), request)) => {
+                let answer = self.at_tag(&request, tag, &known, served, true).await;
+                // The tag is there: this is no word on it.
+                answer.map_err(|error| match error {
+                    Error::NotFound(subject) => {
+                        let why = "the registry has the tag, and not what it points to".to_owned();
+                        Error::Unavailable { subject, why }
+                    }
+                    error => error,
+                })
+            }
+            Ok((Resolved::Untold, request)) => self.get_by_tag(&request, tag).await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(_) => {}
+            Err(Error::NotFound(_)) => return Ok(Restored::Gone),
+            Err(error) => return Err(error),
+        }
+        self.writes.settled(repository).await;
+        let (of, name) = (repository.clone(), tag.clone());
+        let is_held = self.store.run(move |store| Ok(store.tag(&of, &name)?.is_some())).await;
+        kept(subject.of(repository), is_held).map(|()| Restored::Held)
     }
 
     /// Whether a manifest is on disk, once that has done what it was given.

@@ -1,18 +1,19 @@
 //! Checking what is held, round after round at a bounded rate, or all at once on command; and fetching
 //! again what was lost. What was pushed can only be told of.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Mutex as TurnMutex, Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::Mirror;
-use super::finding::{Finding, Found, Named};
+use super::finding::{Done, Fault, Finding, Found};
 use super::pace::Walk;
+use super::tally::{Count, Tally};
 use crate::clock::Clock;
 use crate::oci::Digest;
 use crate::store::{self, LinkFault, Round, Shard, Store};
@@ -58,11 +59,13 @@ pub enum ScrubError {
 
 /// Checks what is held.
 pub struct Scrubber {
-    store: Arc<Store>,
+    pub(super) store: Arc<Store>,
     clock: Clock,
     settings: Mutex<Settings>,
     changed: Notify,
     turn: TurnMutex<()>,
+    /// Losses that stand: each is counted once.
+    pub(super) losses: Mutex<HashMap<Fault, Done>>,
 }
 
 #[derive(Clone)]
@@ -77,8 +80,8 @@ const START: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(3600);
 /// Findings of one shard that wait to be mended.
 const WAITING: usize = 4;
-/// Digests whose loss is told once, and not again for each link to them.
-const TOLD_MAX: usize = 10_000;
+/// Digests whose loss is told once, and not again for each link to them; and faults that are counted once.
+pub(super) const TOLD_MAX: usize = 10_000;
 
 impl Scrubber {
     pub fn new(
@@ -88,7 +91,8 @@ impl Scrubber {
         clock: Clock,
     ) -> Arc<Self> {
         let settings = Mutex::new(Settings { options, mirror });
-        Arc::new(Self { store, clock, settings, changed: Notify::new(), turn: TurnMutex::default() })
+        let (changed, turn, losses) = (Notify::new(), TurnMutex::default(), Mutex::default());
+        Arc::new(Self { store, clock, settings, changed, turn, losses })
     }
 
     /// Goes by other settings, from the next finding or round on.
@@ -187,7 +191,10 @@ impl Scrubber {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let Progress { blobs, bytes, repositories } = &**progress;
         let (blobs, bytes, repositories) = (of(blobs), of(bytes), of(repositories));
-        let (wrong, mended) = (of(&tally.wrong), of(&tally.mended));
+        let Count { faults, wrong, mended } =
+            tally.count.into_inner().unwrap_or_else(PoisonError::into_inner);
+        // The others are no more, and count anew when they come again.
+        lock(&self.losses).retain(|fault, _| faults.get(fault).is_some_and(|is_mended| !is_mended));
         tracing::info!(blobs, bytes, repositories, links, wrong, mended, "what is held was verified");
         Ok(VerifyTotals { blobs, bytes, repositories, links, wrong, mended })
     }
@@ -232,7 +239,8 @@ impl Scrubber {
                 if !done.is_mended() && lost.len() < TOLD_MAX {
                     lost.insert(digest);
                 }
-                self.told(Finding { found: Found::Data(damage), done }, tally).await;
+                let concerned = damage.linkers.iter().map(|of| (of.name.clone(), of.origin.clone()));
+                self.told(concerned.collect(), Found::Data(damage), done, tally).await;
             }
         };
         let (walked, ()): (Result<(), store::Error>, ()) = tokio::join!(walking, mending);
@@ -262,8 +270,8 @@ impl Scrubber {
                     // Told of already.
                     let is_told = matches!(&fault, LinkFault::Dangling { data, .. } if lost.contains(data));
                     if !is_told && let Some(done) = self.mend_link(&name, &origin, &fault, repair).await {
-                        let found = Found::Link(name.clone(), fault);
-                        self.told(Finding { found, done }, Some(tally)).await;
+                        let found = Found::Link(origin.shown(&name), fault);
+                        self.told(vec![(name.clone(), origin.clone())], found, done, Some(tally)).await;
                     }
                 }
             };
@@ -272,46 +280,5 @@ impl Scrubber {
             progress.repositories.fetch_add(1, Ordering::Relaxed);
         }
         Ok(links)
-    }
-
-    /// Logs, counts and tells what was found.
-    async fn told(&self, finding: Finding, tally: Option<&Tally>) {
-        let (wrong, done) = (finding.problem(), finding.done.to_string());
-        match &finding.found {
-            Found::Data(damage) => {
-                let (digest, repositories) = (damage.digest, damage.repositories().join(", "));
-                match damage.stays {
-                    true => tracing::error!(%digest, repositories, wrong, done, "data cannot be read"),
-                    false => {
-                        tracing::error!(%digest, repositories, wrong, done, "data is bad, and was put aside");
-                    }
-                }
-            }
-            Found::Link(repository, fault) => {
-                tracing::warn!(repository, link = %Named(fault), wrong, done, "a link is bad");
-            }
-        }
-        if let Some(label) = finding.done.label() {
-            self.store.metrics().scrub.mended.cell(label).inc();
-        }
-        if let Some(tally) = tally {
-            tally.wrong.fetch_add(1, Ordering::Relaxed);
-            tally.mended.fetch_add(u64::from(finding.done.is_mended()), Ordering::Relaxed);
-            // Whoever asked may have left.
-            let _ = tally.told.send(finding).await;
-        }
-    }
-}
-
-/// What a verification has found so far, and who is told.
-struct Tally {
-    wrong: AtomicU64,
-    mended: AtomicU64,
-    told: mpsc::Sender<Finding>,
-}
-
-impl Tally {
-    fn new(told: mpsc::Sender<Finding>) -> Self {
-        Self { wrong: AtomicU64::new(0), mended: AtomicU64::new(0), told }
     }
 }

@@ -118,7 +118,7 @@ impl Mirror {
     }
 
     /// The answer for a tag whose digest is known.
-    async fn at_tag(
+    pub(super) async fn at_tag(
         self: &Arc<Self>,
         request: &Request<'_>,
         tag: &Tag,
@@ -148,7 +148,11 @@ impl Mirror {
         Ok(ManifestAnswer::held(&held, served))
     }
 
-    async fn get_by_tag(self: &Arc<Self>, request: &Request<'_>, tag: &Tag) -> Result<ManifestAnswer, Error> {
+    pub(super) async fn get_by_tag(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+        tag: &Tag,
+    ) -> Result<ManifestAnswer, Error> {
         let repository = request.repository;
         let reference = Reference::Tag(tag.clone());
         let is_held = self.known_tag(request, tag).await.is_some_and(|known| self.may_stand_in(&known));
@@ -504,6 +508,15 @@ impl Mirror {
         self.memory.tags.invalidate(&(repository.clone(), tag.clone()));
         let (of, tag) = (repository.clone(), tag.clone());
         self.writes.add(repository, "the end of a tag", move |store| store.forget_tag(&of, &tag));
+    }
+
+    /// What the disk says of a tag cannot be read: whoever asks for the tag next has it written anew.
+    pub(super) fn doubt_tag(&self, repository: &Repository, tag: &Tag) {
+        let key = (repository.clone(), tag.clone());
+        if let Some(known) = self.memory.tags.get(&key) {
+            let known = KnownTag { kept: AtomicBool::new(false), before: known.held(), ..known.copy() };
+            self.memory.tags.insert(key, Arc::new(known));
+        }
     }
 
     /// Writes the tag to disk, once its manifest is held.

@@ -48,6 +48,16 @@ impl OriginState {
     pub fn is_mirrored(&self) -> bool {
         matches!(self, Self::Known(origin) if origin.owner != Owner::Hosted)
     }
+
+    /// A repository of this origin, for messages: a mirrored one with its registry.
+    pub fn shown(&self, stored_name: &str) -> String {
+        let owner = match self {
+            Self::Known(origin) => Some(&origin.owner),
+            Self::Absent | Self::Unknown => None,
+        };
+        let repository = Repository::stored_as(stored_name, owner);
+        repository.map_or_else(|| stored_name.to_owned(), |repository| repository.to_string())
+    }
 }
 
 #[derive(Serialize, Deserialize)]

@@ -34,7 +34,9 @@ impl Store {
         // It may come before the manifest, whose bytes are on their way to the disk.
         self.ensure_claimed(grant)?;
         let current = layout::tag_current(&grant.repository, tag);
-        let before = self.link(&current)?.filter(|before| before != digest);
+        // What cannot be read is written over.
+        let before = if self.clear_illegible(&current)? { None } else { self.link(&current)? };
+        let before = before.filter(|before| before != digest);
         self.point(&grant.repository, tag, digest)?;
         self.home.touch(&current, seen)?;
         if let Some(before) = before {
@@ -60,7 +62,7 @@ impl Store {
     }
 
     /// Notes that upstream confirmed the tag, and at this time where this is the digest on disk: the
-    /// disk may not have taken the last move of the tag.
+    /// disk may not have taken the last move of the tag. A link that cannot be read is written anew.
     pub fn touch_tag(
         &self,
         repository: &Repository,
@@ -69,6 +71,11 @@ impl Store {
         seen: SystemTime,
     ) -> Result<(), Error> {
         let current = layout::tag_current(repository, tag);
+        // Nothing of the repository is evicted meanwhile.
+        let _kept = self.leases.keep_data();
+        if self.revision(repository, digest)?.is_some() && self.clear_illegible(&current)? {
+            self.point(repository, tag, digest)?;
+        }
         if self.link(&current)? == Some(*digest) {
             self.home.touch(&current, seen)?;
         }

@@ -137,7 +137,7 @@ async fn what_is_mirrored_is_found_bad_and_fetched_again() {
     assert!(digests.is_subset(&subjects), "{said}");
     for one in &found {
         assert_eq!((&one["repaired"], &one["done"]), (&true.into(), &"fetched again".into()), "{one}");
-        assert_eq!(one["repositories"], serde_json::json!(["library/app"]), "{one}");
+        assert_eq!(one["repositories"], serde_json::json!(["docker.io/library/app"]), "{one}");
     }
     let totals = lines(&said).pop().unwrap()["totals"].clone();
     assert_eq!(totals["wrong"], totals["repaired"], "{said}");
@@ -160,7 +160,11 @@ async fn what_is_found_bad_is_not_served_before_it_is_repaired() {
     let said = attempt(verify(&mirror, &[])).await.unwrap_err();
     assert!(said.contains("exit status: 1") && said.contains("1 found wrong, 0 repaired"), "{said}");
     assert!(
-        said.contains(&format!("data      {} of library/app: its {} bytes", layer.digest, layer.bytes.len())),
+        said.contains(&format!(
+            "data      {} of docker.io/library/app: its {} bytes",
+            layer.digest,
+            layer.bytes.len()
+        )),
         "{said}"
     );
     assert!(!data(&mirror, &layer.digest).exists());
@@ -169,7 +173,10 @@ async fn what_is_found_bad_is_not_served_before_it_is_repaired() {
     // Told again as what it is now.
     let said = attempt(verify(&mirror, &[])).await.unwrap_err();
     assert!(
-        said.contains(&format!("blob      library/app@{}: linked, and its data is missing", layer.digest)),
+        said.contains(&format!(
+            "blob      docker.io/library/app@{}: linked, and its data is missing",
+            layer.digest
+        )),
         "{said}"
     );
     // Whoever asks has it fetched.
@@ -178,7 +185,7 @@ async fn what_is_found_bad_is_not_served_before_it_is_repaired() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_registry_has_no_more_is_unlinked() {
+async fn what_a_registry_has_no_more_is_lost_and_an_image_without_it_told_until_it_goes() {
     let directory = tempfile::tempdir().unwrap();
     let (mut hub, mirror, image) = mirrored(directory.path(), OFF).await;
     let layer = &a_layer(&image).digest;
@@ -198,9 +205,67 @@ async fn what_a_registry_has_no_more_is_unlinked() {
     let stray = link(&mirror, "library/app", "_layers", &stray);
     fs::create_dir_all(stray.parent().unwrap()).unwrap();
     fs::write(&stray, format!("sha256:{}", "0".repeat(64))).unwrap();
+    let said = attempt(verify(&mirror, &["--repair"])).await.unwrap_err();
+    assert!(said.contains("exit status: 1") && said.contains("3 found wrong, 2 repaired"), "{said}");
+    let told = format!("data      {layer} of docker.io/library/app: its ");
+    assert!(said.contains(&told) && said.contains("lost: the registry has it no more"), "{said}");
+    // What nothing needs is taken away; the image is not to look whole.
+    assert!(link(&mirror, "library/app", "_layers", layer).exists() && !stray.exists());
+    for arguments in [&["--repair"][..], &[]] {
+        let said = attempt(verify(&mirror, arguments)).await.unwrap_err();
+        let told = format!(
+            "blob      docker.io/library/app@{layer}: linked, and its data is missing: lost: the registry has it no more"
+        );
+        assert!(said.contains(&told) && said.contains("(needed by docker.io/library/app:1)"), "{said}");
+        assert!(said.contains("1 found wrong, 0 repaired"), "{said}");
+    }
+    let lost = mirror.metric(r#"forebay_corrupt_repairs_total{repair="lost"}"#).await;
+    assert_eq!(lost, 1.0);
+    run(forebay(["evict", "--data", mirror.data().to_str().unwrap(), "library/app:1"])).await;
+    assert!(run(verify(&mirror, &[])).await.starts_with("nothing is wrong: "));
+    assert!(!link(&mirror, "library/app", "_layers", layer).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_whose_link_is_broken_is_pointed_again_while_its_registry_has_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut hub, mirror, image) = mirrored(directory.path(), OFF).await;
+    let link =
+        mirror.data().join("docker/registry/v2/repositories/library/app/_manifests/tags/1/current/link");
+    let is_whole = || fs::read_to_string(&link).is_ok_and(|text| text == image.index.digest);
+    assert!(is_whole());
+    // A pull mends it, as is said.
+    fs::write(&link, "").unwrap();
+    let said = attempt(verify(&mirror, &[])).await.unwrap_err();
+    assert!(
+        said.contains(
+            "tag       docker.io/library/app:1: its link names no digest: it is fetched again when"
+        ),
+        "{said}"
+    );
+    pull(directory.path(), &mirror, "library/app:1").await;
+    let wait = Wait::for_("the tag to be written anew");
+    while !is_whole() {
+        wait.a_little().await;
+    }
+    fs::write(&link, "").unwrap();
     let said = run(verify(&mirror, &["--repair"])).await;
-    assert!(said.contains("3 found wrong, 3 repaired"), "{said}");
-    assert!(!link(&mirror, "library/app", "_layers", layer).exists() && !stray.exists());
+    assert!(said.contains("names no digest: fetched again") && is_whole(), "{said}");
+    // Nobody can say that it is gone.
+    hub.stop();
+    fs::write(&link, "").unwrap();
+    let said = attempt(verify(&mirror, &["--repair"])).await.unwrap_err();
+    assert!(said.contains("not fetched again: ") && said.contains("1 found wrong, 0 repaired"), "{said}");
+    assert!(link.exists());
+    // The registry says so.
+    let theirs = hub.storage().join("docker/registry/v2/repositories/library/app/_manifests/tags/1");
+    fs::remove_dir_all(theirs).unwrap();
+    hub.restart().await;
+    let wait = Wait::for_("the registry to be asked again, and the tag to go");
+    while link.exists() {
+        let _ = attempt(verify(&mirror, &["--repair"])).await;
+        wait.a_little().await;
+    }
     assert!(run(verify(&mirror, &[])).await.starts_with("nothing is wrong: "));
 }
 
@@ -231,10 +296,22 @@ async fn what_was_pushed_is_told_as_lost_until_it_is_pushed_again() {
             "image     app@{}: 1 of the things that it names are missing: {}",
             image.index.digest, manifest.digest
         ),
-        "0 repaired".to_owned(),
+        // Faults, not lines.
+        "2 found wrong, 0 repaired".to_owned(),
+        "push it again (needed by app:1)".to_owned(),
     ] {
         assert!(said.contains(&told), "{told} in\n{said}");
     }
+    // The example of `verify --help` names what to push, each time anew.
+    let help = run(forebay(["verify", "--help"])).await;
+    let example = help.lines().find_map(|line| line.split_once("| jq ")).expect("an example with jq").1;
+    for _ in 0..2 {
+        let json = attempt(verify(&mirror, &["--json"])).await.unwrap_err();
+        let shell = format!("printf '%s\\n' \"$1\" | sed -n '/^{{/p' | jq {example}");
+        assert_eq!(run(command("sh", ["-c", &shell, "sh", &json])).await, "app:1\n", "{json}");
+    }
+    let lost = mirror.metric(r#"forebay_corrupt_repairs_total{repair="lost"}"#).await;
+    assert_eq!(lost, 2.0);
     // Nothing of it is taken away, and nobody is told that it never was.
     let app = Repository::new(&mirror.url(), "app");
     for path in [format!("blobs/{}", layer.digest), format!("manifests/{}", manifest.digest)] {

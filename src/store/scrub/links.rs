@@ -26,8 +26,8 @@ pub enum LinkFault {
     Illegible { part: Part, name: Digest, why: String },
     /// The manifest that a tag points to is not in the repository. None: its link cannot be read.
     Tag { tag: Tag, digest: Option<Digest> },
-    /// What an image of a hosted repository consists of is not all here. `missing`: some of it, of so many.
-    Incomplete { manifest: Digest, missing: Vec<Digest>, count: usize },
+    /// What an image of a hosted repository consists of is not all here.
+    Incomplete { manifest: Digest, missing: Vec<Digest> },
 }
 
 impl fmt::Display for LinkFault {
@@ -40,10 +40,11 @@ impl fmt::Display for LinkFault {
             Self::Illegible { why, .. } => write!(f, "its link is no link: {why}"),
             Self::Tag { digest: Some(digest), .. } => write!(f, "it points to {digest}, which is missing"),
             Self::Tag { digest: None, .. } => f.write_str("its link names no digest"),
-            Self::Incomplete { missing, count, .. } => {
-                let named: Vec<String> = missing.iter().map(Digest::to_string).collect();
+            Self::Incomplete { missing, .. } => {
+                let named: Vec<String> = missing.iter().take(NAMED).map(Digest::to_string).collect();
+                let count = missing.len();
                 write!(f, "{count} of the things that it names are missing: {}", named.join(", "))?;
-                if *count > missing.len() { f.write_str(", ...") } else { Ok(()) }
+                if count > NAMED { f.write_str(", ...") } else { Ok(()) }
             }
         }
     }
@@ -140,6 +141,17 @@ impl Store {
         }
     }
 
+    /// Whether what is in a link's place is none. What no file can replace is taken away.
+    pub(in crate::store) fn clear_illegible(&self, key: &str) -> Result<bool, Error> {
+        if !matches!(self.read_link(key)?, Link::Illegible(_)) {
+            return Ok(false);
+        }
+        if self.home.stat(key)?.is_some_and(|stat| !stat.is_file) {
+            self.remove_strange(key)?;
+        }
+        Ok(true)
+    }
+
     fn check_tag(
         &self,
         repository: &Repository,
@@ -179,7 +191,7 @@ impl Store {
             ManifestKind::Artifact { blobs } => (Part::Blob, blobs),
             ManifestKind::Index { manifests } => (Part::Manifest, manifests),
         };
-        let (mut missing, mut count) = (Vec::new(), 0);
+        let mut missing = Vec::new();
         for descriptor in named.iter().filter(|descriptor| !descriptor.foreign) {
             let data = self.linked(&link_key(repository, part, &descriptor.digest), &descriptor.digest)?;
             let is_there = match data {
@@ -187,12 +199,11 @@ impl Store {
                 None => false,
             };
             if !is_there {
-                count += 1;
-                missing.extend((missing.len() < NAMED).then_some(descriptor.digest));
+                missing.push(descriptor.digest);
             }
         }
-        if count > 0 && self.revision(repository, &name)?.is_some() {
-            report(LinkFault::Incomplete { manifest: name, missing, count });
+        if !missing.is_empty() && self.revision(repository, &name)?.is_some() {
+            report(LinkFault::Incomplete { manifest: name, missing });
         }
         Ok(())
     }

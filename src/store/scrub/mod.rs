@@ -1,13 +1,14 @@
 //! Finding what has gone wrong on disk, and putting it out of reach.
 //!
 //! [`check`] hashes data again, shard by shard; what is bad goes to [`quarantine`]. [`links`] looks for
-//! links that lead nowhere. After a stop without notice [`doubt`] has each blob checked at its first
+//! links that lead nowhere, and [`needs`] knows whom that concerns. After a stop without notice [`doubt`] has each blob checked at its first
 //! read, by [`first`]. [`round`] remembers how far a round has come.
 
 mod check;
 mod doubt;
 mod first;
 mod links;
+mod needs;
 mod quarantine;
 mod round;
 #[cfg(test)]
@@ -95,7 +96,8 @@ impl fmt::Display for Wrong {
 impl Damage {
     /// The repositories that link it, for messages.
     pub fn repositories(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.linkers.iter().map(|linker| linker.name.clone()).collect();
+        let shown = |linker: &Linker| linker.origin.shown(&linker.name);
+        let mut names: Vec<String> = self.linkers.iter().map(shown).collect();
         names.dedup();
         if self.others > 0 {
             names.push(format!("{} more", self.others));

@@ -77,7 +77,7 @@ impl Store {
     }
 
     /// Removes a directory, or a symbolic link without what it leads to.
-    fn remove_strange(&self, key: &str) -> Result<(), Error> {
+    pub(super) fn remove_strange(&self, key: &str) -> Result<(), Error> {
         match self.home.delete(key) {
             Ok(()) => Ok(()),
             Err(_) => self.home.delete_tree(key),

@@ -141,7 +141,7 @@ async fn every_kind_of_damage_is_put_aside_and_healed_by_a_push() {
         let proof = dir.path().join(layout::proof(&mirrored.domain, &digest));
         assert!(proof.exists());
         damage(&data(dir.path(), &digest));
-        let repositories = vec!["a".to_owned(), "library/b".to_owned()];
+        let repositories = vec!["a".to_owned(), "docker.io/library/b".to_owned()];
         assert_eq!(wrong(check(&store, &digest)), (expected.clone(), repositories), "kind {kind}");
         assert!(store.blob(&digest).unwrap().is_none() && !proof.exists());
         assert!(fs::symlink_metadata(aside(dir.path(), &digest)).is_ok());
@@ -522,7 +522,7 @@ async fn links_that_lead_nowhere_are_told() {
     // A blob is lost: its link, and the image.
     fs::remove_file(data(dir.path(), &layer)).unwrap();
     let dangling = |part, name| LinkFault::Dangling { part, name, data: name };
-    let incomplete = LinkFault::Incomplete { manifest: manifest.digest, missing: vec![layer], count: 1 };
+    let incomplete = LinkFault::Incomplete { manifest: manifest.digest, missing: vec![layer] };
     assert_eq!(faults(&store, "a", true), [dangling(Part::Blob, layer), incomplete]);
     assert_eq!(faults(&store, "a", false), [dangling(Part::Blob, layer)], "a mirrored one need not be whole");
     // The manifest is: its link, and its tag.
@@ -542,6 +542,27 @@ async fn links_that_lead_nowhere_are_told() {
     }
     fs::write(dir.path().join(layout::tag_current(&own.repository, &"1".parse().unwrap())), "?").unwrap();
     assert!(faults(&store, "a", true).contains(&LinkFault::Tag { tag: "1".parse().unwrap(), digest: None }));
+}
+
+#[tokio::test]
+async fn who_needs_what_is_lost_is_known_by_tag_or_by_digest() {
+    use crate::oci::Reference;
+    let dir = tempfile::tempdir().unwrap();
+    let (store, own) = (open(dir.path()), hosted("a"));
+    let [config, layer] = [push(&store, &own, b"config").await, push(&store, &own, b"layer").await];
+    let manifest = image(&[config, layer]);
+    store.commit_manifest(&own, &manifest).unwrap();
+    store.survey(&|| false).unwrap();
+    let tag: crate::oci::Tag = "1".parse().unwrap();
+    fs::remove_file(data(dir.path(), &layer)).unwrap();
+    assert!(store.is_needed("a", &layer) && !store.is_needed("a", &Digest::sha256(b"other")));
+    for digest in [&layer, &manifest.digest] {
+        assert_eq!(store.images_with("a", digest, 9), [Reference::Tag(tag.clone())]);
+    }
+    assert_eq!(store.images_with("a", &Digest::sha256(b"other"), 9), []);
+    assert!(store.remove_tag(&own.repository, &tag).unwrap());
+    assert_eq!(store.images_with("a", &layer, 9), [Reference::Digest(manifest.digest)]);
+    assert_eq!(store.images_with("a", &layer, 0), []);
 }
 
 #[tokio::test]
@@ -615,6 +636,38 @@ async fn a_tag_is_taken_away_only_while_it_points_to_nothing() {
     fs::write(dir.path().join(layout::tag_current(&own.repository, &tag)), "?").unwrap();
     store.drop_dangling_tag(&own.repository, &tag, None).unwrap();
     assert!(!dir.path().join(layout::tag_current(&own.repository, &tag)).exists());
+}
+
+#[tokio::test]
+async fn a_tag_that_cannot_be_read_is_written_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, own, tag) = (open(dir.path()), hub("library/a"), "1".parse().unwrap());
+    let (digest, now) = (Digest::sha256(b"held"), std::time::SystemTime::now());
+    store.put_manifest(&own, &digest, b"held").unwrap();
+    store.put_tag(&own, &tag, &digest, now).unwrap();
+    let link = dir.path().join(layout::tag_current(&own.repository, &tag));
+    let damages: [fn(&Path); 3] = [
+        |link| fs::write(link, "").unwrap(),
+        |link| fs::write(link, "x".repeat(1000)).unwrap(),
+        |link| fs::remove_file(link).and_then(|()| fs::create_dir(link)).unwrap(),
+    ];
+    for (kind, damage) in damages.into_iter().enumerate() {
+        for confirmed in [false, true] {
+            damage(&link);
+            match confirmed {
+                true => store.touch_tag(&own.repository, &tag, &digest, now).unwrap(),
+                false => store.put_tag(&own, &tag, &digest, now).unwrap(),
+            }
+            assert_eq!(fs::read_to_string(&link).unwrap(), digest.to_string(), "kind {kind}");
+        }
+    }
+    // One that points elsewhere, and one to what is not here, stay.
+    let other = Digest::sha256(b"other");
+    store.touch_tag(&own.repository, &tag, &other, now).unwrap();
+    assert_eq!(store.tag(&own.repository, &tag).unwrap().unwrap().digest, digest);
+    fs::write(&link, "").unwrap();
+    store.touch_tag(&own.repository, &tag, &other, now).unwrap();
+    assert_eq!(fs::read_to_string(&link).unwrap(), "");
 }
 
 /// All that a reader gives, and how it ends.
