@@ -9,7 +9,8 @@ use bytes::Bytes;
 use crate::tasks::lock;
 
 /// Sizes that are used again, and up to how many buffers are out when the next is of one: 24 MiB of both. A
-/// hot file costs the less the larger the piece (measured: of 1 MiB at a time 0.28 s/GB, of 256 KiB 0.44).
+/// hot file costs the less the larger the piece (measured: one stream by 1 MiB 0.28 s/GB, by 256 KiB 0.44; eight
+/// beside each other 9 % less).
 const POOLED: [(usize, usize); 2] = [(1 << 20, 12), (256 << 10, 60)];
 const SMALL: usize = 32 * 1024;
 
