@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::oci::{ByteRange, Digest, MediaType, RangeRequest, Reference, Repository, Tag};
+use crate::oci::{ByteRange, Digest, MediaType, RangeRequest, Tag};
 use crate::store::BlobReader;
 
 pub use crate::oci::Referrer;
@@ -67,14 +67,6 @@ pub struct TagsAnswer {
 pub struct ReferrersAnswer {
     pub referrers: Arc<Vec<Referrer>>,
     pub served: Served,
-}
-
-/// A manifest as messages name it: `name:tag` or `name@digest`.
-pub fn subject(repository: &Repository, reference: &Reference) -> String {
-    match reference {
-        Reference::Tag(tag) => format!("{repository}:{tag}"),
-        Reference::Digest(digest) => format!("{repository}@{digest}"),
-    }
 }
 
 /// Why there is no answer. `http::error` gives each its status.

@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 
-use super::holding::name_of;
 use super::naming;
 use crate::control::{Command, EvictLine, EvictRequest, EvictTotals, EvictedImage, NotDone, Report};
 use crate::http::Service;
@@ -170,7 +169,7 @@ fn evicted(store: &Store, victim: &Victim) -> EvictedImage {
     let owner = store.owner_of(&victim.repository);
     let digest = victim.root.or_else(|| victim.layers.first().copied());
     EvictedImage {
-        repository: name_of(&victim.repository, owner.as_ref()),
+        repository: Repository::shown_as(&victim.repository, owner.as_ref()),
         digest: digest.map(|digest| digest.to_string()).unwrap_or_default(),
         tags: store.tags_to(victim),
         bytes: victim.bytes,

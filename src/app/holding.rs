@@ -20,12 +20,6 @@ fn owner_text(owner: Option<&Owner>) -> String {
     owner.map_or_else(|| "unknown".to_owned(), ToString::to_string)
 }
 
-/// As it is named everywhere, where it can be.
-pub fn name_of(stored_name: &str, owner: Option<&Owner>) -> String {
-    Repository::stored_as(stored_name, owner)
-        .map_or_else(|| stored_name.to_owned(), |found| found.to_string())
-}
-
 async fn show(store: Arc<Store>, request: DuRequest, told: Report<DuLine>) -> Result<DuLine, String> {
     store.surveyed().await;
     let counted = store.run(|store| {
@@ -62,7 +56,7 @@ async fn show_repositories(
     told: &Report<DuLine>,
 ) {
     for RepositoryUse { stored_name, owner, bytes, mut images } in repositories {
-        let name = name_of(&stored_name, owner.as_ref());
+        let name = Repository::shown_as(&stored_name, owner.as_ref());
         let line = DuRepository {
             name: name.clone(),
             upstream: owner_text(owner.as_ref()),

@@ -86,7 +86,7 @@ async fn pin_one(
     let held = store.named(&repository, &reference) != Named::Absent;
     let by_configuration = store.configured_pins().contains(&(repository.stored_name(), reference.clone()));
     let note = if held { None } else { naming::own_instead(service, store, text, &repository) };
-    Ok(PinnedImage { image: shown(&repository, &reference), held, as_before, by_configuration, note })
+    Ok(PinnedImage { image: reference.of(&repository), held, as_before, by_configuration, note })
 }
 
 /// The image that a text names, also one that was pinned while its upstream was configured.
@@ -113,7 +113,7 @@ async fn list(service: &Service, store: &Arc<Store>, told: Report<PinLine>) -> R
         let repository = repository(service, store, stored_name);
         let held = repository.as_ref().is_some_and(|of| store.named(of, reference) != Named::Absent);
         let image = match repository {
-            Some(repository) => shown(&repository, reference),
+            Some(repository) => reference.of(&repository),
             None => stored_name.clone(),
         };
         let (as_before, by_configuration) = (by_command.contains(pin), configured.contains(pin));
@@ -135,11 +135,4 @@ fn repository(service: &Service, store: &Store, stored_name: &str) -> Option<Rep
         (found.stored_name() == stored_name && service.owners.mirrors(&found)).then_some(found)
     });
     as_theirs.next().or_else(|| Repository::stored_as(stored_name, None))
-}
-
-fn shown(repository: &Repository, reference: &Reference) -> String {
-    match reference {
-        Reference::Tag(tag) => format!("{repository}:{tag}"),
-        Reference::Digest(digest) => format!("{repository}@{digest}"),
-    }
 }

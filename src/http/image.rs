@@ -95,8 +95,7 @@ impl Owners {
             .split_once('/')
             .is_some_and(|(first, _)| repository.owner != Owner::Hosted || is_registry(first));
         let host = if has_registry { String::new() } else { format!("localhost:{port}/") };
-        let mark = if matches!(reference, Reference::Digest(_)) { '@' } else { ':' };
-        format!("{host}{name}{mark}{reference}")
+        format!("{host}{}", reference.of(name))
     }
 
     fn repository(&self, name: &str, port: Option<u16>) -> Result<Repository, UnknownName> {

@@ -31,8 +31,8 @@ const REFERRERS_BYTES: usize = 3 << 20;
 const REASON_MAX: usize = 200;
 
 /// For text of visible ASCII, such as digests, hosts and numbers; anything else is dropped.
-pub fn header_value(text: String) -> HeaderValue {
-    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+pub fn header_value(text: impl Into<Bytes>) -> HeaderValue {
+    HeaderValue::from_maybe_shared(text.into()).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// The `{}` of `/v2/`.
@@ -283,9 +283,8 @@ fn json_body(body: String) -> Response<Payload> {
 
 fn named_by(headers: &mut HeaderMap, digest: &Digest) {
     let quoted = Bytes::from(format!("\"{digest}\""));
-    let value = |text: Bytes| HeaderValue::from_maybe_shared(text).unwrap_or(HeaderValue::from_static(""));
-    headers.insert(CONTENT_DIGEST, value(quoted.slice(1..quoted.len() - 1)));
-    headers.insert(header::ETAG, value(quoted));
+    headers.insert(CONTENT_DIGEST, header_value(quoted.slice(1..quoted.len() - 1)));
+    headers.insert(header::ETAG, header_value(quoted));
 }
 
 /// Whether `If-None-Match` names the content (RFC 9110, 13.1.2).

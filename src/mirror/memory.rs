@@ -32,8 +32,7 @@ impl Subject {
     /// As messages name it.
     pub fn of(&self, repository: &Repository) -> String {
         match self {
-            Self::Manifest(Reference::Tag(tag)) => format!("{repository}:{tag}"),
-            Self::Manifest(Reference::Digest(digest)) => format!("{repository}@{digest}"),
+            Self::Manifest(reference) => reference.of(repository),
             Self::Blob(digest) => format!("blob {digest} of {repository}"),
             Self::Referrers(digest) => format!("the referrers of {repository}@{digest}"),
             Self::Tags => format!("the tag list of {repository}"),

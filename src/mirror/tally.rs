@@ -9,7 +9,6 @@ use tokio::sync::mpsc;
 use super::finding::{Done, Fault, Finding, Found, Named};
 use super::scrub::{Scrubber, TOLD_MAX};
 use crate::metrics::Mended;
-use crate::oci::Reference;
 use crate::store::{LinkFault, OriginState};
 use crate::tasks::lock;
 
@@ -51,12 +50,8 @@ impl Scrubber {
             let mut named = Vec::new();
             for (name, origin) in concerned {
                 let of = origin.shown(&name);
-                for image in store.images_with(&name, &digest, IMAGES_MAX.saturating_sub(named.len())) {
-                    named.push(match image {
-                        Reference::Tag(tag) => format!("{of}:{tag}"),
-                        Reference::Digest(digest) => format!("{of}@{digest}"),
-                    });
-                }
+                let images = store.images_with(&name, &digest, IMAGES_MAX.saturating_sub(named.len()));
+                named.extend(images.iter().map(|image| image.of(&of)));
             }
             // A repository may link it as two things.
             named.sort();

@@ -15,7 +15,7 @@ use super::manifest::Request;
 use super::memory::Subject;
 use super::standing::Standing;
 use super::{Asker, Mirror, Toll};
-use crate::answer::{BlobWant, Error, Served, subject};
+use crate::answer::{BlobWant, Error, Served};
 use crate::metrics::Warmth;
 use crate::oci::{Descriptor, Digest, Manifest, ManifestKind, Platforms, Reference, Repository};
 use crate::upstream::{Hops, Purpose};
@@ -201,7 +201,7 @@ impl Mirror {
         bytes: bytes::Bytes,
         platforms: &Platforms,
     ) -> Result<(Parts, Option<WarmError>), WarmError> {
-        let subject = subject(request.repository, &Reference::Digest(root));
+        let subject = Reference::Digest(root).of(request.repository);
         let (mut parts, mut seen, mut absent) = (Parts::default(), HashSet::from([root]), None);
         let mut next = vec![(root, Some(bytes))];
         while let Some((digest, bytes)) = next.pop() {
@@ -326,7 +326,7 @@ impl Mirror {
             }
             Ok(missing)
         });
-        let subject = subject(&image.repository, &image.reference);
+        let subject = image.reference.of(&image.repository);
         match looked.await {
             Ok(0) => Ok(()),
             Ok(count) => Err(WarmError::NotKept { subject, count }),

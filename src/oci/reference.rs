@@ -71,6 +71,16 @@ impl fmt::Debug for Tag {
     }
 }
 
+impl Reference {
+    /// A manifest as messages name it: `name:tag` or `name@digest`.
+    pub fn of(&self, name: impl fmt::Display) -> String {
+        match self {
+            Self::Tag(tag) => format!("{name}:{tag}"),
+            Self::Digest(digest) => format!("{name}@{digest}"),
+        }
+    }
+}
+
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

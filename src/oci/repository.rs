@@ -116,6 +116,12 @@ impl Repository {
         };
         Some(Self { owner, name: name.parse().ok()? })
     }
+
+    /// The same for messages, by its name in the tree where it has no other.
+    pub fn shown_as(stored_name: &str, owner: Option<&Owner>) -> String {
+        let found = Self::stored_as(stored_name, owner);
+        found.map_or_else(|| stored_name.to_owned(), |repository| repository.to_string())
+    }
 }
 
 impl PartialEq for UpstreamHost {

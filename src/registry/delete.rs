@@ -2,7 +2,6 @@
 
 use super::Hosted;
 use super::error::PushError;
-use crate::answer::subject;
 use crate::oci::{Digest, Reference, Repository, Tag};
 use crate::store::{Removal, Store};
 
@@ -24,7 +23,7 @@ impl Hosted {
         let (options, referrers, reference) =
             (self.options.clone(), self.referrers.clone(), reference.clone());
         self.change(repository, move |store, repository| {
-            let missing = || PushError::NoManifest(subject(repository, &reference));
+            let missing = || PushError::NoManifest(reference.of(repository));
             let immutable = |tag: &Tag| {
                 let pattern = options.immutability(repository, tag)?.to_owned();
                 Some(PushError::Immutable { repository: repository.clone(), tag: tag.clone(), pattern })

@@ -18,9 +18,7 @@ use tokio::sync::Semaphore;
 
 use self::referrers::Referrers;
 use self::uploads::Uploads;
-use crate::answer::{
-    BlobAnswer, BlobWant, Error, ManifestAnswer, ReferrersAnswer, Served, TagsAnswer, subject as named,
-};
+use crate::answer::{BlobAnswer, BlobWant, Error, ManifestAnswer, ReferrersAnswer, Served, TagsAnswer};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, Owner, Reference, Repository, Tag, TagPattern};
@@ -171,7 +169,7 @@ impl Hosted {
                 None => Ok(store.revision(repository, &digest)?.map(|_| None)),
             }
         });
-        let subject = named(repository, reference);
+        let subject = reference.of(repository);
         let (digest, bytes) = there(found.await?, body, &subject)?;
         let manifest = Manifest::parse(&bytes, None)
             .map_err(|error| Error::Unfit { subject, why: format!("what is stored is {error}") })?;

@@ -5,7 +5,6 @@
 //! found at the next start. All of it happens under the lock that who links data waits for, and what was
 //! asked for since it was chosen stays.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -51,9 +50,18 @@ struct Needed<'a> {
     pinned: Pinned,
     stuck: BTreeSet<String>,
     on_their_way: HashSet<Key>,
+    /// None: whether the configuration has it does not matter.
+    serves: Option<Arc<Serves>>,
 }
 
 impl Spare for Needed<'_> {
+    fn is_foreign(&self, repository: &str, held: &Held) -> bool {
+        self.serves.as_ref().is_some_and(|serves| {
+            let repository = Repository::stored_as(repository, held.owner.as_ref());
+            repository.is_none_or(|repository| !serves(&repository))
+        })
+    }
+
     fn is_pinned(&self, repository: &str, manifest: Key) -> bool {
         self.pinned.get(repository).is_some_and(|pinned| pinned.contains(&manifest))
             || self.stuck.contains(repository)
@@ -84,15 +92,8 @@ impl Store {
 
     /// What room may be made of now, chosen as far as that takes to have so many bytes.
     fn dispensable(&self, need: u64) -> Result<Vec<Victim>, Error> {
-        let (serves, last) = (lock(&self.serves).clone(), RefCell::new((String::new(), false)));
-        self.victims(need, &|name, held, _, _| {
-            let mut last = last.borrow_mut();
-            if last.0 != name {
-                let repository = Repository::stored_as(name, held.owner.as_ref());
-                *last = (name.to_owned(), repository.is_some_and(|repository| serves(&repository)));
-            }
-            last.1
-        })
+        let serves = lock(&self.serves).clone();
+        self.chosen(need, &|_, _, _, _| true, Some(serves))
     }
 
     /// Reserves `more` bytes, and evicts for that what has to go. None: there is not as much that may go.
@@ -152,11 +153,15 @@ impl Store {
 
     /// What would go for `need` bytes. Nothing, as long as the index is not whole.
     pub fn victims(&self, need: u64, among: Among<'_>) -> Result<Vec<Victim>, Error> {
+        self.chosen(need, among, None)
+    }
+
+    fn chosen(&self, need: u64, among: Among<'_>, serves: Option<Arc<Serves>>) -> Result<Vec<Victim>, Error> {
         if self.index.progress() != Progress::Whole {
             return Ok(Vec::new());
         }
         self.note_wanted();
-        let needed = self.needed()?;
+        let needed = Needed { serves, ..self.needed()? };
         Ok(self.index.facts(|facts| choose(facts, need, &needed, among)))
     }
 
@@ -187,7 +192,7 @@ impl Store {
         let fetched: Vec<Digest> = lock(&self.fills).keys().map(|(_, digest)| *digest).collect();
         let on_their_way = self.index.facts(|facts| fetched.iter().map(|digest| facts.key(digest)).collect());
         let stuck = lock(&self.room.stuck).clone();
-        Ok(Needed { store: self, pinned: self.pinned()?, stuck, on_their_way })
+        Ok(Needed { store: self, pinned: self.pinned()?, stuck, on_their_way, serves: None })
     }
 
     /// Takes these away, as far as nobody came to need them. Gives those that went. Blocks.
@@ -267,13 +272,15 @@ impl Store {
 
     /// What is left of a repository that holds nothing: its record stays, and says whose it was.
     fn drop_empty_dirs(&self, repository: &Repository) -> Result<(), Error> {
-        let own = layout::repository(repository);
+        let (own, name) = (layout::repository(repository), repository.stored_name());
         let links = ALGORITHMS.iter().flat_map(|algorithm| {
             [layout::layers(repository, *algorithm), layout::revisions(repository, *algorithm)]
         });
-        let above = ["_layers", "_manifests/revisions", "_manifests/tags", "_manifests"];
-        let above = above.map(|part| format!("{own}/{part}"));
-        links.chain(above).chain([own]).try_for_each(|dir| self.home.drop_husk(&format!("{dir}/link")))
+        let parts = [layout::LAYERS, layout::REVISIONS, layout::TAGS].map(|part| layout::links(&name, part));
+        links
+            .chain(parts)
+            .chain([layout::manifests(&name), own])
+            .try_for_each(|dir| self.home.drop_husk(&format!("{dir}/link")))
     }
 
     pub(super) fn tell_evicted(&self, evicted: &Evicted) {

@@ -27,11 +27,7 @@ impl Keeper {
     }
 
     async fn room(&self, more: u64) -> Option<Reservation> {
-        if let Some(reserved) = self.store.reserve(more) {
-            return Some(reserved);
-        }
-        let made = self.store.change(move |store| store.make_room(more));
-        match tokio::time::timeout(PATIENCE, made).await {
+        match tokio::time::timeout(PATIENCE, self.store.room_for(more)).await {
             Ok(made) => made.inspect_err(|error| tracing::error!(%error, "no room can be made")).ok()?,
             Err(_) => None,
         }
@@ -46,10 +42,7 @@ impl fill::Keeper for Keeper {
                 return true;
             }
             let Some(room) = self.room(more).await else { return false };
-            match &mut self.reserved {
-                Some(reserved) => reserved.add(room),
-                None => self.reserved = Some(room),
-            }
+            Reservation::join(&mut self.reserved, room);
             true
         }
         .boxed()
@@ -88,6 +81,15 @@ impl fill::Keeper for Keeper {
 }
 
 impl Store {
+    /// Room for so many bytes, and others are evicted for it where they have to. None: there is not as much
+    /// that may go.
+    pub(super) async fn room_for(self: &Arc<Self>, bytes: u64) -> Result<Option<Reservation>, Error> {
+        match self.reserve(bytes) {
+            Some(room) => Ok(Some(room)),
+            None => self.change(move |store| store.make_room(bytes)).await,
+        }
+    }
+
     /// Keeps what a fill has brought, and links it wherever it was shown to be.
     fn keep_fill(&self, fill: &Fill, mut staged: Staged, room: Option<Reservation>) -> Result<(), Error> {
         staged.sync()?;

@@ -55,8 +55,7 @@ impl OriginState {
             Self::Known(origin) => Some(&origin.owner),
             Self::Absent | Self::Unknown => None,
         };
-        let repository = Repository::stored_as(stored_name, owner);
-        repository.map_or_else(|| stored_name.to_owned(), |repository| repository.to_string())
+        Repository::shown_as(stored_name, owner)
     }
 }
 

@@ -106,6 +106,14 @@ impl Store {
 }
 
 impl Reservation {
+    /// Adds what was reserved to what there is.
+    pub fn join(to: &mut Option<Self>, more: Self) {
+        match to {
+            Some(reserved) => reserved.add(more),
+            None => *to = Some(more),
+        }
+    }
+
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -117,7 +125,7 @@ impl Reservation {
         lock(&self.room.taken).unwritten -= bytes;
     }
 
-    pub fn add(&mut self, mut other: Self) {
+    fn add(&mut self, mut other: Self) {
         self.bytes += std::mem::take(&mut other.bytes);
         self.unwritten += std::mem::take(&mut other.unwritten);
     }

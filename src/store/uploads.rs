@@ -221,16 +221,10 @@ impl Upload {
             return;
         }
         self.sought = self.received;
-        let room = match self.store.reserve(STRIDE) {
-            Some(room) => Ok(Some(room)),
-            None => self.store.change(|store| store.make_room(STRIDE)).await,
-        };
+        let room = self.store.room_for(STRIDE).await;
         let room = room.inspect_err(|error| tracing::warn!(%error, "no room can be made for a push"));
         if let Ok(Some(room)) = room {
-            match &mut self.room {
-                Some(reserved) => reserved.add(room),
-                None => self.room = Some(room),
-            }
+            Reservation::join(&mut self.room, room);
         }
     }
 

@@ -8,7 +8,7 @@ use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use super::facts::{AsIs, Facts, Held, Key, Keys, Seconds};
-use crate::oci::{Digest, Owner};
+use crate::oci::Digest;
 
 type Counts = HashMap<Key, u32, BuildHasherDefault<AsIs>>;
 
@@ -29,6 +29,8 @@ pub struct Victim {
 
 /// What is never chosen, or not now.
 pub trait Spare {
+    /// Nothing of the repository may go.
+    fn is_foreign(&self, repository: &str, held: &Held) -> bool;
     /// A person wants it to stay.
     fn is_pinned(&self, repository: &str, manifest: Key) -> bool;
     /// It is being fetched, whether some of it is held or none.
@@ -65,7 +67,8 @@ pub fn choose(
     among: &dyn Fn(&str, &Held, Key, Seconds) -> bool,
 ) -> Vec<Victim> {
     let mut units = Vec::new();
-    for (name, held) in facts.repositories().filter(|(_, held)| may_go(held)) {
+    let may_go = |name: &str, held: &Held| held.is_mirrored() && !spare.is_foreign(name, held);
+    for (name, held) in facts.repositories().filter(|(name, held)| may_go(name, held)) {
         let images = held.roots().map(|key| (key, true));
         let units_here = images.chain(held.loose().into_iter().map(|key| (key, false)));
         units.extend(units_here.map(|(key, is_image)| {
@@ -91,11 +94,6 @@ pub fn choose(
         }
     }
     victims
-}
-
-/// Only what an upstream can give again.
-fn may_go(held: &Held) -> bool {
-    matches!(held.owner, Some(Owner::Upstream(_)))
 }
 
 impl<'a> Choice<'a> {

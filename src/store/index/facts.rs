@@ -323,6 +323,11 @@ impl Facts {
 }
 
 impl Held {
+    /// Whether an upstream gave it, and may give it again.
+    pub fn is_mirrored(&self) -> bool {
+        matches!(self.owner, Some(Owner::Upstream(_)))
+    }
+
     pub fn is_empty(&self) -> bool {
         self.layers.is_empty() && self.manifests.is_empty() && self.tags.is_empty()
     }

@@ -49,6 +49,10 @@ struct Spared {
 }
 
 impl Spare for Spared {
+    fn is_foreign(&self, _: &str, _: &Held) -> bool {
+        false
+    }
+
     fn is_pinned(&self, repository: &str, manifest: Key) -> bool {
         self.pinned.contains(&(repository.to_owned(), self.keys[&manifest]))
     }

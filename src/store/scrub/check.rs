@@ -132,8 +132,7 @@ impl Store {
     }
 
     /// Hashes data again and puts it out of reach where it is bad; what was pushed and cannot be read stays
-    /// in its place. `pace` is told of each piece, and
-    /// says whether to go on. Blocks for as long as that takes.
+    /// in its place. `pace` is told of each piece, and says whether to go on. Blocks for as long as that takes.
     pub fn check(&self, digest: &Digest, pace: &mut dyn FnMut(u64) -> bool) -> Result<Checked, Error> {
         let mut verdict = self.judge(digest, pace)?;
         if matches!(verdict, Verdict::Bad(Wrong::Unreadable(_), _)) {

@@ -1,8 +1,8 @@
 //! Finding what has gone wrong on disk, and putting it out of reach.
 //!
 //! [`check`] hashes data again, shard by shard; what is bad goes to [`quarantine`]. [`links`] looks for
-//! links that lead nowhere, and [`needs`] knows whom that concerns. After a stop without notice [`doubt`] has each blob checked at its first
-//! read, by [`first`]. [`round`] remembers how far a round has come.
+//! links that lead nowhere, and [`needs`] knows whom that concerns. After a stop without notice [`doubt`]
+//! has each blob checked at its first read, by [`first`]. [`round`] remembers how far a round has come.
 
 mod check;
 mod doubt;

@@ -135,8 +135,7 @@ impl Store {
         Ok(self.index.facts(|facts| {
             let key = facts.key(digest);
             facts.repositories().any(|(_, held)| {
-                !matches!(held.owner, Some(Owner::Upstream(_)))
-                    && (held.layers.contains_key(&key) || held.manifests.contains_key(&key))
+                !held.is_mirrored() && (held.layers.contains_key(&key) || held.manifests.contains_key(&key))
             })
         }))
     }
