@@ -97,6 +97,9 @@ impl Disk for Failing {
 }
 
 impl File for FailingFile {
+    fn descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        None
+    }
     fn size(&self) -> io::Result<u64> {
         self.0.call(|| self.1.size())
     }

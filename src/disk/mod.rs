@@ -13,11 +13,12 @@ pub mod simulated;
 
 use std::ffi::OsString;
 use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-pub use real::RealDisk;
+pub use real::{RealDisk, send};
 
 /// A file system.
 pub trait Disk: Send + Sync + 'static {
@@ -60,6 +61,8 @@ pub trait File: Send + Sync + 'static {
     /// The same as `read_at`, for a file that was opened to be looked through: it brings nothing into
     /// memory that others would have to give way to.
     fn read_aside(&self, into: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// For [`send`]. None: the kernel knows nothing of this file.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
     /// Writes all of `from`, one piece after the other.
     fn write_at(&self, from: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
     /// Makes what was written survive a power loss. After an error, what was written is lost for

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::num::NonZeroU64;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +18,17 @@ use super::{Disk, Entry, File, Space, Stat};
 pub struct RealDisk;
 
 struct RealFile(fs::File);
+
+/// Sends at most `count` bytes of a file to a socket, as `send(2)` would: 0 at the end of the file. What is not
+/// in memory is waited for.
+pub fn send(
+    file: BorrowedFd<'_>,
+    socket: BorrowedFd<'_>,
+    mut offset: u64,
+    count: usize,
+) -> io::Result<usize> {
+    Ok(rustix::fs::sendfile(socket, file, Some(&mut offset), count)?)
+}
 
 /// Opens a regular file that is there. What else may stand in its place is not followed, and not waited
 /// for: to open a pipe would take until somebody writes to it.
@@ -182,6 +194,10 @@ impl File for RealFile {
             let _ = fadvise(&self.0, offset, Some(len), Advice::DontNeed);
         }
         Ok(count)
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.as_fd())
     }
 
     fn write_at(&self, from: &[IoSlice<'_>], offset: u64) -> io::Result<()> {

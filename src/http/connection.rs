@@ -54,6 +54,8 @@ pub struct Arrival {
     pub server_name: Option<Arc<str>>,
     /// Whose certificate the client showed.
     pub certificate: Option<Arc<str>>,
+    /// Whether files can be sent: what is written here reaches the socket as it is.
+    pub takes_windows: bool,
     pub activity: Arc<Activity>,
 }
 
@@ -66,6 +68,7 @@ impl Arrival {
             tls,
             server_name: None,
             certificate: None,
+            takes_windows: false,
             activity: Arc::default(),
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, Version, header, request};
 
 use super::body::{Body, BodyError, Payload};
 use super::connection::Arrival;
@@ -78,6 +78,8 @@ pub struct Exchange {
     started: Instant,
     sent: u64,
     complete: bool,
+    /// Whether the answer may have [`crate::store::window`]s: over HTTP/2, bytes are put into frames.
+    pub takes_windows: bool,
     busy: Busy,
 }
 
@@ -110,6 +112,7 @@ impl Exchange {
             started: Instant::now(),
             sent: 0,
             complete: false,
+            takes_windows: arrival.takes_windows && request.version < Version::HTTP_2,
             busy: arrival.activity.begin(request.version),
         }
     }

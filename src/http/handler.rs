@@ -26,6 +26,7 @@ use crate::metrics::{Kind, Outcome};
 use crate::mirror::Mirror;
 use crate::oci::{Digest, Owner, Reference, Repository};
 use crate::registry::Hosted;
+use crate::store::BlobReader;
 use crate::tasks::Tasks;
 use crate::upstream::Hops;
 
@@ -262,7 +263,11 @@ impl Service {
             }
             Owner::Hosted => content.hosted.blob(repository, digest, want).await,
         };
-        let answer = answer.map_err(|error| self.without_content(caller, &error, Kind::Blob, repository))?;
+        let mut answer =
+            answer.map_err(|error| self.without_content(caller, &error, Kind::Blob, repository))?;
+        if exchange.takes_windows {
+            answer.body = answer.body.map(BlobReader::by_windows);
+        }
         if want != BlobWant::Head {
             if answer.body.is_none() {
                 return Err(without_body(digest, Kind::Blob, repository));

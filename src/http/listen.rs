@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::address::Scope;
 use super::connection::{self, Arrival, Door};
+use super::direct::Direct;
 use super::forward::{Context, Forward};
 use super::handler::Service;
 use super::socket::{Passed, Socket, Stream, UnixError};
@@ -328,10 +329,10 @@ impl Acceptor {
                 }
                 match self.forward.clone() {
                     Some(forward) => self.forward(forward, stream, peer, place),
-                    None => self.serve(stream, peer, place),
+                    None => self.serve(Direct(stream), peer, place, self.tls.is_none()),
                 }
             }
-            Stream::Unix(stream) => self.serve(stream, peer, place),
+            Stream::Unix(stream) => self.serve(stream, peer, place, false),
         }
     }
 
@@ -352,12 +353,12 @@ impl Acceptor {
         });
     }
 
-    fn serve<I>(&self, stream: I, peer: SocketAddr, place: OwnedSemaphorePermit)
+    fn serve<I>(&self, stream: I, peer: SocketAddr, place: OwnedSemaphorePermit, takes_windows: bool)
     where
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let mut arrival = Arrival::new(peer, self.door, self.tls.is_some());
-        arrival.scope = self.scope.clone();
+        (arrival.scope, arrival.takes_windows) = (self.scope.clone(), takes_windows);
         let (tls, service, patience) = (self.tls.clone(), self.service.clone(), self.patience);
         let (stop, cut) = (self.places.stop.clone(), self.places.cut.clone());
         let (metrics, tasks) = (self.metrics.clone(), self.tasks.clone());

@@ -8,6 +8,7 @@ mod auth;
 mod body;
 mod callers;
 mod connection;
+mod direct;
 mod error;
 mod exchange;
 mod forward;

@@ -33,6 +33,7 @@ mod tend;
 pub(crate) mod tests;
 mod uploads;
 mod wanted;
+pub mod window;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -269,17 +270,17 @@ impl Store {
         }
         directory::settle(&home)?;
         directory::tell_denied(&home, || own_by_this(&options.data, &*disk))?;
-        let (buffers, fills) = (Arc::default(), Mutex::default());
+        let (buffers, fills) = (Arc::<Buffers>::default(), Mutex::default());
         let leases = Leases::new(options.lease, clock.clone());
         let (uploads, told_odd) = (uploads::Turns::default(), AtomicBool::new(false));
         let store = Self {
             options,
             home,
             health,
-            buffers,
+            buffers: buffers.clone(),
             fills,
             room: Arc::default(),
-            open: OpenFiles::default(),
+            open: OpenFiles::new(buffers),
             index: Index::new(metrics.clone()),
             wanted: Wanted::default(),
             pins: Pins::default(),

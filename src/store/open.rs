@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 
+use super::buffers::Buffers;
 use super::{Error, Held, Store, layout};
 use crate::disk::File;
 use crate::oci::Digest;
@@ -11,8 +12,9 @@ use crate::tasks::lock;
 /// Those that were closed are forgotten when there are so many more than after the last time.
 const SPARE: usize = 256;
 
-#[derive(Default)]
 pub struct OpenFiles {
+    /// Pieces that nobody reads keep files open too, and are let go of before that counts.
+    buffers: Arc<Buffers>,
     known: Mutex<Known>,
     /// Data that is gone, and still takes its space.
     lingering: Mutex<Vec<(Weak<dyn File>, u64)>>,
@@ -25,8 +27,20 @@ struct Known {
 }
 
 impl OpenFiles {
+    pub fn new(buffers: Arc<Buffers>) -> Self {
+        Self { buffers, known: Mutex::default(), lingering: Mutex::default() }
+    }
+
     fn get(&self, digest: &Digest) -> Option<Arc<dyn File>> {
         lock(&self.known).files.get(digest)?.upgrade()
+    }
+
+    /// Whether anybody reads this.
+    fn is_read(&self, file: &Weak<dyn File>) -> bool {
+        if let Some(file) = file.upgrade() {
+            self.buffers.let_go(&file);
+        }
+        file.strong_count() > 0
     }
 
     /// Somebody has this open.
@@ -40,13 +54,14 @@ impl OpenFiles {
     }
 
     pub fn is_open(&self, digest: &Digest) -> bool {
-        lock(&self.known).files.get(digest).is_some_and(|file| file.strong_count() > 0)
+        let file = lock(&self.known).files.get(digest).cloned();
+        file.is_some_and(|file| self.is_read(&file))
     }
 
     /// What stands under this digest is another file from now on, or none. `size`: of the one that was.
     pub fn forget(&self, digest: &Digest, size: u64) {
         let file = lock(&self.known).files.remove(digest);
-        if let Some(file) = file.filter(|file| file.strong_count() > 0) {
+        if let Some(file) = file.filter(|file| self.is_read(file)) {
             lock(&self.lingering).push((file, size));
         }
     }
@@ -61,7 +76,7 @@ impl OpenFiles {
     /// Bytes that are gone and not free.
     pub fn lingering(&self) -> u64 {
         let mut lingering = lock(&self.lingering);
-        lingering.retain(|(file, _)| file.strong_count() > 0);
+        lingering.retain(|(file, _)| self.is_read(file));
         lingering.iter().map(|(_, size)| size).sum()
     }
 }

@@ -4,16 +4,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::buffers::Buffers;
+use super::buffers::{Buffer, Buffers, PIECE};
 use super::fill::{FillError, FillReader};
 use super::scrub::FirstRead;
-use super::{Held, Store};
+use super::{Held, Store, window};
 use crate::disk::File;
 use crate::oci::{ByteRange, Digest};
 
 /// A body that is always ready would hold its worker for as long as the client reads on: after so
 /// many bytes it lets others run (measured: the median wait of a small request falls from 23 ms to 0.6).
 const YIELD_EVERY: usize = 512 * 1024;
+
+/// Less is read rather than sent from the file: that costs as much.
+const WINDOW_MIN: u64 = 32 * 1024;
 
 /// Why a body broke off. The transfer must be cut then, never ended cleanly.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -52,7 +55,7 @@ impl BlobReader {
         let range = range.unwrap_or(whole);
         let ByteRange { start, end } = range;
         let Held { file, digest, is_doubtful, .. } = held;
-        let reader = FileReader { store: store.clone(), digest, file, at: start, end };
+        let reader = FileReader { store: store.clone(), digest, file, at: start, end, by_windows: false };
         let from = match is_doubtful {
             false => Origin::File(reader),
             true => Origin::First(Box::new(FirstRead::new(reader, range == whole))),
@@ -62,6 +65,14 @@ impl BlobReader {
 
     pub fn fill(reader: FillReader) -> Self {
         Self { from: Origin::Fill(reader), since_yield: 0 }
+    }
+
+    /// For a connection that sends files: pieces may be [`window`]s.
+    pub fn by_windows(mut self) -> Self {
+        if let Origin::File(reader) = &mut self.from {
+            reader.by_windows = reader.file.descriptor().is_some();
+        }
+        self
     }
 
     /// The next piece, `None` at the end; after an error nothing more.
@@ -91,6 +102,7 @@ pub(super) struct FileReader {
     file: Arc<dyn File>,
     at: u64,
     end: u64,
+    by_windows: bool,
 }
 
 impl FileReader {
@@ -98,12 +110,44 @@ impl FileReader {
         if self.at >= self.end {
             return None;
         }
-        let piece = read_piece(&self.file, &self.store.buffers, self.at, self.end).await;
+        let piece = match self.window() {
+            Ok(Some(bytes)) => Ok(bytes),
+            Ok(None) => self.piece().await,
+            Err(error) => Err(error),
+        };
         match &piece {
             Ok(bytes) => self.at += bytes.len() as u64,
             Err(_) => self.store.suspect(&self.digest),
         }
         Some(piece)
+    }
+
+    /// What the page cache has whole: to send what it lacks would hold up a worker.
+    fn window(&self) -> Result<Option<Bytes>, ReadError> {
+        let len = (self.end - self.at).min(window::SIZE as u64);
+        if !self.by_windows || len < WINDOW_MIN {
+            return Ok(None);
+        }
+        // What was read ahead has no gaps, nearly always; a gap costs one wait for the disk.
+        for probe in [self.at + len - 1, self.at, self.at + len / 2] {
+            let there = self.file.read_ready(&mut [0], probe);
+            if there.map_err(|error| ReadError::Disk(Arc::new(error)))? != Some(1) {
+                return Ok(None);
+            }
+        }
+        let (store, digest, file) = (self.store.clone(), self.digest, self.file.clone());
+        Ok(window::lend(window::Piece { store, digest, file, at: self.at }, len as usize))
+    }
+
+    /// To the next multiple of a piece's size: so others find what they are to read next.
+    async fn piece(&self) -> Result<Bytes, ReadError> {
+        let (file, buffers, at) = (&self.file, &self.store.buffers, self.at);
+        if let Some(bytes) = buffers.piece(file, at, self.end) {
+            return Ok(bytes);
+        }
+        let end = self.end.min((at / PIECE + 1) * PIECE);
+        let (buffer, count) = read(file, buffers, at, end).await?;
+        Ok(buffers.share(file, at, buffer, count))
     }
 }
 
@@ -115,19 +159,29 @@ pub(super) async fn read_piece(
     at: u64,
     end: u64,
 ) -> Result<Bytes, ReadError> {
+    let (buffer, count) = read(file, buffers, at, end).await?;
+    Ok(buffer.into_bytes(count))
+}
+
+async fn read(
+    file: &Arc<dyn File>,
+    buffers: &Arc<Buffers>,
+    at: u64,
+    end: u64,
+) -> Result<(Buffer, usize), ReadError> {
     let disk = |error| ReadError::Disk(Arc::new(error));
     let want = end - at;
     let mut buffer = buffers.take(want);
     if let Some(count) = file.read_ready(buffer.space(want), at).map_err(disk)?
         && count > 0
     {
-        return Ok(buffer.into_bytes(count));
+        return Ok((buffer, count));
     }
     let file = file.clone();
     let read = move || file.read_at(buffer.space(want), at).map(|count| (buffer, count));
     let blocking = tokio::task::spawn_blocking(read).await;
     match blocking.unwrap_or_else(|gone| Err(std::io::Error::other(gone))).map_err(disk)? {
         (_, 0) => Err(ReadError::Short),
-        (buffer, count) => Ok(buffer.into_bytes(count)),
+        (buffer, count) => Ok((buffer, count)),
     }
 }

@@ -68,6 +68,7 @@ impl Store {
                     tracing::error!(%error, "the store cannot be kept to its size");
                 }
                 store.write_wanted();
+                store.buffers.rest();
             })
             .await;
             tokio::time::sleep(EVERY).await;

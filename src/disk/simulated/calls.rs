@@ -153,6 +153,9 @@ impl Drop for Lock {
 }
 
 impl File for Handle {
+    fn descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        None
+    }
     fn size(&self) -> io::Result<u64> {
         let mut state = self.disk.state();
         state.plain_call(false)?;

@@ -181,6 +181,9 @@ fn failing(room: u64, creates: bool) -> Hooked {
 struct FailingFile(Arc<dyn File>, Arc<AtomicU64>);
 
 impl File for FailingFile {
+    fn descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        None
+    }
     fn size(&self) -> io::Result<u64> {
         self.0.size()
     }

@@ -42,6 +42,9 @@ impl Script {
 struct Scripted(Arc<Script>, Arc<dyn File>);
 
 impl File for Scripted {
+    fn descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        None
+    }
     fn size(&self) -> io::Result<u64> {
         self.1.size()
     }

@@ -1,6 +1,7 @@
 //! A disk whose calls that write are watched: for failures, and for not coming back.
 
 use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -122,6 +123,9 @@ impl File for WatchedFile {
     }
     fn read_aside(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
         self.file.read_aside(into, offset)
+    }
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.file.descriptor()
     }
     fn write_at(&self, from: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         self.watch.call(PROMPT, || self.file.write_at(from, offset))

@@ -192,6 +192,9 @@ async fn a_manifest_is_checked_like_a_blob() {
 struct Failing(i32);
 
 impl File for Failing {
+    fn descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        None
+    }
     fn size(&self) -> io::Result<u64> {
         Ok(10)
     }

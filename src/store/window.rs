@@ -1,0 +1,148 @@
+//! Bytes that stand for a piece of a file, for a connection that sends the file's own in their place
+//! (sendfile(2)): what is held then reaches a socket without passing through this process.
+//!
+//! They are addresses in memory that nobody ever writes or reads, so it takes none. Who did read it would find
+//! zeros: windows are lent only for connections that look up all that they write.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, LazyLock, Mutex};
+
+use bytes::Bytes;
+use rustix::io::Errno;
+
+use super::{ReadError, Store};
+use crate::disk::{self, File};
+use crate::oci::Digest;
+use crate::tasks::lock;
+
+/// What a window shows at most. A connection has one or two.
+pub const SIZE: usize = 1 << 20;
+/// Who finds none free reads instead.
+const COUNT: usize = 256;
+
+static WINDOWS: LazyLock<Windows> = LazyLock::new(|| Windows::new(COUNT));
+
+struct Windows {
+    memory: Vec<u8>,
+    lent: Mutex<Lent>,
+}
+
+struct Lent {
+    free: Vec<usize>,
+    pieces: Vec<Option<Piece>>,
+}
+
+/// A piece of held data.
+#[derive(Clone)]
+pub struct Piece {
+    pub store: Arc<Store>,
+    pub digest: Digest,
+    pub file: Arc<dyn File>,
+    pub at: u64,
+}
+
+/// A window that is lent, until it is dropped.
+struct Loan {
+    number: usize,
+    len: usize,
+}
+
+impl Windows {
+    fn new(count: usize) -> Self {
+        // Where a limit leaves no room for that many addresses, there are no windows.
+        let count = Vec::<u8>::new().try_reserve_exact(count * SIZE).map_or(0, |()| count);
+        let lent = Lent { free: (0..count).rev().collect(), pieces: vec![None; count] };
+        Self { memory: vec![0; count * SIZE], lent: Mutex::new(lent) }
+    }
+
+    /// The number of the window that an address is in, and how far in.
+    fn find(&self, address: usize) -> Option<(usize, usize)> {
+        let offset = address.checked_sub(self.memory.as_ptr() as usize)?;
+        (offset < self.memory.len()).then_some((offset / SIZE, offset % SIZE))
+    }
+}
+
+/// The bytes of a piece, `len` of them and no more than [`SIZE`]. None: all windows are lent.
+pub fn lend(piece: Piece, len: usize) -> Option<Bytes> {
+    let mut lent = lock(&WINDOWS.lent);
+    let number = lent.free.pop()?;
+    lent.pieces[number] = Some(piece);
+    drop(lent);
+    Some(Bytes::from_owner(Loan { number, len: len.min(SIZE) }))
+}
+
+/// Whether these bytes are a window's.
+pub fn is_one(bytes: &[u8]) -> bool {
+    !bytes.is_empty() && WINDOWS.find(bytes.as_ptr() as usize).is_some()
+}
+
+/// Sends what these bytes stand for, or the beginning of it, as [`disk::send`] does. None: they stand for
+/// nothing but themselves.
+pub fn send(bytes: &[u8], socket: BorrowedFd<'_>) -> Option<io::Result<usize>> {
+    let (number, offset) = WINDOWS.find(bytes.as_ptr() as usize)?;
+    let piece = lock(&WINDOWS.lent).pieces.get(number)?.clone()?;
+    Some(piece.send(socket, offset as u64, bytes.len()))
+}
+
+impl Piece {
+    fn send(&self, socket: BorrowedFd<'_>, offset: u64, count: usize) -> io::Result<usize> {
+        // Nothing else is lent.
+        let Some(file) = self.file.descriptor() else { return Err(io::ErrorKind::Unsupported.into()) };
+        let sent = match disk::send(file, socket, self.at + offset, count) {
+            Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, ReadError::Short)),
+            other => other,
+        };
+        // Other errors are the socket's.
+        let of_file = |error: &io::Error| {
+            error.kind() == io::ErrorKind::UnexpectedEof || Errno::from_io_error(error) == Some(Errno::IO)
+        };
+        sent.inspect_err(|error| {
+            if of_file(error) {
+                self.store.suspect(&self.digest);
+            }
+        })
+    }
+}
+
+impl AsRef<[u8]> for Loan {
+    fn as_ref(&self) -> &[u8] {
+        let start = self.number * SIZE;
+        &WINDOWS.memory[start..start + self.len]
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        let mut lent = lock(&WINDOWS.lent);
+        let piece = lent.pieces[self.number].take();
+        lent.free.push(self.number);
+        drop(lent);
+        // This may close a file, which can take long where it has no name any more.
+        drop(piece);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_lead_to_their_window() {
+        let windows = Windows::new(3);
+        let start = windows.memory.as_ptr() as usize;
+        assert_eq!(windows.find(start), Some((0, 0)));
+        assert_eq!(windows.find(start + SIZE - 1), Some((0, SIZE - 1)));
+        assert_eq!(windows.find(start + 2 * SIZE + 7), Some((2, 7)));
+        assert_eq!((windows.find(start + 3 * SIZE), windows.find(start - 1)), (None, None));
+        assert!(!is_one(b"") && !is_one(b"text"));
+        assert_eq!(windows.lent.lock().unwrap().free, [2, 1, 0]);
+    }
+
+    #[test]
+    fn where_addresses_are_too_few_there_are_no_windows() {
+        let windows = Windows::new(usize::MAX / SIZE);
+        assert!(windows.memory.is_empty() && windows.lent.lock().unwrap().free.is_empty());
+        assert_eq!(windows.find(windows.memory.as_ptr() as usize), None);
+    }
+}
