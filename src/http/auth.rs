@@ -1,5 +1,6 @@
 //! Who a request comes from, and whether it may do what it asks for.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::uri::Authority;
@@ -274,6 +275,9 @@ fn is_local(arrival: &Arrival, request: &http::request::Parts) -> bool {
 }
 
 fn names_loopback(authority: &str) -> bool {
+    if let Ok(address) = authority.parse::<SocketAddr>() {
+        return address.ip().is_loopback();
+    }
     let Ok(authority) = authority.parse::<Authority>() else { return false };
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     let address = host.parse::<std::net::IpAddr>();

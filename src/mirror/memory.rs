@@ -1,11 +1,12 @@
 //! What is hot, bounded by bytes: tag -> digest, digest -> manifest, links, small blobs, refusals.
 
+use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
-use moka::sync::Cache;
+use foldhash::quality::RandomState;
 
 use super::referrers::KnownReferrers;
 use super::standing::Standing;
@@ -18,6 +19,18 @@ use crate::upstream::CallerId;
 pub const SMALL_BLOB: u64 = 64 * 1024;
 /// What an entry costs beside its content (measured: 353-385 bytes, and the key).
 const ENTRY: u32 = 512;
+
+/// By a hash that is fast for short keys, seeded anew in each process: a hit looks up four of them.
+pub type Cache<K, V> = moka::sync::Cache<K, V, RandomState>;
+
+/// Of so many entries at most.
+pub fn cache<K, V>(entries: u64) -> Cache<K, V>
+where
+    K: Hash + Eq + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    moka::sync::Cache::builder().max_capacity(entries).build_with_hasher(RandomState::default())
+}
 
 /// What is asked for, within a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -98,33 +111,33 @@ impl Memory {
         let bytes = |bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX).saturating_add(ENTRY);
         Self {
             // The view beside the bytes is about as large as they are.
-            manifests: Cache::builder()
+            manifests: moka::sync::Cache::builder()
                 .max_capacity(share(4))
                 .weigher(move |_, held: &Arc<HeldManifest>| bytes(&held.bytes).saturating_mul(2))
-                .build(),
-            tags: Cache::new(entries(1)),
-            layers: Cache::new(entries(1)),
-            blobs: Cache::builder()
+                .build_with_hasher(RandomState::default()),
+            tags: cache(entries(1)),
+            layers: cache(entries(1)),
+            blobs: moka::sync::Cache::builder()
                 .max_capacity(options.blob_memory)
                 .weigher(move |_, blob: &Bytes| bytes(blob))
-                .build(),
-            standings: Cache::new(entries(1) / 2),
-            lists: Cache::builder()
+                .build_with_hasher(RandomState::default()),
+            standings: cache(entries(1) / 2),
+            lists: moka::sync::Cache::builder()
                 .max_capacity(share(1) / 2)
                 .weigher(|_, (answer, _): &(TagsAnswer, Instant)| {
                     let text: usize = answer.tags.iter().map(|tag| tag.as_str().len() + 40).sum();
                     u32::try_from(text).unwrap_or(u32::MAX).saturating_add(ENTRY)
                 })
-                .build(),
-            referrers: Cache::builder()
+                .build_with_hasher(RandomState::default()),
+            referrers: moka::sync::Cache::builder()
                 .max_capacity(share(1) / 2)
                 .weigher(|_, known: &Arc<KnownReferrers>| {
                     let text: usize = known.list.iter().map(text_of).sum();
                     u32::try_from(text).unwrap_or(u32::MAX).saturating_add(ENTRY)
                 })
-                .build(),
-            rights: Cache::new(entries(1) / 4),
-            refusals: Cache::new(entries(1) / 4),
+                .build_with_hasher(RandomState::default()),
+            rights: cache(entries(1) / 4),
+            refusals: cache(entries(1) / 4),
         }
     }
 

@@ -7,10 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
-use moka::sync::Cache;
 
 use super::manifest::Request;
-use super::memory::Subject;
+use super::memory::{Cache, Subject, cache};
 use super::tag::{PATIENCE, Resolved};
 use super::warm::Background;
 use super::{Mirror, lost};
@@ -43,7 +42,7 @@ pub struct Heat {
 impl Hot {
     /// Where nothing is to be refreshed, nothing is counted.
     pub fn new(per_minute: u32) -> Self {
-        Self((per_minute > 0).then(|| Cache::new(TAGS_MAX)))
+        Self((per_minute > 0).then(|| cache(TAGS_MAX)))
     }
 
     pub fn note(&self, repository: &Repository, tag: &Tag) {

@@ -521,6 +521,9 @@ impl Mirror {
 
     /// Writes the tag to disk, once its manifest is held.
     fn keep_tag(self: &Arc<Self>, request: &Request<'_>, tag: &Tag, known: &KnownTag) {
+        if known.kept.load(Ordering::Relaxed) {
+            return;
+        }
         let repository = request.repository;
         let Ok(grant) = self.grant(repository, &request.standing) else { return };
         if known.kept.swap(true, Ordering::Relaxed) {

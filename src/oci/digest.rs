@@ -86,13 +86,30 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = [0u8; 128];
-        let text = &mut text[..self.bytes().len() * 2];
-        // The buffer is twice as long as the bytes, which is all that this can fail on.
-        hex::encode_to_slice(self.bytes(), text).map_err(|_| fmt::Error)?;
-        f.write_str(self.algorithm().as_str())?;
-        f.write_str(":")?;
-        f.write_str(std::str::from_utf8(text).map_err(|_| fmt::Error)?)
+        f.write_str(self.text(&mut DigestText::default()))
+    }
+}
+
+/// Room for the text of any digest: `sha512:` and its digits.
+pub struct DigestText([u8; 7 + 128]);
+
+impl Default for DigestText {
+    fn default() -> Self {
+        Self([0; 7 + 128])
+    }
+}
+
+impl Digest {
+    /// The text, without an allocation.
+    pub fn text<'a>(&self, DigestText(into): &'a mut DigestText) -> &'a str {
+        let algorithm = self.algorithm();
+        let (name, digits) = (algorithm.as_str(), algorithm.hex_len());
+        let (front, rest) = into.split_at_mut(name.len() + 1);
+        front[..name.len()].copy_from_slice(name.as_bytes());
+        front[name.len()] = b':';
+        // There are two digits a byte, which is all that this can fail on.
+        let _ = hex::encode_to_slice(self.bytes(), &mut rest[..digits]);
+        std::str::from_utf8(&into[..name.len() + 1 + digits]).unwrap_or_default()
     }
 }
 

@@ -14,7 +14,7 @@ mod referrer;
 mod repository;
 mod upload;
 
-pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
+pub use digest::{Algorithm, Digest, DigestText, Hasher, InvalidDigest};
 pub use manifest::{Descriptor, InvalidManifest, MANIFEST_CEILING, MANIFEST_MAX, Manifest, ManifestKind};
 pub use media_type::{MANIFEST_ACCEPT, MediaType};
 pub use name::{InvalidName, Name};

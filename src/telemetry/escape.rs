@@ -5,6 +5,13 @@ use std::fmt::Write;
 /// Appends `text` in quotes, as a JSON string of printable ASCII: no line break, no terminal
 /// sequence, no look-alike gets through. What is longer than `longest` bytes is cut, marked by `…`.
 pub fn push_quoted(out: &mut String, text: &str, longest: usize) {
+    let is_plain = |b: u8| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\';
+    // Nearly all is, and this is for each request.
+    if text.len() <= longest && text.bytes().all(is_plain) {
+        out.push('"');
+        out.push_str(text);
+        return out.push('"');
+    }
     let end = (0..=longest.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     let shown = &text[..end.unwrap_or(0)];
     out.push('"');

@@ -11,7 +11,7 @@ use std::time::Duration;
 /// How long a line waits for others.
 const MOMENT: Duration = Duration::from_millis(10);
 /// What is kept of the memory that a burst took.
-const KEPT: usize = 64 * 1024;
+const KEPT: usize = 512 * 1024;
 
 /// Dropped, it writes out what waits.
 pub struct Lines {

@@ -6,6 +6,7 @@
 
 mod access;
 mod escape;
+mod fields;
 mod lines;
 mod output;
 mod size;
@@ -58,7 +59,7 @@ pub fn init(options: &Options) -> Result<WorkerGuard, Error> {
             let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
             builder.with_ansi(std::io::stdout().is_terminal() && !plain).try_init()
         }
-        Format::Json => builder.json().flatten_event(true).try_init(),
+        Format::Json => builder.json().flatten_event(true).fmt_fields(fields::JsonFields).try_init(),
     };
     set.map_err(|error| Error::Twice(error.to_string()))?;
     Ok(guard)
