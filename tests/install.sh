@@ -12,6 +12,7 @@ packages="
   busybox-static
   iproute2 nftables mount e2fsprogs rsync strace
   nginx-light wrk
+  valgrind
 "
 
 missing=""
