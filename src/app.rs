@@ -62,8 +62,6 @@ pub enum Error {
     Ended(#[from] tokio::task::JoinError),
 }
 
-/// What a start waits for what is held to be looked through.
-const SURVEY: Duration = Duration::from_millis(200);
 /// Time for the last disk work at shutdown.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
@@ -102,8 +100,6 @@ pub async fn run(
     app.tasks.spawn("disk", app.store.clone().watch_disk());
     app.survey(&config);
     app.store.tend();
-    // What is small is known at once: then nothing has to be passed on for want of that.
-    let _ = tokio::time::timeout(SURVEY, app.store.surveyed()).await;
     app.tend_uploads(service.clone());
     collector.schedule(&app.tasks);
     scrubber.schedule(&app.tasks);

@@ -12,6 +12,8 @@ use super::room::Reservation;
 use super::{Error, Store};
 use crate::tasks::lock;
 
+/// What is small is known that soon: then nothing has to be passed on for want of that.
+const SURVEY: Duration = Duration::from_millis(200);
 /// Longest that a fill waits for others to be evicted: its readers wait with it.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -86,8 +88,17 @@ impl Store {
     pub(super) async fn room_for(self: &Arc<Self>, bytes: u64) -> Result<Option<Reservation>, Error> {
         match self.reserve(bytes) {
             Some(room) => Ok(Some(room)),
-            None => self.change(move |store| store.make_room(bytes)).await,
+            None => {
+                self.known_or_large().await;
+                self.change(move |store| store.make_room(bytes)).await
+            }
         }
+    }
+
+    /// Waits a moment, once in all, for what is held to be looked through.
+    async fn known_or_large(&self) {
+        let moment = async { tokio::time::timeout(SURVEY, self.surveyed()).await.is_ok() };
+        self.waited.get_or_init(|| moment).await;
     }
 
     /// Keeps what a fill has brought, and links it wherever it was shown to be.

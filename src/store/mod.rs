@@ -41,6 +41,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use tokio::sync::OnceCell;
+
 use self::buffers::Buffers;
 use self::health::Health;
 use self::home::{Home, Staged};
@@ -197,6 +199,8 @@ pub struct Store {
     remembering: Mutex<Vec<Weak<dyn Remembers>>>,
     serves: Mutex<Arc<Serves>>,
     leases: Leases,
+    /// Once the first that needs room has waited for it to be known what is held.
+    waited: OnceCell<bool>,
     clock: Clock,
     doubt: scrub::Doubt,
     uploads: uploads::Turns,
@@ -287,6 +291,7 @@ impl Store {
             remembering: Mutex::default(),
             serves: Mutex::new(Arc::new(|_| true)),
             leases,
+            waited: OnceCell::new(),
             doubt: scrub::Doubt::new(tasks.clone()),
             clock,
             uploads,

@@ -15,9 +15,6 @@ use crate::oci::{ByteRange, Digest};
 /// many bytes it lets others run (measured: the median wait of a small request falls from 23 ms to 0.6).
 const YIELD_EVERY: usize = 512 * 1024;
 
-/// Less is read rather than sent from the file: that costs as much.
-const WINDOW_MIN: u64 = 32 * 1024;
-
 /// Why a body broke off. The transfer must be cut then, never ended cleanly.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ReadError {
@@ -29,6 +26,12 @@ pub enum ReadError {
     Rotten,
     #[error(transparent)]
     Fill(#[from] FillError),
+}
+
+impl ReadError {
+    pub(super) fn disk(error: std::io::Error) -> Self {
+        Self::Disk(Arc::new(error))
+    }
 }
 
 /// Reads a blob, or a range of it, once.
@@ -69,8 +72,10 @@ impl BlobReader {
 
     /// For a connection that sends files: pieces may be [`window`]s.
     pub fn by_windows(mut self) -> Self {
-        if let Origin::File(reader) = &mut self.from {
-            reader.by_windows = reader.file.descriptor().is_some();
+        match &mut self.from {
+            Origin::File(reader) => reader.by_windows = true,
+            Origin::Fill(reader) => reader.by_windows = true,
+            Origin::Memory(_) | Origin::First(_) | Origin::Done => {}
         }
         self
     }
@@ -110,11 +115,7 @@ impl FileReader {
         if self.at >= self.end {
             return None;
         }
-        let piece = match self.window() {
-            Ok(Some(bytes)) => Ok(bytes),
-            Ok(None) => self.piece().await,
-            Err(error) => Err(error),
-        };
+        let piece = self.piece().await;
         match &piece {
             Ok(bytes) => self.at += bytes.len() as u64,
             Err(_) => self.store.suspect(&self.digest),
@@ -122,29 +123,19 @@ impl FileReader {
         Some(piece)
     }
 
-    /// What the page cache has whole: to send what it lacks would hold up a worker.
-    fn window(&self) -> Result<Option<Bytes>, ReadError> {
-        let len = (self.end - self.at).min(window::SIZE as u64);
-        if !self.by_windows || len < WINDOW_MIN {
-            return Ok(None);
-        }
-        // What was read ahead has no gaps, nearly always; a gap costs one wait for the disk.
-        for probe in [self.at + len - 1, self.at, self.at + len / 2] {
-            let there = self.file.read_ready(&mut [0], probe);
-            if there.map_err(|error| ReadError::Disk(Arc::new(error)))? != Some(1) {
-                return Ok(None);
-            }
-        }
-        let (store, digest, file) = (self.store.clone(), self.digest, self.file.clone());
-        Ok(window::lend(window::Piece { store, digest, file, at: self.at }, len as usize))
-    }
-
-    /// To the next multiple of a piece's size: so others find what they are to read next.
     async fn piece(&self) -> Result<Bytes, ReadError> {
         let (file, buffers, at) = (&self.file, &self.store.buffers, self.at);
+        if self.by_windows {
+            let held = Some((self.store.clone(), self.digest));
+            let piece = window::Piece { file: file.clone(), at, held };
+            if let Some(bytes) = window::lend(piece, self.end).map_err(ReadError::disk)? {
+                return Ok(bytes);
+            }
+        }
         if let Some(bytes) = buffers.piece(file, at, self.end) {
             return Ok(bytes);
         }
+        // Pieces end where all do: so others find what they are to read next.
         let end = self.end.min((at / PIECE + 1) * PIECE);
         let (buffer, count) = read(file, buffers, at, end).await?;
         Ok(buffers.share(file, at, buffer, count))
@@ -169,10 +160,9 @@ async fn read(
     at: u64,
     end: u64,
 ) -> Result<(Buffer, usize), ReadError> {
-    let disk = |error| ReadError::Disk(Arc::new(error));
     let want = end - at;
     let mut buffer = buffers.take(want);
-    if let Some(count) = file.read_ready(buffer.space(want), at).map_err(disk)?
+    if let Some(count) = file.read_ready(buffer.space(want), at).map_err(ReadError::disk)?
         && count > 0
     {
         return Ok((buffer, count));
@@ -180,7 +170,7 @@ async fn read(
     let file = file.clone();
     let read = move || file.read_at(buffer.space(want), at).map(|count| (buffer, count));
     let blocking = tokio::task::spawn_blocking(read).await;
-    match blocking.unwrap_or_else(|gone| Err(std::io::Error::other(gone))).map_err(disk)? {
+    match blocking.unwrap_or_else(|gone| Err(std::io::Error::other(gone))).map_err(ReadError::disk)? {
         (_, 0) => Err(ReadError::Short),
         (buffer, count) => Ok((buffer, count)),
     }

@@ -16,6 +16,8 @@ use crate::disk::{self, File};
 use crate::oci::Digest;
 use crate::tasks::lock;
 
+/// Less is read rather than sent from the file: that costs as much.
+const LEAST: u64 = 32 << 10;
 /// What a window shows at most. A connection has one or two.
 pub const SIZE: usize = 1 << 20;
 /// Who finds none free reads instead.
@@ -33,13 +35,13 @@ struct Lent {
     pieces: Vec<Option<Piece>>,
 }
 
-/// A piece of held data.
+/// A piece of a file, from `at` on.
 #[derive(Clone)]
-pub struct Piece {
-    pub store: Arc<Store>,
-    pub digest: Digest,
+pub(super) struct Piece {
     pub file: Arc<dyn File>,
     pub at: u64,
+    /// What is to be checked where it cannot be read.
+    pub held: Option<(Arc<Store>, Digest)>,
 }
 
 /// A window that is lent, until it is dropped.
@@ -63,13 +65,24 @@ impl Windows {
     }
 }
 
-/// The bytes of a piece, `len` of them and no more than [`SIZE`]. None: all windows are lent.
-pub fn lend(piece: Piece, len: usize) -> Option<Bytes> {
+/// A window of a piece, no further than to `end`. None: there is none for it, as for what is not in the page
+/// cache whole, since to send that would hold up a worker.
+pub(super) fn lend(piece: Piece, end: u64) -> io::Result<Option<Bytes>> {
+    let (at, len) = (piece.at, (end - piece.at).min(SIZE as u64));
+    if len < LEAST || piece.file.descriptor().is_none() {
+        return Ok(None);
+    }
+    // What was read ahead has no gaps, nearly always; a gap costs one wait for the disk.
+    for probe in [at + len - 1, at, at + len / 2] {
+        if piece.file.read_ready(&mut [0], probe)? != Some(1) {
+            return Ok(None);
+        }
+    }
     let mut lent = lock(&WINDOWS.lent);
-    let number = lent.free.pop()?;
+    let Some(number) = lent.free.pop() else { return Ok(None) };
     lent.pieces[number] = Some(piece);
     drop(lent);
-    Some(Bytes::from_owner(Loan { number, len: len.min(SIZE) }))
+    Ok(Some(Bytes::from_owner(Loan { number, len: len as usize })))
 }
 
 /// Whether these bytes are a window's.
@@ -98,8 +111,8 @@ impl Piece {
             error.kind() == io::ErrorKind::UnexpectedEof || Errno::from_io_error(error) == Some(Errno::IO)
         };
         sent.inspect_err(|error| {
-            if of_file(error) {
-                self.store.suspect(&self.digest);
+            if let Some((store, digest)) = self.held.as_ref().filter(|_| of_file(error)) {
+                store.suspect(digest);
             }
         })
     }

@@ -8,8 +8,10 @@ use tokio::sync::watch;
 
 use super::state::{Phase, State, Step};
 use super::{Fill, FillError, Slot, extent};
+use crate::disk::File;
 use crate::oci::ByteRange;
 use crate::store::reader::{ReadError, read_piece};
+use crate::store::window;
 use crate::tasks::lock;
 
 /// Follows a fill by offset. While it lives, the fill is wanted.
@@ -22,6 +24,7 @@ pub struct FillReader {
     end: Option<u64>,
     /// Ranges that had come to nothing before this reader came.
     failures: u64,
+    pub by_windows: bool,
 }
 
 impl FillReader {
@@ -32,7 +35,7 @@ impl FillReader {
         fill.metrics.fill_readers.inc();
         let state = fill.state.subscribe();
         let failures = state.borrow().failures;
-        Self { fill, state, slot, at: 0, end: None, failures }
+        Self { fill, state, slot, at: 0, end: None, failures, by_windows: false }
     }
 
     pub fn fill(&self) -> &Arc<Fill> {
@@ -94,6 +97,17 @@ impl FillReader {
         }
     }
 
+    /// What the fill has written a moment ago is in the page cache.
+    async fn piece(&self, file: &Arc<dyn File>, until: u64) -> Result<Bytes, ReadError> {
+        if self.by_windows {
+            let piece = window::Piece { file: file.clone(), at: self.at, held: None };
+            if let Some(bytes) = window::lend(piece, until).map_err(ReadError::disk)? {
+                return Ok(bytes);
+            }
+        }
+        read_piece(file, &self.fill.buffers, self.at, until).await
+    }
+
     pub async fn next(&mut self) -> Option<Result<Bytes, ReadError>> {
         loop {
             if self.slot.cut.load(Ordering::Acquire) {
@@ -111,7 +125,7 @@ impl FillReader {
                     return Some(Ok(bytes));
                 }
                 Step::File(file, until) => {
-                    let piece = read_piece(&file, &self.fill.buffers, self.at, until).await;
+                    let piece = self.piece(&file, until).await;
                     if let Ok(bytes) = &piece {
                         self.advance(bytes.len());
                     }
