@@ -1,66 +1,56 @@
-//! Serving what is held.
+//! Serving what is held, by plain HTTP/1.1.
 
+use std::path::Path;
 use std::time::Duration;
 
-use crate::load::Work;
-use crate::servers::{self, Content, Server};
-use crate::table::{Measurement, Table};
-use crate::{Selection, bounded};
+use crate::load::{Asked, Generators, How, Load};
+use crate::servers::content::{Content, HUGE, LARGE, MEDIUM, SMALL};
+use crate::servers::{Kind, Pair, holding};
+use crate::turns::{Part, Run, alternate};
 
-const ROUNDS: usize = 3;
-/// One measurement: a work, a server, a round.
-const TURN: Duration = Duration::from_secs(3);
-/// What a server takes at most to have everything.
-const WARMING: Duration = Duration::from_secs(30);
-/// What a turn takes at most with its beginning and its end.
-const LIMIT: Duration = Duration::from_secs(10);
+const PART: Part = Part { name: "warm", limit: Duration::from_secs(40), whole: Duration::from_secs(400) };
 
-/// False where nothing of this part is selected.
-pub async fn run(selection: &Selection) -> bool {
+pub async fn run(run: &mut Run) {
     let scratch = tempfile::tempdir().unwrap();
-    let mut works = Work::all(scratch.path());
-    works.retain(|work| selection.takes("warm", work.name));
-    if works.is_empty() {
-        return false;
-    }
-    let content = Content::random();
-    let upstream = content.upstream(&scratch.path().join("upstream")).await;
-    let mut servers = Vec::new();
-    for server in servers::start(scratch.path(), &content, &upstream).await {
-        match bounded(WARMING, server.warm(&content)).await {
-            Ok(()) => servers.push(server),
-            Err(failure) => eprintln!("{} is left out: {failure}", server.name),
-        }
-    }
-    let mut table = Table::default();
-    for round in 1..=ROUNDS {
-        eprintln!("warm, round {round} of {ROUNDS}");
-        for work in &works {
-            for server in &servers {
-                let measured = bounded(LIMIT, measure(work, server, &content)).await;
-                let measured = measured.inspect_err(|failure| {
-                    eprintln!("{}, {}: {failure}", work.name, server.name);
-                });
-                table.add(work, server.name, measured.ok());
-            }
-        }
-    }
-    table.print();
-    println!("\npeak resident memory, MiB");
-    for server in &servers {
-        println!("  {:<28}{:>8}", server.name, server.peak_memory_mib());
-    }
-    true
+    let mut works = vec![Load::new(Asked::Digest, How::Plain, 64)];
+    works.extend([1, 64, 1000].map(|connections| Load::new(Asked::Tag, How::Heads, connections)));
+    works.extend(Load::each(How::Plain));
+    serve(run, &PART, works, &Kind::ALL, scratch.path(), None).await;
 }
 
-async fn measure(work: &Work, server: &Server, content: &Content) -> Measurement {
-    let before = server.cpu_seconds();
-    let done = work.run(&server.address, content, TURN).await;
-    let cpu = server.cpu_seconds() - before;
-    Measurement {
-        requests_per_second: done.requests as f64 / done.seconds,
-        bytes_per_second: done.bytes as f64 / done.seconds,
-        cpu_per_request: cpu / done.requests as f64,
-        cpu_per_gigabyte: cpu / (done.bytes as f64 / 1e9),
+/// Has these do the works of a part. The largest blob is made only if it is asked for, and only those
+/// hold it who are asked.
+pub async fn serve(
+    run: &mut Run,
+    part: &Part,
+    works: Vec<Load>,
+    kinds: &[Kind],
+    scratch: &Path,
+    pair: Option<&Pair>,
+) {
+    let works = run.select(part, works);
+    if works.is_empty() {
+        return;
+    }
+    let generators = Generators::find(scratch, pair);
+    let (huge, ordinary): (Vec<Load>, Vec<Load>) = works
+        .into_iter()
+        .filter(|work| work.can_run(&generators))
+        .partition(|work| work.asked == Asked::Blob(HUGE));
+    let (two, turn) = ([Kind::Forebay, Kind::Nginx], run.turn);
+    for (works, sizes, kinds) in [(ordinary, [SMALL, MEDIUM, LARGE], kinds), (huge, [SMALL, MEDIUM, HUGE], &two)]
+    {
+        if works.is_empty() {
+            continue;
+        }
+        let ground = tempfile::tempdir_in(scratch).unwrap();
+        let content = Content::of(&sizes);
+        let upstream = content.upstream(&run.upstreams).await;
+        let servers = holding(kinds, ground.path(), &content, &upstream.url(), &run.rivals, pair).await;
+        alternate(run, part, &works, &servers, async |work, server| match work.is_for(server.kind) {
+            true => Some(work.measure(server, &content, &generators, turn).await),
+            false => None,
+        })
+        .await;
     }
 }

@@ -1,6 +1,7 @@
-//! CNCF distribution (Debian's `docker-registry`), as upstream and as peer.
+//! CNCF distribution (Debian's `docker-registry`, unless told another), as upstream and as peer.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::RequestBuilder;
 
-use super::process::{Process, Wait, command, free_port};
+use super::process::{Process, Wait, free_port};
 use super::token::{ISSUER, SERVICE, TokenServer};
 use super::{http, sha256};
 
@@ -31,6 +32,8 @@ pub struct RegistryOptions {
     pub auth: Auth,
     /// Makes it a pull-through cache of the registry at this URL.
     pub proxy: Option<String>,
+    /// Another program with the same configuration.
+    pub program: Option<PathBuf>,
 }
 
 /// A running registry with its storage and log in one directory.
@@ -39,6 +42,7 @@ pub struct Registry {
     pub port: u16,
     directory: PathBuf,
     auth: Auth,
+    program: PathBuf,
     barriers: AtomicU32,
 }
 
@@ -66,11 +70,13 @@ impl Registry {
         let port = free_port();
         let config = directory.join("config.yml");
         std::fs::write(&config, configuration(directory, port, &options)).unwrap();
+        let program = options.program.unwrap_or_else(|| "docker-registry".into());
         let mut registry = Self {
-            process: spawn(directory),
+            process: spawn(&program, directory),
             port,
             directory: directory.to_owned(),
             auth: options.auth,
+            program,
             barriers: AtomicU32::new(0),
         };
         registry.ready().await;
@@ -104,7 +110,7 @@ impl Registry {
 
     /// Starts it again, after `stop`, on the same port and storage.
     pub async fn restart(&mut self) {
-        self.process = spawn(&self.directory);
+        self.process = spawn(&self.program, &self.directory);
         self.ready().await;
     }
 
@@ -187,9 +193,10 @@ impl Registry {
     }
 }
 
-fn spawn(directory: &Path) -> Process {
+fn spawn(program: &Path, directory: &Path) -> Process {
     let config = directory.join("config.yml");
-    let mut command = command("docker-registry", ["serve".as_ref(), config.as_os_str()]);
+    let mut command = Command::new(program);
+    command.arg("serve").arg(config);
     Process::start("docker-registry", command.env("OTEL_TRACES_EXPORTER", "none"), &directory.join("log"))
 }
 

@@ -1,53 +1,52 @@
 //! What a row is played on: a server with nothing held, a scripted upstream, a line between them.
 
-use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::FutureExt;
+use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use crate::servers::peak_memory_kib;
+use crate::rivals::Rivals;
+use crate::servers::content::{REPOSITORY, lone_blob};
+use crate::servers::{Kind, Role, Server};
 use crate::support::faulty::Upstream;
 use crate::support::http1;
-use crate::support::mirror::Mirror;
-use crate::support::registry::{Registry, RegistryOptions};
+use crate::turns::Named;
 
-#[derive(Clone, Copy)]
-pub enum Kind {
-    Forebay,
-    Registry,
+/// Who is asked for what upstream has.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Way {
+    Through(Kind),
+    /// Upstream itself, by one client: what no mirror can do better.
+    Straight,
 }
 
-impl Kind {
-    pub const ALL: [Self; 2] = [Self::Forebay, Self::Registry];
-
-    pub fn name(self) -> &'static str {
+impl Named for Way {
+    fn name(&self) -> String {
         match self {
-            Self::Forebay => "forebay",
-            Self::Registry => "docker-registry proxy",
+            Self::Through(kind) => Named::name(kind),
+            Self::Straight => crate::report::STRAIGHT.to_owned(),
         }
     }
 }
 
 pub struct Ground {
-    kind: Kind,
+    pub way: Way,
     scratch: TempDir,
+    rivals: Rivals,
     upstreams: Handle,
-    peak: Arc<AtomicU64>,
+    pub turn: Duration,
 }
 
 impl Ground {
-    /// `peak` is raised to the most memory, in KiB, that a server of this ground has taken.
-    pub fn new(kind: Kind, upstreams: &Handle, peak: &Arc<AtomicU64>) -> Self {
+    pub fn new(way: Way, rivals: &Rivals, upstreams: &Handle, turn: Duration) -> Self {
         let scratch = tempfile::tempdir().unwrap();
-        Self { kind, scratch, upstreams: upstreams.clone(), peak: peak.clone() }
+        Self { way, scratch, rivals: rivals.clone(), upstreams: upstreams.clone(), turn }
     }
 
     pub fn scratch(&self) -> &Path {
@@ -58,87 +57,39 @@ impl Ground {
         self.upstreams.spawn(Upstream::start()).await.unwrap()
     }
 
+    /// An upstream that holds a blob of this size, and the blob.
+    pub async fn with_blob(&self, size: usize) -> (Upstream, Bytes, String) {
+        let (upstream, blob) = (self.upstream().await, lone_blob(1, size));
+        let digest = upstream.put_blob(REPOSITORY, blob.clone());
+        (upstream, blob, crate::servers::content::blob_path(&digest))
+    }
+
     /// A line to `upstream` that carries so many bytes a second towards the server, over all
     /// connections together.
     pub async fn line(&self, upstream: &Upstream, rate: u64) -> Line {
-        let to = upstream.url().trim_start_matches("http://").to_owned();
+        let to = upstream.address().to_string();
         let pace = Arc::new(Pace { rate, free: Mutex::new(Instant::now()) });
         let carry = move |near| carry(near, to.clone(), pace.clone());
         Line(self.upstreams.spawn(http1::Server::start(0, carry)).await.unwrap())
     }
 
     /// A server that mirrors the registry at `upstream`.
-    pub async fn server(&self, upstream: &str) -> Subject {
+    pub async fn server(&self, upstream: &str) -> Server {
+        let Way::Through(kind) = self.way else { panic!("no server is on the way") };
         let directory = self.scratch().join("server");
-        let running = match self.kind {
-            Kind::Forebay => Running::Forebay(Mirror::start(&directory, upstream).await),
-            Kind::Registry => {
-                let options = RegistryOptions { proxy: Some(upstream.to_owned()), ..Default::default() };
-                Running::Registry(Registry::start(&directory, options).await)
-            }
-        };
-        Subject { running, peak: self.peak.clone() }
-    }
-}
-
-/// A running server. It ends when dropped.
-pub struct Subject {
-    running: Running,
-    peak: Arc<AtomicU64>,
-}
-
-enum Running {
-    Forebay(Mirror),
-    Registry(Registry),
-}
-
-impl Subject {
-    /// `127.0.0.1:PORT`
-    pub fn host(&self) -> String {
-        match &self.running {
-            Running::Forebay(mirror) => mirror.host(),
-            Running::Registry(registry) => registry.host(),
-        }
-    }
-
-    /// Ends it in order and starts it again; false where it does not come up.
-    pub async fn restart(&mut self) -> bool {
-        self.note_memory();
-        let restarting = async {
-            match &mut self.running {
-                Running::Forebay(mirror) => {
-                    mirror.terminate(Duration::from_secs(10));
-                    mirror.restart().await;
-                }
-                Running::Registry(registry) => {
-                    registry.stop();
-                    registry.restart().await;
-                }
-            }
-        };
-        AssertUnwindSafe(restarting).catch_unwind().await.is_ok()
-    }
-
-    fn note_memory(&mut self) {
-        let id = match &mut self.running {
-            Running::Forebay(mirror) => mirror.process().id(),
-            Running::Registry(registry) => registry.id(),
-        };
-        self.peak.fetch_max(peak_memory_kib(id), Ordering::Relaxed);
-    }
-}
-
-impl Drop for Subject {
-    fn drop(&mut self) {
-        self.note_memory();
+        Server::start(kind, &directory, Role::Mirror(upstream), &self.rivals, None).await
     }
 }
 
 pub struct Line(http1::Server);
 
 impl Line {
+    pub fn address(&self) -> String {
+        self.0.address.to_string()
+    }
+
     pub fn url(&self) -> String {
-        format!("http://{}", self.0.address)
+        format!("http://{}", self.address())
     }
 }
 

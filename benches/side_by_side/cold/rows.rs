@@ -3,55 +3,74 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::ground::{Ground, Subject};
+use super::ground::{Ground, Way};
 use crate::load::Wrk;
-use crate::servers::{REPOSITORY, TAG, blob_path, tag_path};
+use crate::load::own::{Pull, pull};
+use crate::report::{Quantity, Turn};
+use crate::servers::Server;
+use crate::servers::content::{REPOSITORY, TAG, tag_path};
 use crate::support::faulty::{Cut, Fault, Upstream};
 use crate::support::http;
-use crate::support::image::{CONFIG, MANIFEST, random_bytes};
+use crate::support::image::{CONFIG, MANIFEST};
+use crate::turns::{Named, watched};
 
 const MIB: usize = 1 << 20;
 
 #[derive(Clone, Copy)]
 pub enum Row {
-    SlowUpstream,
+    OneClient,
+    TwentyClients,
+    ManyClients,
     ColdTag,
-    ColdBlob,
+    SlowUpstream,
     BrokenBlob,
     Restart,
     UnknownTag,
 }
 
+impl Named for Row {
+    fn name(&self) -> String {
+        let name = match self {
+            Self::OneClient => "1 client, one cold 256 MiB blob, 300 MB/s from upstream",
+            Self::TwentyClients => "20 clients, one cold 100 MiB blob, 100 MiB/s from upstream",
+            Self::ManyClients => "200 clients, one cold 256 MiB blob, 300 MB/s from upstream",
+            Self::ColdTag => "100 cold GETs of one tag at once, upstream answers after 100 ms",
+            Self::SlowUpstream => "warm tag GET, 64 clients, upstream answers after 50 ms",
+            Self::BrokenBlob => "20 clients, one cold 32 MiB blob, upstream sends RST after each 16 MiB",
+            Self::Restart => "held tag after a restart, upstream is down",
+            Self::UnknownTag => "tag that is not held, upstream is down",
+        };
+        name.to_owned()
+    }
+}
+
 impl Row {
-    pub const ALL: [Self; 6] = [
-        Self::SlowUpstream,
+    pub const ALL: [Self; 8] = [
+        Self::OneClient,
+        Self::TwentyClients,
+        Self::ManyClients,
         Self::ColdTag,
-        Self::ColdBlob,
+        Self::SlowUpstream,
         Self::BrokenBlob,
         Self::Restart,
         Self::UnknownTag,
     ];
 
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::SlowUpstream => "warm tag GET, 64 clients, upstream answers after 50 ms",
-            Self::ColdTag => "100 cold GETs of one tag at once, upstream answers after 100 ms",
-            Self::ColdBlob => "20 clients, one cold 100 MiB blob, 100 MiB/s from upstream in total",
-            Self::BrokenBlob => "20 clients, one cold 32 MiB blob, upstream sends RST after each 16 MiB",
-            Self::Restart => "restart while upstream is down: held tag is served",
-            Self::UnknownTag => "tag that is not held, upstream is down",
-        }
+    /// Whether it can be asked what upstream alone would do.
+    pub fn can_go_straight(self) -> bool {
+        matches!(self, Self::OneClient | Self::TwentyClients | Self::ManyClients)
     }
 
-    /// What came out, as a cell of the table.
-    pub async fn run(self, ground: &Ground) -> String {
+    pub async fn run(self, ground: &Ground) -> Turn {
         match self {
-            Self::SlowUpstream => slow_upstream(ground).await,
+            Self::OneClient => cold_blob(ground, 1, 256 * MIB, 300_000_000).await,
+            Self::TwentyClients => cold_blob(ground, 20, 100 * MIB, 100 * MIB as u64).await,
+            Self::ManyClients => cold_blob(ground, 200, 256 * MIB, 300_000_000).await,
             Self::ColdTag => cold_tag(ground).await,
-            Self::ColdBlob => cold_blob(ground).await,
+            Self::SlowUpstream => slow_upstream(ground).await,
             Self::BrokenBlob => broken_blob(ground).await,
             Self::Restart => restart(ground).await,
             Self::UnknownTag => unknown_tag(ground).await,
@@ -59,68 +78,72 @@ impl Row {
     }
 }
 
-async fn slow_upstream(ground: &Ground) -> String {
-    let Some(wrk) = Wrk::find(ground.scratch()) else { return "no wrk".to_owned() };
-    let (upstream, manifest) = with_tag(ground).await;
-    let server = ground.server(&upstream.url()).await;
-    assert!(get(&server, &tag_path(), &manifest).await.intact, "the tag is not served");
-    delay(&upstream, Duration::from_millis(50));
-    let done = wrk.get(&server.host(), &tag_path(), 64, Duration::from_secs(8)).await;
-    format!("{:.0} requests/s", done.requests as f64 / done.seconds)
+/// Straight from upstream goes one client, for the line carries no more than it takes.
+async fn cold_blob(ground: &Ground, clients: usize, size: usize, rate: u64) -> Turn {
+    let (upstream, blob, path) = ground.with_blob(size).await;
+    let line = ground.line(&upstream, rate).await;
+    if ground.way == Way::Straight {
+        let pulls = Pulls::of(1, &line.address(), path, blob).await;
+        return Turn::from_iter(pulls.blob_figures(&upstream));
+    }
+    let server = ground.server(&line.url()).await;
+    let (pulls, cost) = watched(&server, Pulls::of(clients, &server.address, path, blob)).await;
+    let cpu = (Quantity::CpuGigabyte, cost.cpu / (pulls.bytes() as f64 / 1e9));
+    let mut turn = cost.turn([cpu]);
+    turn.extend(pulls.blob_figures(&upstream));
+    turn
 }
 
-async fn cold_tag(ground: &Ground) -> String {
+async fn cold_tag(ground: &Ground) -> Turn {
     let (upstream, manifest) = with_tag(ground).await;
     let server = ground.server(&upstream.url()).await;
     delay(&upstream, Duration::from_millis(100));
     let before = upstream.requests().len();
-    let pulls = Pulls::of(100, &server, tag_path(), manifest).await;
+    let (pulls, cost) = watched(&server, Pulls::of(100, &server.address, tag_path(), manifest)).await;
     let asked = upstream.requests().len() - before;
-    format!("{pulls}, upstream requests {asked}")
+    let mut turn = cost.turn([(Quantity::UpstreamRequests, asked as f64)]);
+    turn.extend(pulls.figures());
+    turn
 }
 
-async fn cold_blob(ground: &Ground) -> String {
-    let upstream = ground.upstream().await;
-    let blob = with_blob(&upstream, 100 * MIB);
-    let line = ground.line(&upstream, 100 * MIB as u64).await;
-    let server = ground.server(&line.url()).await;
-    let pulls = Pulls::of(20, &server, blob_path(&blob), blob).await;
-    let (first, last) = pulls.first_bytes();
-    format!("{pulls}, {}, first byte after {first:.0}-{last:.0} ms", transfer(&upstream))
+async fn slow_upstream(ground: &Ground) -> Turn {
+    let Some(wrk) = Wrk::find(ground.scratch()) else { return Turn::new() };
+    let (upstream, manifest) = with_tag(ground).await;
+    let server = ground.server(&upstream.url()).await;
+    hold(&server, &manifest).await;
+    delay(&upstream, Duration::from_millis(50));
+    let url = server.url() + &tag_path();
+    let (done, cost) = watched(&server, wrk.get(&url, 64, ground.turn * 4)).await;
+    cost.turn([(Quantity::Requests, done.requests as f64 / done.seconds)])
 }
 
-async fn broken_blob(ground: &Ground) -> String {
-    let upstream = ground.upstream().await;
-    let blob = with_blob(&upstream, 32 * MIB);
+async fn broken_blob(ground: &Ground) -> Turn {
+    let (upstream, blob, path) = ground.with_blob(32 * MIB).await;
     upstream.on("GET", "/blobs/").then(Fault::Cut { after: 16 * MIB as u64, how: Cut::Reset });
     let server = ground.server(&upstream.url()).await;
-    let pulls = Pulls::of(20, &server, blob_path(&blob), blob).await;
-    format!("{pulls}, {}", transfer(&upstream))
+    let pulls = Pulls::of(20, &server.address, path, blob).await;
+    Turn::from_iter(pulls.blob_figures(&upstream))
 }
 
-async fn restart(ground: &Ground) -> String {
+async fn restart(ground: &Ground) -> Turn {
     let (mut upstream, manifest) = with_tag(ground).await;
     let mut server = ground.server(&upstream.url()).await;
-    assert!(get(&server, &tag_path(), &manifest).await.intact, "the tag is not served");
+    hold(&server, &manifest).await;
     upstream.stop().await;
-    if !server.restart().await {
-        return "no: ends at its start".to_owned();
-    }
-    match get(&server, &tag_path(), &manifest).await {
-        pull if pull.intact => "yes".to_owned(),
-        pull => format!("no: {}", pull.status),
-    }
+    let status = match server.restart().await {
+        true => pull(&server.address, &tag_path(), &manifest).await.status,
+        false => 0,
+    };
+    Turn::from([(Quantity::Status, f64::from(status))])
 }
 
-async fn unknown_tag(ground: &Ground) -> String {
+async fn unknown_tag(ground: &Ground) -> Turn {
     let (mut upstream, _) = with_tag(ground).await;
     let server = ground.server(&upstream.url()).await;
     upstream.stop().await;
-    let url = format!("http://{}/v2/{REPOSITORY}/manifests/2.0.0", server.host());
+    let url = format!("{}/v2/{REPOSITORY}/manifests/2.0.0", server.url());
     let answer = http().get(url).header("Accept", MANIFEST).send().await.unwrap();
-    let (status, body) = (answer.status().as_u16(), answer.bytes().await.unwrap());
-    let errors: Value = serde_json::from_slice(&body).unwrap_or_default();
-    format!("{status} {}", errors["errors"][0]["code"].as_str().unwrap_or("without a code"))
+    Turn::from([(Quantity::Status, f64::from(answer.status().as_u16()))])
 }
 
 /// An upstream that holds a tag, and the tag's manifest.
@@ -136,57 +159,14 @@ async fn with_tag(ground: &Ground) -> (Upstream, Bytes) {
     (upstream, manifest)
 }
 
-fn with_blob(upstream: &Upstream, size: usize) -> Bytes {
-    let blob = Bytes::from(random_bytes(1, size));
-    upstream.put_blob(REPOSITORY, blob.clone());
-    blob
+async fn hold(server: &Server, manifest: &Bytes) {
+    assert!(pull(&server.address, &tag_path(), manifest).await.intact, "the tag is not served");
 }
 
 /// From now on every answer is late.
 fn delay(upstream: &Upstream, delay: Duration) {
     for method in ["GET", "HEAD"] {
         upstream.on(method, "").then(Fault::Delay(delay));
-    }
-}
-
-/// What upstream was asked for blobs, and how much of them it sent.
-fn transfer(upstream: &Upstream) -> String {
-    let gets = upstream.requests_for("GET", "/blobs/");
-    let sent: u64 = gets.iter().map(|get| get.sent()).sum();
-    format!("upstream GETs {}, MiB {}", gets.len(), sent / MIB as u64)
-}
-
-/// What one client got.
-struct Pull {
-    /// 0 where there was no answer.
-    status: u16,
-    intact: bool,
-    first_byte: Option<Duration>,
-}
-
-async fn get(server: &Subject, path: &str, expected: &Bytes) -> Pull {
-    pull(http(), format!("http://{}{path}", server.host()), expected).await
-}
-
-async fn pull(client: reqwest::Client, url: String, expected: &[u8]) -> Pull {
-    let begun = Instant::now();
-    let mut pull = Pull { status: 0, intact: false, first_byte: None };
-    let Ok(mut answer) = client.get(url).header("Accept", MANIFEST).send().await else { return pull };
-    pull.status = answer.status().as_u16();
-    let mut left = expected;
-    loop {
-        match answer.chunk().await {
-            Ok(Some(chunk)) => {
-                pull.first_byte.get_or_insert(begun.elapsed());
-                let Some(rest) = left.strip_prefix(&chunk[..]) else { return pull };
-                left = rest;
-            }
-            Ok(None) => {
-                pull.intact = pull.status == 200 && left.is_empty();
-                return pull;
-            }
-            Err(_) => return pull,
-        }
     }
 }
 
@@ -197,30 +177,38 @@ struct Pulls {
 }
 
 impl Pulls {
-    async fn of(clients: usize, server: &Subject, path: String, expected: Bytes) -> Self {
-        let url = format!("http://{}{path}", server.host());
-        let client = http();
+    async fn of(clients: usize, address: &str, path: String, expected: Bytes) -> Self {
         let begun = Instant::now();
         let mut tasks = JoinSet::new();
         for _ in 0..clients {
-            let (client, url, expected) = (client.clone(), url.clone(), expected.clone());
-            tasks.spawn(async move { pull(client, url, &expected).await });
+            let (address, path, expected) = (address.to_owned(), path.clone(), expected.clone());
+            tasks.spawn(async move { pull(&address, &path, &expected).await });
         }
         let all = tasks.join_all().await;
         Self { all, took: begun.elapsed() }
     }
 
-    /// Milliseconds until the first client had a byte, and until every one that got any had.
-    fn first_bytes(&self) -> (f64, f64) {
-        let times = self.all.iter().filter_map(|pull| Some(pull.first_byte?.as_secs_f64() * 1e3));
-        let (first, last) = (times.clone().min_by(f64::total_cmp), times.max_by(f64::total_cmp));
-        (first.unwrap_or(f64::NAN), last.unwrap_or(f64::NAN))
+    fn bytes(&self) -> u64 {
+        self.all.iter().map(|pull| pull.bytes).sum()
     }
-}
 
-impl std::fmt::Display for Pulls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn figures(&self) -> [(Quantity, f64); 2] {
         let intact = self.all.iter().filter(|pull| pull.intact).count();
-        write!(f, "{:.2} s, {intact} of {} intact", self.took.as_secs_f64(), self.all.len())
+        [(Quantity::Wall, self.took.as_secs_f64()), (Quantity::Intact, intact as f64)]
+    }
+
+    /// With what upstream was asked for blobs, how much of them it sent, and when the first client
+    /// and the last one had a byte.
+    fn blob_figures(&self, upstream: &Upstream) -> Vec<(Quantity, f64)> {
+        let gets = upstream.requests_for("GET", "/blobs/");
+        let sent: u64 = gets.iter().map(|get| get.sent()).sum();
+        let mut figures = Vec::from(self.figures());
+        figures.push((Quantity::UpstreamRequests, gets.len() as f64));
+        figures.push((Quantity::UpstreamMebibytes, sent as f64 / MIB as f64));
+        let times = self.all.iter().filter_map(|pull| Some(pull.first_byte?.as_secs_f64() * 1e3));
+        let first = times.clone().min_by(f64::total_cmp).map(|first| (Quantity::FirstByte, first));
+        let last = times.max_by(f64::total_cmp).map(|last| (Quantity::LastFirstByte, last));
+        figures.extend(first.into_iter().chain(last));
+        figures
     }
 }
