@@ -6,9 +6,16 @@ use std::process::{Command, Output};
 
 use forebay::metrics::Metrics;
 
+// The harness that wrote README's table; what it prints is not for here.
+#[allow(dead_code)]
+#[path = "../benches/side_by_side/report.rs"]
+mod report;
+
 const README: &str = include_str!("../README.md");
 const EXAMPLE: &str = include_str!("../deploy/forebay.toml");
 const METRICS: &str = include_str!("../src/metrics/mod.rs");
+/// What the benchmark measured when it was last recorded.
+const RESULTS: &str = include_str!("../benches/side_by_side/results.json");
 const ALERTS: &str = include_str!("../deploy/alerts.yml");
 
 /// Runs the program with no surroundings of its own.
@@ -230,6 +237,15 @@ fn alerts_ask_for_metrics_that_exist() {
             assert!(values[label].contains(value), "{label}={value}");
         }
     }
+}
+
+/// A run with `--record` writes both.
+#[test]
+fn what_was_measured_is_what_is_told() {
+    let results: report::Results = serde_json::from_str(RESULTS).unwrap();
+    let told = report::retold(README, &report::readme(&results)).unwrap();
+    assert!(README == told, "README.md's table is not that of results.json");
+    assert_eq!(report::gaps(&results).collect::<Vec<_>>(), [""; 0], "not in results.json");
 }
 
 #[test]

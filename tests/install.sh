@@ -11,7 +11,7 @@ packages="
   skopeo buildah
   busybox-static
   iproute2 nftables mount e2fsprogs rsync strace
-  nginx-light wrk
+  nghttp2-client nginx-light wrk
   valgrind
 "
 

@@ -49,8 +49,7 @@ pub async fn run(run: &mut Run) {
         };
         let upstream = content.upstream(&run.upstreams).await;
         let kinds: &[Kind] = if work == Work::Hot { &Kind::ALL } else { &[Kind::Forebay, Kind::Nginx] };
-        let servers =
-            holding(kinds, scratch.path(), &content, &upstream.url(), &run.rivals, None).await;
+        let servers = holding(kinds, scratch.path(), &content, &upstream.url(), &run.rivals, None).await;
         alternate(run, &PART, &[work], &servers, async |_, server| {
             Some(match work {
                 Work::Hot => {
@@ -58,7 +57,9 @@ pub async fn run(run: &mut Run) {
                     let bulk = async { wrk.as_ref().unwrap().get(&url, HOT, turn).await.bytes };
                     measure(server, turn, bulk).await
                 }
-                Work::Cold => measure(server, turn, stream_cold(server, &content, scratch.path(), turn)).await,
+                Work::Cold => {
+                    measure(server, turn, stream_cold(server, &content, scratch.path(), turn)).await
+                }
             })
         })
         .await;

@@ -38,6 +38,21 @@ const ROWS: &[(&str, &str, Quantity)] = &[
 
 const RIVALS: [&str; 5] = ["nginx", "docker-registry", "distribution 3", "zot", STRAIGHT];
 
+/// What README's table stands between.
+const MARKS: [&str; 2] = ["<!-- measured: written by the harness -->\n", "<!-- measured: end -->"];
+
+/// README with another table.
+pub fn retold(document: &str, table: &str) -> Option<String> {
+    let (before, rest) = document.split_once(MARKS[0])?;
+    let (_, after) = rest.split_once(MARKS[1])?;
+    Some([before, MARKS[0], table, MARKS[1], after].concat())
+}
+
+/// What the table would leave out.
+pub fn gaps(results: &Results) -> impl Iterator<Item = &'static str> {
+    ROWS.iter().filter(|(part, work, _)| results.row(part, work, OURS).is_none()).map(|(_, work, _)| *work)
+}
+
 /// The table with the line that says where its figures come from.
 pub fn readme(results: &Results) -> String {
     let there = |rival: &&str| results.rows.iter().any(|row| row.server == **rival);

@@ -16,6 +16,9 @@
 //! | `pull` | whole images, by skopeo and containerd |
 //! | `memory` | idle, and beside many slow readers |
 //!
+//! Each line is a server's: the median of its rounds (lowest-highest), and under `x` how many times
+//! better Forebay's is, round by round: more requests or bytes, less of all else.
+//!
 //! `-- --only NAME` runs one part, or the works whose name contains NAME; `--rounds N` (3) and
 //! `--turn SECONDS` (2) make it shorter or surer; `--record` keeps the results of a whole run in
 //! `results.json` and puts them into README.

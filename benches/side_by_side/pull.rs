@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 use crate::report::{Quantity, Turn};
-use crate::servers::{Kind, Role, Server};
+use crate::servers::{Kind, Role, Server, each};
 use crate::support::clients::{Client, Containerd, Skopeo};
 use crate::support::faulty::Upstream;
 use crate::support::image::Image;
 use crate::support::namespace::isolated;
 use crate::support::process::run as run_command;
-use crate::turns::{Named, Part, Run, alternate, bounded, watched};
+use crate::turns::{Named, Part, Run, alternate, watched};
 
 const PART: Part = Part { name: "pull", limit: Duration::from_secs(60), whole: Duration::from_secs(180) };
 
@@ -32,7 +32,7 @@ impl Named for Work {
             Self::Skopeo => "skopeo",
             Self::Containerd => "containerd",
         };
-        format!("{client} pulls a held image of {LAYERS} layers, {} MiB", LAYERS * LAYER >> 20)
+        format!("{client} pulls a held image of {LAYERS} layers, {} MiB", (LAYERS * LAYER) >> 20)
     }
 }
 
@@ -56,27 +56,18 @@ pub fn run(run: &mut Run) {
 async fn measure_all(run: &mut Run, works: &[Work], scratch: &Path) {
     let upstream = Upstream::start().await;
     upstream.put_image("library/image", "1", &Image::random(1, LAYERS, LAYER));
-    let mut servers = Vec::new();
-    for kind in [Kind::Forebay, Kind::DockerRegistry, Kind::Distribution, Kind::Zot] {
-        if !kind.is_there(&run.rivals) {
-            continue;
-        }
+    let url = upstream.url();
+    let servers = each(&Kind::REGISTRIES, &run.rivals, async |kind| {
         let directory = scratch.join(kind.name());
-        let starting = async {
-            let role = Role::Mirror(&upstream.url());
-            let server = Server::start(kind, &directory, role, &run.rivals, None).await;
-            // Twice: some keep a blob only some time after they have served it.
-            for _ in 0..2 {
-                by_skopeo(&server, scratch).await;
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            server
-        };
-        match bounded(PART.limit, starting).await {
-            Ok(server) => servers.push(server),
-            Err(failure) => eprintln!("{} is left out: {failure}", kind.name()),
+        let server = Server::start(kind, &directory, Role::Mirror(&url), &run.rivals, None).await;
+        // Twice: some keep a blob only some time after they have served it.
+        for _ in 0..2 {
+            by_skopeo(&server, scratch).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
-    }
+        server
+    })
+    .await;
     let containerd = Containerd::start(&scratch.join("containerd"), "http://127.0.0.1:1").await;
     alternate(run, &PART, works, &servers, async |work, server| {
         Some(match work {
@@ -100,7 +91,8 @@ async fn by_containerd(containerd: &Containerd, server: &Server, scratch: &Path)
     let hosts = scratch.join("hosts").join(server.kind.name());
     let docker = hosts.join("docker.io");
     std::fs::create_dir_all(&docker).unwrap();
-    let text = format!("server = \"{0}\"\n[host.\"{0}\"]\ncapabilities = [\"pull\", \"resolve\"]\n", server.url());
+    let text =
+        format!("server = \"{0}\"\n[host.\"{0}\"]\ncapabilities = [\"pull\", \"resolve\"]\n", server.url());
     std::fs::write(docker.join("hosts.toml"), text).unwrap();
     let turn = timed(server, containerd.pull_by(&hosts, IMAGE)).await;
     containerd.remove(IMAGE).await;

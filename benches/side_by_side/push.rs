@@ -7,13 +7,12 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::iter;
 use reqwest::Client;
-use serde_json::json;
 use url::Url;
 
 use crate::report::{Quantity, Turn};
-use crate::servers::{Kind, Role, Server};
-use crate::support::image::{Content, LAYER, Image, MANIFEST, random_bytes};
-use crate::turns::{Named, Part, Run, alternate, bounded, watched};
+use crate::servers::{Kind, Role, Server, each};
+use crate::support::image::{Content, Image, LAYER, MANIFEST, random_bytes};
+use crate::turns::{Named, Part, Run, alternate, watched};
 
 const PART: Part = Part { name: "push", limit: Duration::from_secs(30), whole: Duration::from_secs(120) };
 
@@ -42,18 +41,11 @@ pub async fn run(run: &mut Run) {
         return;
     }
     let scratch = tempfile::tempdir().unwrap();
-    let mut servers = Vec::new();
-    for kind in [Kind::Forebay, Kind::DockerRegistry, Kind::Distribution, Kind::Zot] {
+    let servers = each(&Kind::REGISTRIES, &run.rivals, async |kind| {
         let directory = scratch.path().join(kind.name());
-        let start = Server::start(kind, &directory, Role::Registry, &run.rivals, None);
-        match kind.is_there(&run.rivals).then_some(bounded(PART.limit, start)) {
-            Some(starting) => match starting.await {
-                Ok(server) => servers.push(server),
-                Err(failure) => eprintln!("{} is left out: {failure}", kind.name()),
-            },
-            None => {}
-        }
-    }
+        Server::start(kind, &directory, Role::Registry, &run.rivals, None).await
+    })
+    .await;
     alternate(run, &PART, &works, &servers, async |work, server| Some(measure(*work, server).await)).await;
 }
 
@@ -68,7 +60,7 @@ async fn measure(work: Work, server: &Server) -> Turn {
         Work::Blob => vec![layer(64 << 20)],
         Work::Layers => (0..100).map(|_| layer(16 << 10)).collect(),
     };
-    let image = Image::plain(&layers, &json!(SEED.load(Ordering::Relaxed)).to_string());
+    let image = Image::plain(&layers, &layers[0].digest);
     let client = Client::builder().no_proxy().build().unwrap();
     let begun = Instant::now();
     let (wall, cost) = watched(server, async {

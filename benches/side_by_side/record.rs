@@ -7,23 +7,23 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::report::{Figure, Quantity, Results, Row, readme};
+use crate::report::{self, Figure, Quantity, Results, Row};
 use crate::rivals::{DISTRIBUTION_VERSION, ZOT_VERSION};
 use crate::servers::Kind;
-
-/// What README's table stands between.
-const MARKS: [&str; 2] = ["<!-- measured: written by the harness -->\n", "<!-- measured: end -->"];
 
 pub fn record(results: &mut Results) {
     describe(results);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    std::fs::write(root.join("benches/side_by_side/results.json"), json(results)).unwrap();
-    let file = root.join("README.md");
-    let text = std::fs::read_to_string(&file).unwrap();
-    let (before, rest) = text.split_once(MARKS[0]).expect("README's first mark");
-    let (_, after) = rest.split_once(MARKS[1]).expect("README's second mark");
-    let table = readme(results);
-    std::fs::write(file, format!("{before}{}{table}{}{after}", MARKS[0], MARKS[1])).unwrap();
+    for gap in report::gaps(results) {
+        eprintln!("README's table will say nothing of: {gap}");
+    }
+    let json = json(results);
+    std::fs::write(root.join("benches/side_by_side/results.json"), &json).unwrap();
+    let readme = root.join("README.md");
+    let text = std::fs::read_to_string(&readme).unwrap();
+    // From what was written: numbers lose a little on their way through a file.
+    let table = report::readme(&serde_json::from_str(&json).unwrap());
+    std::fs::write(readme, report::retold(&text, &table).expect("README's marks")).unwrap();
 }
 
 /// Says where and with what the results were made.
@@ -67,7 +67,8 @@ fn json(results: &Results) -> String {
         .rows
         .iter()
         .map(|row| {
-            let figures = row.quantities().into_iter().filter_map(|quantity| Some((quantity, row.figure(quantity)?)));
+            let figures =
+                row.quantities().into_iter().filter_map(|quantity| Some((quantity, row.figure(quantity)?)));
             serde_json::to_string(&Recorded { row, figures: figures.collect() }).unwrap()
         })
         .collect();

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 #[path = "headlines.rs"]
 mod headlines;
-pub use headlines::readme;
+pub use headlines::{gaps, readme, retold};
 
 pub const OURS: &str = "Forebay";
 /// In the place of a server: no server at all.
@@ -173,16 +173,16 @@ impl Results {
         quantities.sort();
         quantities.dedup();
         let mut heading = vec![String::new()];
-        heading.extend(quantities.iter().flat_map(|quantity| [quantity.name(), "times better".to_owned()]));
+        heading.extend(quantities.iter().flat_map(|quantity| [quantity.name(), TIMES.to_owned()]));
         let ours = self.row(part, work, OURS);
         let mut lines = vec![heading];
         for row in rows {
             let mut line = vec![row.server.clone()];
             for quantity in &quantities {
-                let figure = row.figure(*quantity);
-                let times = ours.filter(|_| row.server != OURS).and_then(|ours| ours.advantage(row, *quantity));
-                line.push(figure.map_or("-".to_owned(), |figure| figure.show()));
-                line.push(times.map_or("-".to_owned(), |times| times.show()));
+                let other = ours.filter(|_| row.server != OURS);
+                let times = other.and_then(|ours| ours.advantage(row, *quantity));
+                line.push(row.figure(*quantity).map_or(String::new(), |figure| figure.show()));
+                line.push(times.map_or(String::new(), |times| times.show()));
             }
             match row.failures() {
                 0 => {}
@@ -194,13 +194,19 @@ impl Results {
     }
 }
 
-/// Lines of cells, the first column to the left and the others to the right.
+/// Heads the columns that say how many times better Forebay is.
+const TIMES: &str = "x";
+
+/// Lines of cells, the first column to the left and the others to the right. Columns with nothing
+/// below their heading are left out.
 fn aligned(lines: &[Vec<String>]) -> String {
     let columns = lines.first().map_or(0, Vec::len);
     let wide = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(wide).collect();
+    let empty = |column: usize| column > 0 && lines.iter().skip(1).all(|line| line[column].is_empty());
     let cell = |(column, text): (usize, &String)| match column {
         0 => format!("  {text:<0$}", widths[0]),
+        _ if empty(column) => String::new(),
         _ => format!("  {text:>0$}", widths[column]),
     };
     let show = |line: &Vec<String>| line.iter().enumerate().map(cell).collect::<String>() + "\n";

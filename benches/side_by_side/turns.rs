@@ -15,6 +15,8 @@ use crate::servers::Server;
 /// turns differ from the others by more than noise.
 const SLOW: Duration = Duration::from_secs(12);
 
+const PARTS: [&str; 7] = ["warm", "tls", "beside", "cold", "push", "memory", "pull"];
+
 /// What is to be measured, and what came out.
 pub struct Run {
     only: Option<String>,
@@ -35,7 +37,8 @@ impl Run {
             Some(arguments.get(at + 1).unwrap_or_else(|| panic!("{flag} wants a value")))
         };
         let whole = |flag: &str, default| {
-            value(flag).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{flag} wants a number")))
+            value(flag)
+                .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{flag} wants a number")))
         };
         let only = value("--only").cloned();
         let record = arguments.iter().any(|argument| argument == "--record");
@@ -51,9 +54,10 @@ impl Run {
         }
     }
 
-    /// Whether a work of this part is selected.
+    /// Whether a work of this part is selected. A part's name selects nothing of the other parts.
     pub fn takes(&self, part: &str, work: &str) -> bool {
-        self.only.as_ref().is_none_or(|only| only == part || work.contains(only))
+        let Some(only) = &self.only else { return true };
+        if PARTS.contains(&only.as_str()) { only == part } else { work.contains(only) }
     }
 
     /// The selected ones of a part's works.

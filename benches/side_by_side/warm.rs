@@ -38,7 +38,8 @@ pub async fn serve(
         .filter(|work| work.can_run(&generators))
         .partition(|work| work.asked == Asked::Blob(HUGE));
     let (two, turn) = ([Kind::Forebay, Kind::Nginx], run.turn);
-    for (works, sizes, kinds) in [(ordinary, [SMALL, MEDIUM, LARGE], kinds), (huge, [SMALL, MEDIUM, HUGE], &two)]
+    for (works, sizes, kinds) in
+        [(ordinary, [SMALL, MEDIUM, LARGE], kinds), (huge, [SMALL, MEDIUM, HUGE], &two)]
     {
         if works.is_empty() {
             continue;

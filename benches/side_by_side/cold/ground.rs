@@ -11,11 +11,13 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use crate::report::STRAIGHT;
 use crate::rivals::Rivals;
-use crate::servers::content::{REPOSITORY, lone_blob};
+use crate::servers::content::{REPOSITORY, blob_path};
 use crate::servers::{Kind, Role, Server};
 use crate::support::faulty::Upstream;
 use crate::support::http1;
+use crate::support::image::random_bytes;
 use crate::turns::Named;
 
 /// Who is asked for what upstream has.
@@ -30,7 +32,7 @@ impl Named for Way {
     fn name(&self) -> String {
         match self {
             Self::Through(kind) => Named::name(kind),
-            Self::Straight => crate::report::STRAIGHT.to_owned(),
+            Self::Straight => STRAIGHT.to_owned(),
         }
     }
 }
@@ -57,11 +59,11 @@ impl Ground {
         self.upstreams.spawn(Upstream::start()).await.unwrap()
     }
 
-    /// An upstream that holds a blob of this size, and the blob.
+    /// An upstream that holds a blob of this size, the blob and its path.
     pub async fn with_blob(&self, size: usize) -> (Upstream, Bytes, String) {
-        let (upstream, blob) = (self.upstream().await, lone_blob(1, size));
+        let (upstream, blob) = (self.upstream().await, Bytes::from(random_bytes(1, size)));
         let digest = upstream.put_blob(REPOSITORY, blob.clone());
-        (upstream, blob, crate::servers::content::blob_path(&digest))
+        (upstream, blob, blob_path(&digest))
     }
 
     /// A line to `upstream` that carries so many bytes a second towards the server, over all

@@ -22,12 +22,9 @@ pub async fn run(run: &mut Run) {
     let ways = kinds.filter(|kind| kind.is_there(&run.rivals)).map(Way::Through);
     let ways: Vec<Way> = ways.chain([Way::Straight]).collect();
     let (rivals, upstreams, turn) = (run.rivals.clone(), run.upstreams.clone(), run.turn);
-    alternate(run, &PART, &rows, &ways, async |row, way| {
-        let ground = Ground::new(*way, &rivals, &upstreams, turn);
-        if *way == Way::Straight && !row.can_go_straight() {
-            return None;
-        }
-        Some(row.run(&ground).await)
+    alternate(run, &PART, &rows, &ways, async |row, way| match row.is_for(*way) {
+        true => Some(row.run(&Ground::new(*way, &rivals, &upstreams, turn)).await),
+        false => None,
     })
     .await;
 }

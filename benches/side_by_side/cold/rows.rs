@@ -10,8 +10,8 @@ use super::ground::{Ground, Way};
 use crate::load::Wrk;
 use crate::load::own::{Pull, pull};
 use crate::report::{Quantity, Turn};
-use crate::servers::Server;
 use crate::servers::content::{REPOSITORY, TAG, tag_path};
+use crate::servers::{Kind, Server};
 use crate::support::faulty::{Cut, Fault, Upstream};
 use crate::support::http;
 use crate::support::image::{CONFIG, MANIFEST};
@@ -59,9 +59,14 @@ impl Row {
         Self::UnknownTag,
     ];
 
-    /// Whether it can be asked what upstream alone would do.
-    pub fn can_go_straight(self) -> bool {
-        matches!(self, Self::OneClient | Self::TwentyClients | Self::ManyClients)
+    /// The registries would fetch a blob once for each of 200 clients, for minutes: they are seen with 20.
+    /// Straight to upstream go those whose question is what a mirror adds.
+    pub fn is_for(self, way: Way) -> bool {
+        match self {
+            Self::OneClient | Self::TwentyClients => true,
+            Self::ManyClients => matches!(way, Way::Straight | Way::Through(Kind::Forebay)),
+            _ => way != Way::Straight,
+        }
     }
 
     pub async fn run(self, ground: &Ground) -> Turn {

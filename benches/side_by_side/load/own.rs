@@ -36,8 +36,8 @@ fn parse(answer: &[u8]) -> Option<(usize, u16, u64)> {
     let head = std::str::from_utf8(&answer[..end]).ok()?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
     let length = head.lines().filter_map(|line| line.split_once(':'));
-    let length = length.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
-    Some((end, status, length.last().map_or(0, |(_, length)| length.trim().parse().unwrap_or(0))))
+    let mut length = length.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    Some((end, status, length.next().map_or(0, |(_, length)| length.trim().parse().unwrap_or(0))))
 }
 
 /// Asks and reads a small answer to its end, which must be a 200. Its bytes, with the head.

@@ -1,6 +1,5 @@
 //! What is held and asked for.
 
-use bytes::Bytes;
 use serde_json::json;
 use tokio::runtime::Handle;
 
@@ -80,9 +79,4 @@ pub fn tag_path() -> String {
 
 pub fn blob_path(digest: &str) -> String {
     format!("/v2/{REPOSITORY}/blobs/{digest}")
-}
-
-/// A blob for an upstream that holds nothing else.
-pub fn lone_blob(seed: u64, size: usize) -> Bytes {
-    Bytes::from(random_bytes(seed, size))
 }

@@ -37,6 +37,7 @@ pub enum Kind {
 impl Kind {
     pub const ALL: [Self; 5] =
         [Self::Forebay, Self::Nginx, Self::DockerRegistry, Self::Distribution, Self::Zot];
+    pub const REGISTRIES: [Self; 4] = [Self::Forebay, Self::DockerRegistry, Self::Distribution, Self::Zot];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -203,8 +204,20 @@ async fn forebay(directory: &Path, upstream: &str, tls: Option<&Pair>) -> Mirror
     Mirror::with(directory, options).await
 }
 
-/// Starts every one of these that is there, below `scratch`, with all of `content` held: nginx has its
-/// files, the others mirror `upstream`.
+/// Starts every one of these that is there.
+pub async fn each(kinds: &[Kind], rivals: &Rivals, start: impl AsyncFn(Kind) -> Server) -> Vec<Server> {
+    let mut servers = Vec::new();
+    for kind in kinds.iter().copied().filter(|kind| kind.is_there(rivals)) {
+        match bounded(STARTING, start(kind)).await {
+            Ok(server) => servers.push(server),
+            Err(failure) => eprintln!("{} is left out: {failure}", kind.name()),
+        }
+    }
+    servers
+}
+
+/// The same, below `scratch`, with all of `content` held: nginx has its files, the others mirror
+/// `upstream`.
 pub async fn holding(
     kinds: &[Kind],
     scratch: &Path,
@@ -213,18 +226,11 @@ pub async fn holding(
     rivals: &Rivals,
     tls: Option<&Pair>,
 ) -> Vec<Server> {
-    let mut servers = Vec::new();
-    for kind in kinds.iter().copied().filter(|kind| kind.is_there(rivals)) {
+    each(kinds, rivals, async |kind| {
         let role = if kind == Kind::Nginx { Role::Files(content) } else { Role::Mirror(upstream) };
-        let starting = async {
-            let server = Server::start(kind, &scratch.join(kind.name()), role, rivals, tls).await;
-            server.warm(content).await;
-            server
-        };
-        match bounded(STARTING, starting).await {
-            Ok(server) => servers.push(server),
-            Err(failure) => eprintln!("{} is left out: {failure}", kind.name()),
-        }
-    }
-    servers
+        let server = Server::start(kind, &scratch.join(kind.name()), role, rivals, tls).await;
+        server.warm(content).await;
+        server
+    })
+    .await
 }
