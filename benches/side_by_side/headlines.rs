@@ -74,7 +74,7 @@ pub fn readme(results: &Results) -> String {
         let Some(ours) = results.row(part, work, OURS) else { continue };
         let of = |rival: &&str| cell(ours, results.row(part, work, rival), *quantity);
         let cells: Vec<String> = rivals.iter().map(of).collect();
-        let figure = ours.figure(*quantity).map_or("fails".to_owned(), |figure| number(figure.median));
+        let figure = ours.figure(*quantity).map_or("fails".to_owned(), |figure| quantity.show(figure.median));
         text += &format!("| {work}: {} | {figure} | {} |\n", quantity.name(), cells.join(" | "));
     }
     text
@@ -83,10 +83,14 @@ pub fn readme(results: &Results) -> String {
 /// How many times better than a rival we are, with the spread; its own figure where that says nothing.
 fn cell(ours: &Row, theirs: Option<&Row>, quantity: Quantity) -> String {
     let Some(theirs) = theirs else { return String::new() };
-    let times = |times: Figure| format!("{} ×", times.show());
+    // Where it is tens, the spread says no more.
+    let times = |times: Figure| match times.median >= 10.0 {
+        true => format!("{} ×", number(times.median)),
+        false => format!("{} ×", times.show(number)),
+    };
     match (ours.advantage(theirs, quantity), theirs.figure(quantity)) {
         (Some(advantage), _) => times(advantage),
-        (None, Some(figure)) => number(figure.median),
+        (None, Some(figure)) => quantity.show(figure.median),
         (None, None) if theirs.turns.iter().all(|turn| turn.is_empty()) => "fails".to_owned(),
         (None, None) => String::new(),
     }

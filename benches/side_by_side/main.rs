@@ -21,7 +21,7 @@
 //!
 //! `-- --only NAME` runs one part, or the works whose name contains NAME; `--rounds N` (3) and
 //! `--turn SECONDS` (2) make it shorter or surer; `--record` keeps the results of a whole run in
-//! `results.json` and puts them into README.
+//! `results.json` and puts them into README, which `--tell` does with what is kept already.
 
 mod beside;
 mod cold;
@@ -49,6 +49,9 @@ fn main() {
     // Without it this is a test run (`cargo test --all-targets`), and there is nothing to test.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
+    }
+    if std::env::args().any(|argument| argument == "--tell") {
+        return record::tell();
     }
     let begun = Instant::now();
     allow_connections();

@@ -1,7 +1,7 @@
 //! Keeps the results of a run: as they are in `results.json`, as a table in README.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 
@@ -13,17 +13,24 @@ use crate::servers::Kind;
 
 pub fn record(results: &mut Results) {
     describe(results);
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for gap in report::gaps(results) {
         eprintln!("README's table will say nothing of: {gap}");
     }
-    let json = json(results);
-    std::fs::write(root.join("benches/side_by_side/results.json"), &json).unwrap();
-    let readme = root.join("README.md");
+    std::fs::write(kept(), json(results)).unwrap();
+    tell();
+}
+
+/// Puts the results that are kept into README.
+pub fn tell() {
+    let results = serde_json::from_str(&std::fs::read_to_string(kept()).unwrap()).unwrap();
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let text = std::fs::read_to_string(&readme).unwrap();
-    // From what was written: numbers lose a little on their way through a file.
-    let table = report::readme(&serde_json::from_str(&json).unwrap());
-    std::fs::write(readme, report::retold(&text, &table).expect("README's marks")).unwrap();
+    let text = report::retold(&text, &report::readme(&results)).expect("README's marks");
+    std::fs::write(readme, text).unwrap();
+}
+
+fn kept() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/side_by_side/results.json")
 }
 
 /// Says where and with what the results were made.

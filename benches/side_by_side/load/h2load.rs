@@ -22,24 +22,21 @@ pub async fn get(url: &str, connections: usize, turn: Duration) -> Done {
 
 /// Its own seconds have its end in them, in which nothing is asked.
 fn parse(said: &str, turn: Duration) -> Done {
-    let number = |line: &str, after: &str, before: &str| -> u64 {
-        let line = said.lines().find_map(|found| found.strip_prefix(line)).expect(line);
-        let rest = if after.is_empty() { line } else { line.split_once(after).expect(after).1 };
-        rest.split_once(before).expect(before).0.trim().parse().expect(before)
+    let line = |name: &str| said.lines().find_map(|line| line.strip_prefix(name)).expect(name);
+    let (requests, codes, traffic) = (line("requests: "), line("status codes: "), line("traffic: "));
+    // `26211 total, 26275 started, 26211 done, …`
+    let count = |line: &str, what: &str| -> u64 {
+        let count = line.split(", ").find_map(|part| part.strip_suffix(what)).expect(what);
+        count.trim().parse().expect(what)
     };
-    let bad: u64 = [" failed", " errored", " timeout"]
-        .iter()
-        .map(|kind| {
-            let before = said.split(kind).next().unwrap();
-            before.rsplit(' ').next().unwrap().parse::<u64>().expect(kind)
-        })
-        .sum();
-    let other = number("status codes: ", "2xx, ", " 3xx") + number("status codes: ", "3xx, ", " 4xx");
-    let other = other + number("status codes: ", "4xx, ", " 5xx");
-    assert_eq!((bad, other), (0, 0), "answers that are no success:\n{said}");
+    let lost = [" failed", " errored", " timeout"].map(|what| count(requests, what));
+    let refused = [" 3xx", " 4xx", " 5xx"].map(|what| count(codes, what));
+    assert_eq!((lost, refused), ([0; 3], [0; 3]), "answers that are no success:\n{said}");
+    // `78.14MB (81938722) total, …`
+    let bytes = traffic.split(['(', ')']).nth(1).and_then(|bytes| bytes.parse().ok());
     Done {
-        requests: number("requests: ", "started, ", " done"),
-        bytes: number("traffic: ", "(", ")"),
+        requests: count(requests, " done"),
+        bytes: bytes.expect("bytes of traffic"),
         seconds: turn.as_secs_f64(),
     }
 }
