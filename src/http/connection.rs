@@ -4,9 +4,11 @@
 #![warn(clippy::large_futures)]
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -19,6 +21,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::address::Scope;
+use super::gather::gather;
 use super::handler::Service;
 use super::watch::{Activity, Observed, Patience, Verdict, Watch};
 use crate::tasks::Tasks;
@@ -86,6 +89,38 @@ pub async fn serve<I>(
 ) where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let io = Observed::new(io, arrival.activity.clone());
+    drive(io, |_| Poll::Ready(Ok(())), arrival, service, patience, tasks, stop).await;
+}
+
+/// The same over TLS. `frames`: HTTP/2 was agreed on.
+pub async fn serve_tls<I>(
+    io: I,
+    frames: bool,
+    arrival: Arrival,
+    service: Arc<ArcSwap<Service>>,
+    patience: Patience,
+    tasks: Tasks,
+    stop: CancellationToken,
+) where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (io, rest) = gather(Observed::new(io, arrival.activity.clone()), frames);
+    drive(io, |cx| rest.poll_flush(cx), arrival, service, patience, tasks, stop).await;
+}
+
+/// `flush` lets go of what the connection has written.
+async fn drive<I>(
+    io: I,
+    flush: impl Fn(&mut Context<'_>) -> Poll<std::io::Result<()>>,
+    arrival: Arrival,
+    service: Arc<ArcSwap<Service>>,
+    patience: Patience,
+    tasks: Tasks,
+    stop: CancellationToken,
+) where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let activity = arrival.activity.clone();
     let arrival = Arc::new(arrival);
     let answer = service_fn(|request| {
@@ -93,15 +128,19 @@ pub async fn serve<I>(
         async move { Ok::<_, Infallible>(service.handle(request, &arrival).await) }
     });
     let protocol = protocol(tasks);
-    let io = TokioIo::new(Observed::new(io, activity.clone()));
-    let mut connection = pin!(protocol.serve_connection(io, answer));
+    let mut connection = pin!(protocol.serve_connection(TokioIo::new(io), answer));
     let mut watch = Watch::new(patience);
     let mut ticks = tokio::time::interval(watch.period());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
-            ended = connection.as_mut() => {
+            ended = poll_fn(|cx| {
+                let polled = connection.as_mut().poll(cx);
+                // Where that fails, so does the connection's next step.
+                let _ = flush(cx);
+                polled
+            }) => {
                 if let Err(error) = ended {
                     tracing::debug!(peer = %arrival.peer, %error, "connection ended");
                 }

@@ -372,7 +372,9 @@ impl Acceptor {
                         Ok(stream) => {
                             arrival.certificate = tls::client_name(&stream);
                             arrival.server_name = tls::server_name(&stream);
-                            connection::serve(stream, arrival, service, patience, tasks, stop).await
+                            let frames = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                            connection::serve_tls(stream, frames, arrival, service, patience, tasks, stop)
+                                .await
                         }
                         Err(error) => {
                             metrics.tls_failures.inc();

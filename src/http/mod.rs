@@ -12,6 +12,7 @@ mod direct;
 mod error;
 mod exchange;
 mod forward;
+mod gather;
 mod handler;
 mod image;
 mod listen;
