@@ -291,14 +291,21 @@ async fn pinned_images_are_kept_warm() {
     let told = |log: &str, part: &str| {
         log.lines().filter(|line| line.contains(part) && line.contains("absent:1")).count()
     };
-    assert_eq!(told(&mirror.log(), "that is to be kept warm is not held"), 1, "{}", mirror.log());
+    let told_once = async |part: &str| {
+        let wait = Wait::for_("what the log says of it");
+        while told(&mirror.log(), part) == 0 {
+            wait.a_little().await;
+        }
+        assert_eq!(told(&mirror.log(), part), 1, "{}", mirror.log());
+    };
+    told_once("that is to be kept warm is not held").await;
     // It is there at last.
     upstream.put_image("library/absent", "1", &one);
     let wait = Wait::for_("the absent image");
     while mirror.metric("forebay_warm_pins_failing").await > 0.0 {
         wait.a_little().await;
     }
-    assert_eq!(told(&mirror.log(), "an image is kept warm"), 1, "{}", mirror.log());
+    told_once("an image is kept warm").await;
 }
 
 /// Clients that ask for a tag all the time never wait for its confirmation.
