@@ -64,7 +64,10 @@
 //! 5. The last bytes are held back until the digest matches. Then the file is synced, renamed and
 //!    linked into its repository. Where the disk cannot take the blob, the fill goes on as a relay; while the
 //!    disk is known to be in trouble (`store::health`), it begins as one.
-//! 6. `http::exchange` follows the answer to its body's end: counters and the access line.
+//! 6. A held blob goes from its file to a plain HTTP/1.1 connection without passing through the process: its
+//!    body is made of windows (`store::window`), which `http::direct` sends from the file. Elsewhere it is
+//!    read into `store::buffers`; `http::gather` puts HTTP/2's frames together.
+//! 7. `http::exchange` follows the answer to its body's end: counters and the access line.
 //!
 //! # How a push flows
 //!
@@ -150,8 +153,9 @@
 //! - What somebody may do is decided on a repository's identity, never on a spelling (`access::Policy`).
 //! - Manifest bytes are kept and served verbatim; parsing them gives a view.
 //! - Errors are one small enum a layer; they are logged once, where they end.
-//! - Tasks start through [`tasks::Tasks`] and are drained at shutdown. No globals; metrics are one
-//!   struct whose label values are enums.
+//! - Tasks start through [`tasks::Tasks`] and are drained at shutdown. No globals but the windows, since
+//!   addresses are the process's; metrics are one struct whose label values are enums.
+//! - Whoever writes to a connection that was given windows looks up each address: read, they are zeros.
 //! - Blocking calls run on blocking threads, but for the ones that [`disk`] names as short.
 
 // Forebay is a program: its documentation is read by who changes it, with private items in it.

@@ -1,7 +1,7 @@
 //! The only file-system calls, behind a seam that a simulated disk can take.
 //!
 //! Everything here blocks. Callers on the async side go through a blocking thread, except where a
-//! call is known to be short: opening a file, and [`File::read_ready`].
+//! call is known to be short: opening a file, [`File::read_ready`], and [`send`] of what is in memory.
 
 #[cfg(test)]
 pub mod failing;
