@@ -209,7 +209,7 @@ mod tests {
     async fn what_the_stream_itself_holds_back_is_flushed_to_its_end() {
         let (mut gathered, rest) = gather(Slow::default(), true);
         gathered.write_all(b"one").await.unwrap();
-        let mut flush = || poll_fn(|cx| rest.poll_flush(cx)).now_or_never();
+        let flush = || poll_fn(|cx| rest.poll_flush(cx)).now_or_never();
         assert!(flush().is_none());
         flush().unwrap().unwrap();
         flush().unwrap().unwrap();
