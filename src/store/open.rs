@@ -75,8 +75,13 @@ impl OpenFiles {
 
     /// Bytes that are gone and not free.
     pub fn lingering(&self) -> u64 {
+        let known: Vec<_> = lock(&self.lingering).iter().map(|(file, _)| file.clone()).collect();
+        // The last to let go of a file closes it, which can take long: not under the lock.
+        known.iter().for_each(|file| {
+            self.is_read(file);
+        });
         let mut lingering = lock(&self.lingering);
-        lingering.retain(|(file, _)| self.is_read(file));
+        lingering.retain(|(file, _)| file.strong_count() > 0);
         lingering.iter().map(|(_, size)| size).sum()
     }
 }

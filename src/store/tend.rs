@@ -61,6 +61,7 @@ impl Store {
     async fn repeat(self: &Arc<Self>) {
         loop {
             self.in_background(|store| {
+                store.buffers.rest();
                 // What takes no changes can only fail to be made smaller.
                 if store.health.takes_removals()
                     && let Err(error) = store.trim()
@@ -68,7 +69,6 @@ impl Store {
                     tracing::error!(%error, "the store cannot be kept to its size");
                 }
                 store.write_wanted();
-                store.buffers.rest();
             })
             .await;
             tokio::time::sleep(EVERY).await;

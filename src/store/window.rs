@@ -2,7 +2,8 @@
 //! (sendfile(2)): what is held then reaches a socket without passing through this process.
 //!
 //! They are addresses in memory that nobody ever writes or reads, so it takes none. Who did read it would find
-//! zeros: windows are lent only for connections that look up all that they write.
+//! zeros: windows are lent only for connections that look up all that they write. What leaves the page cache
+//! between the loan and the sending is waited for there, as everybody waits for it who sends files.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -53,7 +54,12 @@ struct Loan {
 impl Windows {
     fn new(count: usize) -> Self {
         // Where a limit leaves no room for that many addresses, there are no windows.
-        let count = Vec::<u8>::new().try_reserve_exact(count * SIZE).map_or(0, |()| count);
+        let mut probe = Vec::<u8>::new();
+        let reserved = probe.try_reserve_exact(count * SIZE);
+        // An allocation that nobody looks at may be left out.
+        std::hint::black_box(&probe);
+        let count = reserved.map_or(0, |()| count);
+        drop(probe);
         let lent = Lent { free: (0..count).rev().collect(), pieces: vec![None; count] };
         Self { memory: vec![0; count * SIZE], lent: Mutex::new(lent) }
     }
@@ -111,7 +117,13 @@ impl Piece {
             error.kind() == io::ErrorKind::UnexpectedEof || Errno::from_io_error(error) == Some(Errno::IO)
         };
         sent.inspect_err(|error| {
-            if let Some((store, digest)) = self.held.as_ref().filter(|_| of_file(error)) {
+            if !of_file(error) {
+                return;
+            }
+            // For the exchange all of it was given by now: nobody else says why the connection is cut.
+            let digest = self.held.as_ref().map(|(_, digest)| tracing::field::display(digest));
+            tracing::error!(digest, %error, "a blob on its way to a client cannot be read");
+            if let Some((store, digest)) = &self.held {
                 store.suspect(digest);
             }
         })
