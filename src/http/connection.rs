@@ -8,7 +8,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::MissedTickBehavior;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::address::Scope;
@@ -77,47 +78,41 @@ impl Arrival {
     }
 }
 
-/// Serves the connection until it ends, `stop` asks for an end after the requests under way, or it
-/// has been still for too long.
-pub async fn serve<I>(
-    io: I,
-    arrival: Arrival,
-    service: Arc<ArcSwap<Service>>,
-    patience: Patience,
-    tasks: Tasks,
-    stop: CancellationToken,
-) where
+/// What every connection is served with.
+#[derive(Clone)]
+pub struct Context {
+    pub service: Arc<ArcSwap<Service>>,
+    pub patience: Patience,
+    pub tasks: Tasks,
+    /// Asks for an end after the requests under way.
+    pub stop: CancellationToken,
+}
+
+/// Serves the connection until it ends, it is asked to end, or it has been still for too long.
+pub async fn serve<I>(io: I, arrival: Arrival, context: Context)
+where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let io = Observed::new(io, arrival.activity.clone());
-    drive(io, |_| Poll::Ready(Ok(())), arrival, service, patience, tasks, stop).await;
+    drive(io, |_| Poll::Ready(Ok(())), arrival, context).await;
 }
 
-/// The same over TLS. `frames`: HTTP/2 was agreed on.
-pub async fn serve_tls<I>(
-    io: I,
-    frames: bool,
-    arrival: Arrival,
-    service: Arc<ArcSwap<Service>>,
-    patience: Patience,
-    tasks: Tasks,
-    stop: CancellationToken,
-) where
+/// The same over TLS.
+pub async fn serve_tls<I>(io: TlsStream<I>, arrival: Arrival, context: Context)
+where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let (io, rest) = gather(Observed::new(io, arrival.activity.clone()), frames);
-    drive(io, |cx| rest.poll_flush(cx), arrival, service, patience, tasks, stop).await;
+    let has_frames = io.get_ref().1.alpn_protocol() == Some(b"h2");
+    let (io, rest) = gather(Observed::new(io, arrival.activity.clone()), has_frames);
+    drive(io, |cx| rest.poll_flush(cx), arrival, context).await;
 }
 
 /// `flush` lets go of what the connection has written.
 async fn drive<I>(
     io: I,
-    flush: impl Fn(&mut Context<'_>) -> Poll<std::io::Result<()>>,
+    flush: impl Fn(&mut task::Context<'_>) -> Poll<std::io::Result<()>>,
     arrival: Arrival,
-    service: Arc<ArcSwap<Service>>,
-    patience: Patience,
-    tasks: Tasks,
-    stop: CancellationToken,
+    Context { service, patience, tasks, stop }: Context,
 ) where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {

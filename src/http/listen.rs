@@ -14,9 +14,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::address::Scope;
-use super::connection::{self, Arrival, Door};
+use super::connection::{self, Arrival, Context, Door};
 use super::direct::Direct;
-use super::forward::{Context, Forward};
+use super::forward::Forward;
 use super::handler::Service;
 use super::socket::{Passed, Socket, Stream, UnixError};
 use super::tls::{self, Tls};
@@ -321,6 +321,15 @@ impl Acceptor {
         self.places.free.clone().acquire_owned().await.ok()
     }
 
+    fn context(&self) -> Context {
+        Context {
+            service: self.service.clone(),
+            patience: self.patience,
+            tasks: self.tasks.clone(),
+            stop: self.places.stop.clone(),
+        }
+    }
+
     fn spawn(&self, stream: Stream, peer: SocketAddr, place: OwnedSemaphorePermit) {
         match stream {
             Stream::Tcp(stream) => {
@@ -343,12 +352,11 @@ impl Acceptor {
         peer: SocketAddr,
         place: OwnedSemaphorePermit,
     ) {
-        let (service, patience, tasks) = (self.service.clone(), self.patience, self.tasks.clone());
-        let (stop, cut) = (self.places.stop.clone(), self.places.cut.clone());
+        let (context, cut) = (self.context(), self.places.cut.clone());
         let open = Open::new(self.metrics.clone());
         self.tasks.spawn("forward proxy", async move {
             let (_place, _open) = (place, open);
-            let served = forward.serve(stream, peer, Context { service, patience, tasks, stop });
+            let served = forward.serve(stream, peer, context);
             tokio::select! { () = served => {}, () = cut.cancelled() => {} }
         });
     }
@@ -359,22 +367,19 @@ impl Acceptor {
     {
         let mut arrival = Arrival::new(peer, self.door, self.tls.is_some());
         (arrival.scope, arrival.takes_windows) = (self.scope.clone(), takes_windows);
-        let (tls, service, patience) = (self.tls.clone(), self.service.clone(), self.patience);
-        let (stop, cut) = (self.places.stop.clone(), self.places.cut.clone());
-        let (metrics, tasks) = (self.metrics.clone(), self.tasks.clone());
+        let (tls, context) = (self.tls.clone(), self.context());
+        let (cut, metrics) = (self.places.cut.clone(), self.metrics.clone());
         self.tasks.spawn("connection", async move {
             let _place = place;
             let _open = Open::new(metrics.clone());
             let served = async {
                 match tls {
-                    None => connection::serve(stream, arrival, service, patience, tasks, stop).await,
+                    None => connection::serve(stream, arrival, context).await,
                     Some(tls) => match tls.accept(stream).await {
                         Ok(stream) => {
                             arrival.certificate = tls::client_name(&stream);
                             arrival.server_name = tls::server_name(&stream);
-                            let frames = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-                            connection::serve_tls(stream, frames, arrival, service, patience, tasks, stop)
-                                .await
+                            connection::serve_tls(stream, arrival, context).await
                         }
                         Err(error) => {
                             metrics.tls_failures.inc();

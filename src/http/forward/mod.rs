@@ -14,7 +14,6 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use arc_swap::ArcSwap;
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -23,19 +22,17 @@ use hyper::service::service_fn;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
 
 use self::ca::Authority;
 use super::address::{Scope, Serve};
-use super::connection::{self, Arrival, Door, HEAD_MAX};
-use super::handler::Service;
+use super::connection::{self, Arrival, Context, Door, HEAD_MAX};
 use super::tls;
-use super::watch::{self, Activity, Observed, Patience};
+use super::watch::{self, Activity, Observed};
 use crate::access::Identity;
 use crate::clock::Clock;
 use crate::metrics::{Forwarded, Metrics};
 use crate::oci::UpstreamHost;
-use crate::tasks::{Tasks, lock};
+use crate::tasks::lock;
 
 pub use ca::certificate_path;
 
@@ -278,8 +275,7 @@ impl Forward {
                 let mut arrival = Arrival::new(peer, Door::Public, true);
                 arrival.scope = Arc::new(Scope { serve: Serve::Mirror, upstream: Some(upstream) });
                 arrival.server_name = Some(host.into());
-                let Context { service, patience, tasks, stop } = context;
-                connection::serve(stream, arrival, service, patience, tasks, stop).await;
+                connection::serve_tls(stream, arrival, context).await;
             }
             Err(error) => {
                 self.metrics.forwarded.cell(Forwarded::Failed).inc();
@@ -297,13 +293,4 @@ impl From<tunnel::Refused> for Refusal {
         };
         Self { status, result, why: refused.to_string() }
     }
-}
-
-/// What every connection is served with.
-#[derive(Clone)]
-pub struct Context {
-    pub service: Arc<ArcSwap<Service>>,
-    pub patience: Patience,
-    pub tasks: Tasks,
-    pub stop: CancellationToken,
 }

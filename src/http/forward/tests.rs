@@ -1,6 +1,10 @@
 use super::*;
 use crate::access::{Action, AuthOptions, Gate, Rule, Who};
+use crate::http::Service;
 use crate::http::listen::tests::{ask, service, within};
+use crate::http::watch::Patience;
+use crate::tasks::Tasks;
+use arc_swap::ArcSwap;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -8,6 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 const LONG: Duration = Duration::from_secs(3600);
 
