@@ -61,6 +61,8 @@ pub trait File: Send + Sync + 'static {
     /// The same as `read_at`, for a file that was opened to be looked through: it brings nothing into
     /// memory that others would have to give way to.
     fn read_aside(&self, into: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// A hint: the disk may begin to bring these bytes into memory.
+    fn will_need(&self, offset: u64, len: u64);
     /// For [`send`]. None: the kernel knows nothing of this file.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;
     /// Writes all of `from`, one piece after the other.

@@ -196,6 +196,12 @@ impl File for RealFile {
         Ok(count)
     }
 
+    fn will_need(&self, offset: u64, len: u64) {
+        if let Some(len) = NonZeroU64::new(len) {
+            let _ = fadvise(&self.0, offset, Some(len), Advice::WillNeed);
+        }
+    }
+
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         Some(self.0.as_fd())
     }

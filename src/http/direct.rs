@@ -9,12 +9,26 @@ use std::task::{Context, Poll, ready};
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
-use crate::store::window;
+use crate::store::window::{self, View};
 
-pub struct Direct(pub TcpStream);
+/// What one connection sends before others have their turn.
+const TURN: usize = 256 << 10;
+
+pub struct Direct {
+    socket: TcpStream,
+    /// The disk is to give what comes next.
+    fetching: Option<JoinHandle<io::Result<()>>>,
+    /// Since others had their turn.
+    sent: usize,
+}
 
 impl Direct {
+    pub fn new(socket: TcpStream) -> Self {
+        Self { socket, fetching: None, sent: 0 }
+    }
+
     /// Does `write`, which is not to wait, once the socket takes something.
     fn poll_io(
         &self,
@@ -22,8 +36,8 @@ impl Direct {
         mut write: impl FnMut(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            match self.0.try_io(Interest::WRITABLE, || write(&self.0)) {
+            ready!(self.socket.poll_write_ready(cx))?;
+            match self.socket.try_io(Interest::WRITABLE, || write(&self.socket)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => return Poll::Ready(result),
@@ -31,12 +45,34 @@ impl Direct {
         }
     }
 
-    fn poll_window(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_io(cx, |socket| match window::send(bytes, socket.as_fd()) {
-            Some(sent) => sent,
+    fn poll_window(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let Some(view) = window::view(bytes) else {
             // Who asked has seen that it is one.
-            None => Err(io::Error::other("a window that is not lent")),
-        })
+            return Poll::Ready(Err(io::Error::other("a window that is not lent")));
+        };
+        if self.sent >= TURN {
+            self.sent = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        // The disk is not asked for what the socket does not take yet.
+        ready!(self.socket.poll_write_ready(cx))?;
+        if self.fetching.is_some() || !view.is_ready(TURN)? {
+            ready!(self.poll_fetched(cx, &view))?;
+        }
+        let sent = ready!(self.poll_io(cx, |socket| view.send(socket.as_fd(), TURN)))?;
+        self.sent += sent;
+        Poll::Ready(Ok(sent))
+    }
+
+    fn poll_fetched(&mut self, cx: &mut Context<'_>, view: &View) -> Poll<io::Result<()>> {
+        let fetch = || {
+            let view = view.clone();
+            tokio::task::spawn_blocking(move || view.fetch())
+        };
+        let fetched = ready!(Pin::new(self.fetching.get_or_insert_with(fetch)).poll(cx));
+        self.fetching = None;
+        Poll::Ready(fetched.unwrap_or_else(|gone| Err(io::Error::other(gone))))
     }
 
     /// A head leaves with the first bytes of what follows it, not in a packet of its own.
@@ -54,7 +90,7 @@ impl AsyncRead for Direct {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        Pin::new(&mut self.socket).poll_read(cx, buf)
     }
 }
 
@@ -63,7 +99,7 @@ impl AsyncWrite for Direct {
         if window::is_one(buf) {
             self.poll_window(cx, buf)
         } else {
-            Pin::new(&mut self.0).poll_write(cx, buf)
+            Pin::new(&mut self.socket).poll_write(cx, buf)
         }
     }
 
@@ -73,27 +109,28 @@ impl AsyncWrite for Direct {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match bufs.iter().position(|buf| window::is_one(buf)) {
-            None => Pin::new(&mut self.0).poll_write_vectored(cx, bufs),
+            None => Pin::new(&mut self.socket).poll_write_vectored(cx, bufs),
             Some(at) if bufs[..at].iter().all(|buf| buf.is_empty()) => self.poll_window(cx, &bufs[at]),
             Some(at) => self.poll_head(cx, &bufs[..at]),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.socket.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.socket).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
     use std::sync::Arc;
 
     use bytes::Bytes;
@@ -109,15 +146,19 @@ mod tests {
 
     const LEN: usize = 2 * window::SIZE + 1000;
 
+    /// Where a registry's directory keeps this blob.
+    fn path(dir: &Path, content: &[u8]) -> PathBuf {
+        let hash = Digest::sha256(content).hex().to_string();
+        dir.join(format!("docker/registry/v2/blobs/sha256/{}/{hash}/data", &hash[..2]))
+    }
+
     /// A blob that is held, as pieces for a connection that sends files, and its bytes.
-    async fn pieces(dir: &std::path::Path) -> (Vec<Bytes>, Vec<u8>) {
+    async fn pieces(dir: &Path) -> (Vec<Bytes>, Vec<u8>) {
         let content: Vec<u8> =
             (0..LEN as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-        let digest = Digest::sha256(&content);
-        let folder =
-            dir.join(format!("docker/registry/v2/blobs/sha256/{}/{}", &digest.hex()[..2], digest.hex()));
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("data"), &content).unwrap();
+        let (digest, path) = (Digest::sha256(&content), path(dir, &content));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, &content).unwrap();
         let options = crate::store::tests::options(dir);
         let store =
             Store::open(options, Arc::new(RealDisk), Arc::default(), Clock::default(), Tasks::default());
@@ -133,7 +174,7 @@ mod tests {
     async fn connection() -> (Direct, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        (Direct(listener.accept().await.unwrap().0), client)
+        (Direct::new(listener.accept().await.unwrap().0), client)
     }
 
     /// Writes all of it as hyper does: what is left, in slices, again and again.
@@ -170,12 +211,50 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_memory_does_not_have_is_fetched_first() {
+        // On the disk that this program is on: temporary files may be kept in memory.
+        let program = std::env::current_exe().unwrap();
+        let dir = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+        let (pieces, content) = pieces(dir.path()).await;
+        let file = std::fs::File::open(path(dir.path(), &content)).unwrap();
+        rustix::fs::fsync(&file).unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let is_ready = |piece: &Bytes| window::view(piece).unwrap().is_ready(window::SIZE).unwrap();
+        let first = pieces[0].clone();
+        assert!(!is_ready(&first));
+        let (mut direct, mut client) = connection().await;
+        let (written, read) = tokio::join!(write(&mut direct, pieces), async {
+            let mut read = Vec::new();
+            client.read_to_end(&mut read).await.unwrap();
+            read
+        });
+        written.unwrap();
+        assert!(read == content && is_ready(&first) && direct.fetching.is_none());
+    }
+
+    #[tokio::test]
+    async fn nobody_sends_on_and_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pieces, _) = pieces(dir.path()).await;
+        let (mut direct, mut client) = connection().await;
+        let taking = tokio::spawn(async move { tokio::io::copy(&mut client, &mut tokio::io::sink()).await });
+        let mut turns = 0;
+        let mut sending = std::pin::pin!(write(&mut direct, pieces[..2].to_vec()));
+        let sent = std::future::poll_fn(|cx| {
+            turns += 1;
+            sending.as_mut().poll(cx)
+        });
+        sent.await.unwrap();
+        assert!(turns >= 2 * window::SIZE / TURN, "{turns} turns");
+        taking.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
     async fn a_file_that_became_shorter_is_an_error_and_no_end() {
         let dir = tempfile::tempdir().unwrap();
         let (pieces, content) = pieces(dir.path()).await;
-        let digest = Digest::sha256(&content);
-        let at = format!("docker/registry/v2/blobs/sha256/{}/{}/data", &digest.hex()[..2], digest.hex());
-        let file = std::fs::OpenOptions::new().write(true).open(dir.path().join(at)).unwrap();
+        let path = path(dir.path(), &content);
+        let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
         file.set_len(window::SIZE as u64 + 10).unwrap();
         let (mut direct, mut client) = connection().await;
         let reading = tokio::spawn(async move {

@@ -338,7 +338,7 @@ impl Acceptor {
                 }
                 match self.forward.clone() {
                     Some(forward) => self.forward(forward, stream, peer, place),
-                    None => self.serve(Direct(stream), peer, place, self.tls.is_none()),
+                    None => self.serve(Direct::new(stream), peer, place, self.tls.is_none()),
                 }
             }
             Stream::Unix(stream) => self.serve(stream, peer, place, false),

@@ -128,7 +128,7 @@ impl FileReader {
         if self.by_windows {
             let held = Some((self.store.clone(), self.digest));
             let piece = window::Piece { file: file.clone(), at, held };
-            if let Some(bytes) = window::lend(piece, self.end).map_err(ReadError::disk)? {
+            if let Some(bytes) = window::lend(piece, self.end) {
                 return Ok(bytes);
             }
         }

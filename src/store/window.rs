@@ -2,8 +2,8 @@
 //! (sendfile(2)): what is held then reaches a socket without passing through this process.
 //!
 //! They are addresses in memory that nobody ever writes or reads, so it takes none. Who did read it would find
-//! zeros: windows are lent only for connections that look up all that they write. What leaves the page cache
-//! between the loan and the sending is waited for there, as everybody waits for it who sends files.
+//! zeros: windows are lent only for connections that look up all that they write. What memory does not have when
+//! it is to be sent is fetched from the disk first, aside.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -71,24 +71,17 @@ impl Windows {
     }
 }
 
-/// A window of a piece, no further than to `end`. None: there is none for it, as for what is not in the page
-/// cache whole, since to send that would hold up a worker.
-pub(super) fn lend(piece: Piece, end: u64) -> io::Result<Option<Bytes>> {
-    let (at, len) = (piece.at, (end - piece.at).min(SIZE as u64));
+/// A window of a piece, no further than to `end`. None: there is none for it.
+pub(super) fn lend(piece: Piece, end: u64) -> Option<Bytes> {
+    let len = (end - piece.at).min(SIZE as u64);
     if len < LEAST || piece.file.descriptor().is_none() {
-        return Ok(None);
-    }
-    // What was read ahead has no gaps, nearly always; a gap costs one wait for the disk.
-    for probe in [at + len - 1, at, at + len / 2] {
-        if piece.file.read_ready(&mut [0], probe)? != Some(1) {
-            return Ok(None);
-        }
+        return None;
     }
     let mut lent = lock(&WINDOWS.lent);
-    let Some(number) = lent.free.pop() else { return Ok(None) };
+    let number = lent.free.pop()?;
     lent.pieces[number] = Some(piece);
     drop(lent);
-    Ok(Some(Bytes::from_owner(Loan { number, len: len as usize })))
+    Some(Bytes::from_owner(Loan { number, len: len as usize }))
 }
 
 /// Whether these bytes are a window's.
@@ -96,34 +89,60 @@ pub fn is_one(bytes: &[u8]) -> bool {
     !bytes.is_empty() && WINDOWS.find(bytes.as_ptr() as usize).is_some()
 }
 
-/// Sends what these bytes stand for, or the beginning of it, as [`disk::send`] does. None: they stand for
-/// nothing but themselves.
-pub fn send(bytes: &[u8], socket: BorrowedFd<'_>) -> Option<io::Result<usize>> {
+/// What these bytes stand for. None: nothing but themselves.
+pub fn view(bytes: &[u8]) -> Option<View> {
     let (number, offset) = WINDOWS.find(bytes.as_ptr() as usize)?;
-    let piece = lock(&WINDOWS.lent).pieces.get(number)?.clone()?;
-    Some(piece.send(socket, offset as u64, bytes.len()))
+    let Piece { file, at, held } = lock(&WINDOWS.lent).pieces.get(number)?.clone()?;
+    Some(View { piece: Piece { file, at: at + offset as u64, held }, len: bytes.len() })
 }
 
-impl Piece {
-    fn send(&self, socket: BorrowedFd<'_>, offset: u64, count: usize) -> io::Result<usize> {
+/// A piece of a file and its length.
+#[derive(Clone)]
+pub struct View {
+    piece: Piece,
+    len: usize,
+}
+
+impl View {
+    /// Whether the first `count` bytes are in memory, so that to send them waits for no disk.
+    pub fn is_ready(&self, count: usize) -> io::Result<bool> {
+        let (first, last) = (self.piece.at, self.piece.at + count.min(self.len) as u64 - 1);
+        // What was read ahead has no gaps, nearly always; a gap costs one wait for the disk.
+        let ready = |at| self.piece.file.read_ready(&mut [0], at).map(|read| read.is_some());
+        self.told(ready(last).and_then(|is_last| Ok(is_last && ready(first)?)))
+    }
+
+    /// Waits until the disk has given it, and has it begin with what follows.
+    pub fn fetch(self) -> io::Result<()> {
+        let Piece { file, at, .. } = &self.piece;
+        file.will_need(*at, (self.len + SIZE) as u64);
+        self.told(file.read_at(&mut [0], at + self.len as u64 - 1).map(|_| ()))
+    }
+
+    /// Sends it, or the beginning of it, as [`disk::send`] does.
+    pub fn send(&self, socket: BorrowedFd<'_>, count: usize) -> io::Result<usize> {
         // Nothing else is lent.
-        let Some(file) = self.file.descriptor() else { return Err(io::ErrorKind::Unsupported.into()) };
-        let sent = match disk::send(file, socket, self.at + offset, count) {
+        let Some(file) = self.piece.file.descriptor() else { return Err(io::ErrorKind::Unsupported.into()) };
+        let sent = match disk::send(file, socket, self.piece.at, count.min(self.len)) {
             Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, ReadError::Short)),
             other => other,
         };
-        // Other errors are the socket's.
-        let of_file = |error: &io::Error| {
-            error.kind() == io::ErrorKind::UnexpectedEof || Errno::from_io_error(error) == Some(Errno::IO)
+        let is_of_socket = |error: &io::Error| {
+            error.kind() != io::ErrorKind::UnexpectedEof && Errno::from_io_error(error) != Some(Errno::IO)
         };
-        sent.inspect_err(|error| {
-            if !of_file(error) {
-                return;
-            }
-            // For the exchange all of it was given by now: nobody else says why the connection is cut.
-            let digest = self.held.as_ref().map(|(_, digest)| tracing::field::display(digest));
+        match sent {
+            Err(error) if is_of_socket(&error) => Err(error),
+            sent => self.told(sent),
+        }
+    }
+
+    /// For the exchange all of it was given by now: nobody else says why the connection is cut.
+    fn told<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.inspect_err(|error| {
+            let held = self.piece.held.as_ref();
+            let digest = held.map(|(_, digest)| tracing::field::display(digest));
             tracing::error!(digest, %error, "a blob on its way to a client cannot be read");
-            if let Some((store, digest)) = &self.held {
+            if let Some((store, digest)) = held {
                 store.suspect(digest);
             }
         })

@@ -182,6 +182,7 @@ impl File for Handle {
     fn read_aside(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
         self.read_at(into, offset)
     }
+    fn will_need(&self, _offset: u64, _len: u64) {}
 
     fn write_at(&self, from: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let mut state = self.disk.state();

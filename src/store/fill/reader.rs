@@ -101,7 +101,7 @@ impl FillReader {
     async fn piece(&self, file: &Arc<dyn File>, until: u64) -> Result<Bytes, ReadError> {
         if self.by_windows {
             let piece = window::Piece { file: file.clone(), at: self.at, held: None };
-            if let Some(bytes) = window::lend(piece, until).map_err(ReadError::disk)? {
+            if let Some(bytes) = window::lend(piece, until) {
                 return Ok(bytes);
             }
         }

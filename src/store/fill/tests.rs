@@ -196,6 +196,9 @@ impl File for FailingFile {
     fn read_aside(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
         self.0.read_aside(into, offset)
     }
+    fn will_need(&self, offset: u64, len: u64) {
+        self.0.will_need(offset, len);
+    }
     fn write_at(&self, from: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let bytes: u64 = from.iter().map(|slice| slice.len() as u64).sum();
         let room = self.1.load(Ordering::SeqCst);

@@ -57,6 +57,9 @@ impl File for Scripted {
     fn read_aside(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
         self.1.read_aside(into, offset)
     }
+    fn will_need(&self, offset: u64, len: u64) {
+        self.1.will_need(offset, len);
+    }
     fn write_at(&self, from: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         self.0.wait();
         self.1.write_at(from, offset)

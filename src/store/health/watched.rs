@@ -124,6 +124,9 @@ impl File for WatchedFile {
     fn read_aside(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
         self.file.read_aside(into, offset)
     }
+    fn will_need(&self, offset: u64, len: u64) {
+        self.file.will_need(offset, len);
+    }
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.file.descriptor()
     }

@@ -207,6 +207,7 @@ impl File for Failing {
     fn read_aside(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
         Err(io::Error::from_raw_os_error(self.0))
     }
+    fn will_need(&self, _: u64, _: u64) {}
     fn write_at(&self, _: &[IoSlice<'_>], _: u64) -> io::Result<()> {
         Err(io::Error::from_raw_os_error(self.0))
     }
