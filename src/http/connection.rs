@@ -103,8 +103,8 @@ where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let has_frames = io.get_ref().1.alpn_protocol() == Some(b"h2");
-    let (io, rest) = gather(Observed::new(io, arrival.activity.clone()), has_frames);
-    drive(io, |cx| rest.poll_flush(cx), arrival, context).await;
+    let (io, rest) = gather(io, has_frames);
+    drive(Observed::new(io, arrival.activity.clone()), |cx| rest.poll_flush(cx), arrival, context).await;
 }
 
 /// `flush` lets go of what the connection has written.
