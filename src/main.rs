@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use forebay::cli::{self, Command};
 
 fn main() -> anyhow::Result<ExitCode> {
+    keep_freed_memory();
     let command = cli::parse().command;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let code = runtime.block_on(async {
@@ -28,4 +29,12 @@ fn main() -> anyhow::Result<ExitCode> {
     // Blocking reads of a stuck disk or a stalled client must not hold up the exit.
     runtime.shutdown_background();
     Ok(code)
+}
+
+/// Has the C library keep up to twice so much of what was freed, which it else gives back at once: what a fill
+/// reads then goes into pages that are there. It goes by the largest mapping that was freed (mallopt(3),
+/// `M_MMAP_THRESHOLD`).
+fn keep_freed_memory() {
+    const KEPT: usize = 4 << 20;
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(KEPT)));
 }
