@@ -20,6 +20,7 @@ const ROWS: &[(&str, &str, Quantity)] = &[
     ("beside", "small GET beside 4 streams of cold 512 MiB blobs", Quantity::Tail),
     ("cold", "1 client, one cold 256 MiB blob, 300 MB/s from upstream", Quantity::Wall),
     ("cold", "1 client, one cold 256 MiB blob, 300 MB/s from upstream", Quantity::CpuGigabyte),
+    ("cold", "1 client, one cold 512 MiB blob, as fast as upstream sends", Quantity::CpuGigabyte),
     ("cold", "20 clients, one cold 100 MiB blob, 100 MiB/s from upstream", Quantity::Wall),
     ("cold", "20 clients, one cold 100 MiB blob, 100 MiB/s from upstream", Quantity::UpstreamMebibytes),
     ("cold", "200 clients, one cold 256 MiB blob, 300 MB/s from upstream", Quantity::Wall),

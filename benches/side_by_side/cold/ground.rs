@@ -89,10 +89,6 @@ impl Line {
     pub fn address(&self) -> String {
         self.0.address.to_string()
     }
-
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address())
-    }
 }
 
 /// When the line is free for the next piece.

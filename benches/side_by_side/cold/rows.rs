@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::ground::{Ground, Way};
+use super::ground::{Ground, Line, Way};
 use crate::load::Wrk;
 use crate::load::own::{Pull, pull};
 use crate::report::{Quantity, Turn};
@@ -22,6 +22,7 @@ const MIB: usize = 1 << 20;
 #[derive(Clone, Copy)]
 pub enum Row {
     OneClient,
+    Unpaced,
     TwentyClients,
     ManyClients,
     ColdTag,
@@ -35,6 +36,7 @@ impl Named for Row {
     fn name(&self) -> String {
         let name = match self {
             Self::OneClient => "1 client, one cold 256 MiB blob, 300 MB/s from upstream",
+            Self::Unpaced => "1 client, one cold 512 MiB blob, as fast as upstream sends",
             Self::TwentyClients => "20 clients, one cold 100 MiB blob, 100 MiB/s from upstream",
             Self::ManyClients => "200 clients, one cold 256 MiB blob, 300 MB/s from upstream",
             Self::ColdTag => "100 cold GETs of one tag at once, upstream answers after 100 ms",
@@ -48,8 +50,9 @@ impl Named for Row {
 }
 
 impl Row {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::OneClient,
+        Self::Unpaced,
         Self::TwentyClients,
         Self::ManyClients,
         Self::ColdTag,
@@ -63,7 +66,7 @@ impl Row {
     /// Straight to upstream go those whose question is what a mirror adds.
     pub fn is_for(self, way: Way) -> bool {
         match self {
-            Self::OneClient | Self::TwentyClients => true,
+            Self::OneClient | Self::Unpaced | Self::TwentyClients => true,
             Self::ManyClients => matches!(way, Way::Straight | Way::Through(Kind::Forebay)),
             _ => way != Way::Straight,
         }
@@ -71,9 +74,10 @@ impl Row {
 
     pub async fn run(self, ground: &Ground) -> Turn {
         match self {
-            Self::OneClient => cold_blob(ground, 1, 256 * MIB, 300_000_000).await,
-            Self::TwentyClients => cold_blob(ground, 20, 100 * MIB, 100 * MIB as u64).await,
-            Self::ManyClients => cold_blob(ground, 200, 256 * MIB, 300_000_000).await,
+            Self::OneClient => cold_blob(ground, 1, 256 * MIB, Some(300_000_000)).await,
+            Self::Unpaced => cold_blob(ground, 1, 512 * MIB, None).await,
+            Self::TwentyClients => cold_blob(ground, 20, 100 * MIB, Some(100 * MIB as u64)).await,
+            Self::ManyClients => cold_blob(ground, 200, 256 * MIB, Some(300_000_000)).await,
             Self::ColdTag => cold_tag(ground).await,
             Self::SlowUpstream => slow_upstream(ground).await,
             Self::BrokenBlob => broken_blob(ground).await,
@@ -83,15 +87,20 @@ impl Row {
     }
 }
 
-/// Straight from upstream goes one client, for the line carries no more than it takes.
-async fn cold_blob(ground: &Ground, clients: usize, size: usize, rate: u64) -> Turn {
+/// Straight from upstream goes one client, for the line carries no more than it takes. Without a `rate` there is
+/// no line.
+async fn cold_blob(ground: &Ground, clients: usize, size: usize, rate: Option<u64>) -> Turn {
     let (upstream, blob, path) = ground.with_blob(size).await;
-    let line = ground.line(&upstream, rate).await;
+    let line = match rate {
+        Some(rate) => Some(ground.line(&upstream, rate).await),
+        None => None,
+    };
+    let address = line.as_ref().map_or_else(|| upstream.address().to_string(), Line::address);
     if ground.way == Way::Straight {
-        let pulls = Pulls::of(1, &line.address(), path, blob).await;
+        let pulls = Pulls::of(1, &address, path, blob).await;
         return Turn::from_iter(pulls.blob_figures(&upstream));
     }
-    let server = ground.server(&line.url()).await;
+    let server = ground.server(&format!("http://{address}")).await;
     let (pulls, cost) = watched(&server, Pulls::of(clients, &server.address, path, blob)).await;
     let cpu = (Quantity::CpuGigabyte, cost.cpu / (pulls.bytes() as f64 / 1e9));
     let mut turn = cost.turn([cpu]);
