@@ -31,9 +31,9 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// Has the C library keep up to twice so much of what was freed, which it else gives back at once: what a fill
-/// reads then goes into pages that are there. It goes by the largest mapping that was freed (mallopt(3),
-/// `M_MMAP_THRESHOLD`).
+/// Has the C library keep, in each of its arenas, up to twice so much of what was freed at its end, which it else
+/// gives back sooner: what a fill reads then goes into pages that are there. glibc goes by the largest mapping that
+/// was freed (mallopt(3), `M_MMAP_THRESHOLD`); to others this is nothing.
 fn keep_freed_memory() {
     const KEPT: usize = 4 << 20;
     drop(std::hint::black_box(Vec::<u8>::with_capacity(KEPT)));

@@ -13,20 +13,22 @@ use tokio::task::JoinHandle;
 
 use crate::store::window::{self, View};
 
-/// What one connection sends before others have their turn.
+/// What is sent before others have their turn. hyper asks once or twice again before it lets go.
 const TURN: usize = 256 << 10;
 
 pub struct Direct {
     socket: TcpStream,
+    /// How much of what comes next is known to be in memory.
+    ready: usize,
     /// The disk is to give what comes next.
-    fetching: Option<JoinHandle<io::Result<()>>>,
+    fetching: Option<JoinHandle<io::Result<usize>>>,
     /// Since others had their turn.
     sent: usize,
 }
 
 impl Direct {
     pub fn new(socket: TcpStream) -> Self {
-        Self { socket, fetching: None, sent: 0 }
+        Self { socket, ready: 0, fetching: None, sent: 0 }
     }
 
     /// Does `write`, which is not to wait, once the socket takes something.
@@ -57,20 +59,25 @@ impl Direct {
         }
         // The disk is not asked for what the socket does not take yet.
         ready!(self.socket.poll_write_ready(cx))?;
-        if self.fetching.is_some() || !view.is_ready(TURN)? {
-            ready!(self.poll_fetched(cx, &view))?;
+        if self.ready == 0 {
+            self.ready = ready!(self.poll_ready(cx, view.clone()))?;
         }
-        let sent = ready!(self.poll_io(cx, |socket| view.send(socket.as_fd(), TURN)))?;
+        let count = self.ready.min(TURN - self.sent);
+        let sent = ready!(self.poll_io(cx, |socket| view.send(socket.as_fd(), count)))?;
+        self.ready = self.ready.saturating_sub(sent);
         self.sent += sent;
         Poll::Ready(Ok(sent))
     }
 
-    fn poll_fetched(&mut self, cx: &mut Context<'_>, view: &View) -> Poll<io::Result<()>> {
-        let fetch = || {
-            let view = view.clone();
-            tokio::task::spawn_blocking(move || view.fetch())
-        };
-        let fetched = ready!(Pin::new(self.fetching.get_or_insert_with(fetch)).poll(cx));
+    fn poll_ready(&mut self, cx: &mut Context<'_>, view: View) -> Poll<io::Result<usize>> {
+        if self.fetching.is_none() {
+            let ready = view.ready(TURN)?;
+            if ready > 0 {
+                return Poll::Ready(Ok(ready));
+            }
+        }
+        let fetching = self.fetching.get_or_insert_with(|| tokio::task::spawn_blocking(move || view.fetch()));
+        let fetched = ready!(Pin::new(fetching).poll(cx));
         self.fetching = None;
         Poll::Ready(fetched.unwrap_or_else(|gone| Err(io::Error::other(gone))))
     }
@@ -130,16 +137,18 @@ impl AsyncWrite for Direct {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::path::{Path, PathBuf};
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
 
-    use bytes::Bytes;
+    use bytes::{Buf, Bytes};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;
     use crate::clock::Clock;
-    use crate::disk::RealDisk;
+    use crate::disk::hooked::Hooked;
+    use crate::disk::{Disk, File, RealDisk};
     use crate::oci::Digest;
     use crate::store::Store;
     use crate::tasks::Tasks;
@@ -153,15 +162,14 @@ mod tests {
     }
 
     /// A blob that is held, as pieces for a connection that sends files, and its bytes.
-    async fn pieces(dir: &Path) -> (Vec<Bytes>, Vec<u8>) {
+    async fn pieces(dir: &Path, disk: impl Disk) -> (Vec<Bytes>, Vec<u8>) {
         let content: Vec<u8> =
             (0..LEN as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         let (digest, path) = (Digest::sha256(&content), path(dir, &content));
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, &content).unwrap();
         let options = crate::store::tests::options(dir);
-        let store =
-            Store::open(options, Arc::new(RealDisk), Arc::default(), Clock::default(), Tasks::default());
+        let store = Store::open(options, Arc::new(disk), Arc::default(), Clock::default(), Tasks::default());
         let store = store.unwrap();
         let mut reader = store.read(store.blob(&digest).unwrap().unwrap(), None).by_windows();
         let mut pieces = Vec::new();
@@ -195,7 +203,7 @@ mod tests {
     #[tokio::test]
     async fn windows_are_sent_from_the_file_between_what_is_written() {
         let dir = tempfile::tempdir().unwrap();
-        let (pieces, content) = pieces(dir.path()).await;
+        let (pieces, content) = pieces(dir.path(), RealDisk).await;
         let are_windows: Vec<bool> = pieces.iter().map(|piece| window::is_one(piece)).collect();
         assert_eq!(are_windows, [true, true, false], "the rest is too small for one");
         let (mut direct, mut client) = connection().await;
@@ -210,49 +218,110 @@ mod tests {
         assert!(read == [&head[..], &content, &tail].concat());
     }
 
+    /// A file of which only those pages are in memory that were waited for.
+    struct Cold {
+        file: Arc<dyn File>,
+        pages: Mutex<BTreeSet<u64>>,
+        hints: Mutex<Vec<(u64, u64)>>,
+    }
+
+    impl File for Cold {
+        fn size(&self) -> io::Result<u64> {
+            self.file.size()
+        }
+        fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+            self.pages.lock().unwrap().insert(offset / 4096);
+            self.file.read_at(into, offset)
+        }
+        fn read_ready(&self, into: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
+            let is_there = self.pages.lock().unwrap().contains(&(offset / 4096));
+            is_there.then(|| self.file.read_at(into, offset)).transpose()
+        }
+        fn read_aside(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+            self.file.read_aside(into, offset)
+        }
+        fn will_need(&self, offset: u64, len: u64) {
+            self.hints.lock().unwrap().push((offset, len));
+        }
+        fn descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+            self.file.descriptor()
+        }
+        fn write_at(&self, from: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+            self.file.write_at(from, offset)
+        }
+        fn sync(&self) -> io::Result<()> {
+            self.file.sync()
+        }
+    }
+
+    /// The real disk, and the cold files that were opened of it.
+    fn cold() -> (Hooked, Arc<Mutex<Vec<Arc<Cold>>>>) {
+        let opened = Arc::new(Mutex::new(Vec::new()));
+        let files = opened.clone();
+        let open = Box::new(move |path: &Path| {
+            let file = RealDisk.open(path)?;
+            let file = Arc::new(Cold { file, pages: Mutex::default(), hints: Mutex::default() });
+            files.lock().unwrap().push(file.clone());
+            Ok(file as Arc<dyn File>)
+        });
+        (Hooked { open, ..Hooked::default() }, opened)
+    }
+
     #[tokio::test]
     async fn what_memory_does_not_have_is_fetched_first() {
-        // On the disk that this program is on: temporary files may be kept in memory.
-        let program = std::env::current_exe().unwrap();
-        let dir = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
-        let (pieces, content) = pieces(dir.path()).await;
-        let file = std::fs::File::open(path(dir.path(), &content)).unwrap();
-        rustix::fs::fsync(&file).unwrap();
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-        let is_ready = |piece: &Bytes| window::view(piece).unwrap().is_ready(window::SIZE).unwrap();
-        let first = pieces[0].clone();
-        assert!(!is_ready(&first));
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, opened) = cold();
+        let (pieces, content) = pieces(dir.path(), disk).await;
+        let file = opened.lock().unwrap().last().unwrap().clone();
+        let before = file.pages.lock().unwrap().len();
         let (mut direct, mut client) = connection().await;
+        let first = pieces[0].clone();
+        let begun = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut direct).poll_write(cx, &first)));
+        assert!(begun.await.is_pending() && direct.fetching.is_some(), "nothing is sent yet");
         let (written, read) = tokio::join!(write(&mut direct, pieces), async {
             let mut read = Vec::new();
             client.read_to_end(&mut read).await.unwrap();
             read
         });
         written.unwrap();
-        assert!(read == content && is_ready(&first) && direct.fetching.is_none());
+        assert!(read == content && direct.fetching.is_none());
+        // Every page of both windows, before it was sent; and no hint beyond the end.
+        assert!(file.pages.lock().unwrap().len() >= before.max(2 * window::SIZE / 4096));
+        let size = window::SIZE as u64;
+        assert_eq!(*file.hints.lock().unwrap(), [(0, 2 * size), (size, LEN as u64 - size)]);
     }
 
     #[tokio::test]
     async fn nobody_sends_on_and_on() {
         let dir = tempfile::tempdir().unwrap();
-        let (pieces, _) = pieces(dir.path()).await;
+        let (pieces, _) = pieces(dir.path(), RealDisk).await;
         let (mut direct, mut client) = connection().await;
         let taking = tokio::spawn(async move { tokio::io::copy(&mut client, &mut tokio::io::sink()).await });
-        let mut turns = 0;
-        let mut sending = std::pin::pin!(write(&mut direct, pieces[..2].to_vec()));
-        let sent = std::future::poll_fn(|cx| {
-            turns += 1;
-            sending.as_mut().poll(cx)
-        });
-        sent.await.unwrap();
-        assert!(turns >= 2 * window::SIZE / TURN, "{turns} turns");
-        taking.await.unwrap().unwrap();
+        let mut left = pieces[0].clone();
+        while !left.is_empty() {
+            // As long as it takes some.
+            let turn = std::future::poll_fn(|cx| {
+                let mut turn = 0;
+                while !left.is_empty()
+                    && let Poll::Ready(sent) = Pin::new(&mut direct).poll_write(cx, &left)
+                {
+                    let sent = sent.unwrap();
+                    left.advance(sent);
+                    turn += sent;
+                }
+                if turn == 0 { Poll::Pending } else { Poll::Ready(turn) }
+            });
+            let turn = turn.await;
+            assert!(turn <= TURN, "{turn}");
+        }
+        direct.shutdown().await.unwrap();
+        assert_eq!(taking.await.unwrap().unwrap(), window::SIZE as u64);
     }
 
     #[tokio::test]
     async fn a_file_that_became_shorter_is_an_error_and_no_end() {
         let dir = tempfile::tempdir().unwrap();
-        let (pieces, content) = pieces(dir.path()).await;
+        let (pieces, content) = pieces(dir.path(), RealDisk).await;
         let path = path(dir.path(), &content);
         let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
         file.set_len(window::SIZE as u64 + 10).unwrap();

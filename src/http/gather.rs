@@ -10,12 +10,15 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::server::TlsStream;
 
+use super::tls;
 use crate::tasks::lock;
 
 /// Plain text of a record at most (RFC 8446, 5.1).
 const RECORD: usize = 16 << 10;
-/// Sealed and not sent. Twice this is less than the stream may hold.
+/// Sealed and not sent, before more waits.
 const ENOUGH: usize = 96 << 10;
+// There is room for so much again, with what sealing adds.
+const _: () = assert!(2 * ENOUGH + ENOUGH / 2 < tls::BUFFER);
 
 /// The stream, for who reads and writes it.
 pub struct Gathered<I>(Arc<Mutex<Inner<I>>>);
@@ -58,7 +61,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Rest<I> {
 impl<I: AsyncRead + AsyncWrite + Unpin> Inner<I> {
     /// Sends all that was written.
     fn poll_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.waiting.is_empty() {
+        if !self.waiting.is_empty() {
             ready!(self.poll_room(cx))?;
             self.seal(&[], self.waiting.len())?;
         }
@@ -78,7 +81,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Inner<I> {
         Poll::Ready(Ok(()))
     }
 
-    /// Seals so many bytes of what waits and of `bufs`. How many it took of `bufs`.
+    /// Seals so many bytes, all that waits and some of `bufs`, for which there is room. How many of `bufs`.
     fn seal(&mut self, bufs: &[IoSlice<'_>], count: usize) -> io::Result<usize> {
         let mut left = count;
         let all = std::iter::once(&self.waiting[..]).chain(bufs.iter().map(|buf| &**buf));
@@ -90,32 +93,28 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Inner<I> {
             })
             .collect();
         let written = self.stream.get_mut().1.writer().write_vectored(&taken)?;
-        if written == 0 {
+        if written < count {
+            // There is room for it: so it does not go on at all.
             return Err(io::ErrorKind::WriteZero.into());
         }
-        self.sealed += written;
-        let of_waiting = written.min(self.waiting.len());
-        self.waiting.drain(..of_waiting);
-        Ok(written - of_waiting)
+        self.sealed += count;
+        let of_bufs = count - self.waiting.len();
+        self.waiting.clear();
+        Ok(of_bufs)
     }
 
     /// Takes what there is room for, at least one byte of those that there are. Whole records are sealed at once;
     /// only what is too little for one is copied.
     fn poll_add(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         self.is_dirty = true;
-        loop {
-            let count: usize = bufs.iter().map(|buf| buf.len()).sum();
-            let whole = (self.waiting.len() + count).min(ENOUGH) / RECORD * RECORD;
-            if whole == 0 {
-                bufs.iter().for_each(|buf| self.waiting.extend_from_slice(buf));
-                return Poll::Ready(Ok(count));
-            }
-            ready!(self.poll_room(cx))?;
-            match self.seal(bufs, whole)? {
-                0 => {}
-                taken => return Poll::Ready(Ok(taken)),
-            }
+        let count: usize = bufs.iter().map(|buf| buf.len()).sum();
+        let whole = (self.waiting.len() + count).min(ENOUGH) / RECORD * RECORD;
+        if whole == 0 {
+            bufs.iter().for_each(|buf| self.waiting.extend_from_slice(buf));
+            return Poll::Ready(Ok(count));
         }
+        ready!(self.poll_room(cx))?;
+        Poll::Ready(self.seal(bufs, whole))
     }
 }
 
@@ -161,7 +160,10 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gathered<I> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut inner = lock(&self.0);
-        ready!(inner.poll_all(cx))?;
+        if inner.is_dirty {
+            ready!(inner.poll_all(cx))?;
+            inner.is_dirty = false;
+        }
         Pin::new(&mut inner.stream).poll_shutdown(cx)
     }
 }
@@ -223,7 +225,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn records_are_full_whatever_the_frames_are() {
+    async fn what_is_too_little_for_a_record_waits_for_the_next() {
         let ((mut gathered, rest), mut far) = pair(4 << 20, true).await;
         let content = content(20 * (RECORD + 9));
         let mut waited = 0;
@@ -235,7 +237,7 @@ mod tests {
                 IoSlice::advance_slices(&mut left, written);
             }
             waited += 9;
-            assert_eq!(lock(&rest.0).waiting.len(), waited, "what is over goes into the next record");
+            assert_eq!(lock(&rest.0).waiting.len(), waited);
         }
         gathered.shutdown().await.unwrap();
         let mut read = Vec::new();

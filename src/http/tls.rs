@@ -28,8 +28,8 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const NAME_MAX: usize = 255;
 /// How often the files are looked at.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
-/// Plain text that one connection may hold: the fastest of those measured (speed.md).
-const BUFFER: usize = 256 * 1024;
+/// What one connection may hold: the fastest of those measured.
+pub(super) const BUFFER: usize = 256 * 1024;
 
 /// Why there is no TLS: the file, the reason, the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -127,8 +127,8 @@ impl FileReader {
         let (file, buffers, at) = (&self.file, &self.store.buffers, self.at);
         if self.by_windows {
             let held = Some((self.store.clone(), self.digest));
-            let piece = window::Piece { file: file.clone(), at, held };
-            if let Some(bytes) = window::lend(piece, self.end) {
+            let piece = window::Piece { file: file.clone(), at, end: self.end, held };
+            if let Some(bytes) = window::lend(piece) {
                 return Ok(bytes);
             }
         }

@@ -21,6 +21,8 @@ use crate::tasks::lock;
 const LEAST: u64 = 32 << 10;
 /// What a window shows at most. A connection has one or two.
 pub const SIZE: usize = 1 << 20;
+/// Pages are no smaller.
+const PAGE: usize = 4096;
 /// Who finds none free reads instead.
 const COUNT: usize = 256;
 
@@ -36,11 +38,12 @@ struct Lent {
     pieces: Vec<Option<Piece>>,
 }
 
-/// A piece of a file, from `at` on.
+/// What is to be sent of a file: from `at` on, until `end`.
 #[derive(Clone)]
 pub(super) struct Piece {
     pub file: Arc<dyn File>,
     pub at: u64,
+    pub end: u64,
     /// What is to be checked where it cannot be read.
     pub held: Option<(Arc<Store>, Digest)>,
 }
@@ -71,9 +74,9 @@ impl Windows {
     }
 }
 
-/// A window of a piece, no further than to `end`. None: there is none for it.
-pub(super) fn lend(piece: Piece, end: u64) -> Option<Bytes> {
-    let len = (end - piece.at).min(SIZE as u64);
+/// A window of the beginning of a piece. None: there is none for it.
+pub(super) fn lend(piece: Piece) -> Option<Bytes> {
+    let len = (piece.end - piece.at).min(SIZE as u64);
     if len < LEAST || piece.file.descriptor().is_none() {
         return None;
     }
@@ -92,11 +95,12 @@ pub fn is_one(bytes: &[u8]) -> bool {
 /// What these bytes stand for. None: nothing but themselves.
 pub fn view(bytes: &[u8]) -> Option<View> {
     let (number, offset) = WINDOWS.find(bytes.as_ptr() as usize)?;
-    let Piece { file, at, held } = lock(&WINDOWS.lent).pieces.get(number)?.clone()?;
-    Some(View { piece: Piece { file, at: at + offset as u64, held }, len: bytes.len() })
+    let mut piece = lock(&WINDOWS.lent).pieces.get(number)?.clone()?;
+    piece.at += offset as u64;
+    Some(View { piece, len: bytes.len() })
 }
 
-/// A piece of a file and its length.
+/// A piece of a file, and how much of it is to be sent now.
 #[derive(Clone)]
 pub struct View {
     piece: Piece,
@@ -104,19 +108,24 @@ pub struct View {
 }
 
 impl View {
-    /// Whether the first `count` bytes are in memory, so that to send them waits for no disk.
-    pub fn is_ready(&self, count: usize) -> io::Result<bool> {
-        let (first, last) = (self.piece.at, self.piece.at + count.min(self.len) as u64 - 1);
+    /// How many of its first bytes are in memory, so that to send them waits for no disk: `count` or none.
+    pub fn ready(&self, count: usize) -> io::Result<usize> {
+        let count = count.min(self.len);
+        let is_ready = |at| self.piece.file.read_ready(&mut [0], at).map(|read| read.is_some());
+        let (first, last) = (self.piece.at, self.piece.at + count as u64 - 1);
         // What was read ahead has no gaps, nearly always; a gap costs one wait for the disk.
-        let ready = |at| self.piece.file.read_ready(&mut [0], at).map(|read| read.is_some());
-        self.told(ready(last).and_then(|is_last| Ok(is_last && ready(first)?)))
+        let ready = is_ready(last).and_then(|is_last| Ok(is_last && is_ready(first)?));
+        self.told(ready).map(|ready| if ready { count } else { 0 })
     }
 
-    /// Waits until the disk has given it, and has it begin with what follows.
-    pub fn fetch(self) -> io::Result<()> {
-        let Piece { file, at, .. } = &self.piece;
-        file.will_need(*at, (self.len + SIZE) as u64);
-        self.told(file.read_at(&mut [0], at + self.len as u64 - 1).map(|_| ()))
+    /// Waits until the disk has given all of it, and has it begin with what follows. How much that is.
+    pub fn fetch(&self) -> io::Result<usize> {
+        let Piece { file, at, end, .. } = &self.piece;
+        file.will_need(*at, (end - at).min((self.len + SIZE) as u64));
+        // A byte of each page: what the kernel makes of the hint above is not known.
+        let mut pages = (0..self.len as u64).step_by(PAGE).chain([self.len as u64 - 1]);
+        self.told(pages.try_for_each(|page| file.read_at(&mut [0], at + page).map(|_| ())))?;
+        Ok(self.len)
     }
 
     /// Sends it, or the beginning of it, as [`disk::send`] does.
@@ -136,7 +145,8 @@ impl View {
         }
     }
 
-    /// For the exchange all of it was given by now: nobody else says why the connection is cut.
+    /// For the exchange all of it was given by now, and its access line says so: nobody else says why the
+    /// connection is cut.
     fn told<T>(&self, result: io::Result<T>) -> io::Result<T> {
         result.inspect_err(|error| {
             let held = self.piece.held.as_ref();

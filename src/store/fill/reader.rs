@@ -97,11 +97,11 @@ impl FillReader {
         }
     }
 
-    /// What the fill has written a moment ago is in the page cache.
+    /// Of what the fill has written.
     async fn piece(&self, file: &Arc<dyn File>, until: u64) -> Result<Bytes, ReadError> {
         if self.by_windows {
-            let piece = window::Piece { file: file.clone(), at: self.at, held: None };
-            if let Some(bytes) = window::lend(piece, until) {
+            let piece = window::Piece { file: file.clone(), at: self.at, end: until, held: None };
+            if let Some(bytes) = window::lend(piece) {
                 return Ok(bytes);
             }
         }
