@@ -162,7 +162,7 @@ fn measure(trees: &mut [Tree], configuration: &Path) -> Vec<Point> {
         in_turn(&mut loads, ROUNDS, |(server, load)| {
             let before = server.cpu();
             let asked = load.some(REQUESTS);
-            (server.cpu() - before).as_secs_f64() * 1e6 / asked as f64
+            server.cpu_since(&before).as_secs_f64() * 1e6 / asked as f64
         })
     });
     let points = trees.iter().zip(&running).enumerate();

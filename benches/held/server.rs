@@ -1,5 +1,7 @@
 //! Forebay on a tree.
 
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -39,15 +41,21 @@ impl Server {
         line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or_default()
     }
 
-    /// What all its threads had of the processors so far. To the nanosecond, other than `/proc/PID/stat`.
-    pub fn cpu(&self) -> Duration {
+    /// What each of its threads had of the processors so far, in nanoseconds: `/proc/PID/stat` has ticks.
+    pub fn cpu(&self) -> HashMap<OsString, u64> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("the server runs");
         let spent = tasks.map(|task| {
-            // A thread that just ended had next to nothing.
-            let spent = std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap_or_default();
-            spent.split(' ').next().and_then(|spent| spent.parse().ok()).unwrap_or(0)
+            let task = task.unwrap();
+            let spent = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+            (task.file_name(), spent.split(' ').next().and_then(|spent| spent.parse().ok()).unwrap_or(0))
         });
-        Duration::from_nanos(spent.sum())
+        spent.collect()
+    }
+
+    /// A thread that ended meanwhile was idle, and what it had spent before is no part of this.
+    pub fn cpu_since(&self, before: &HashMap<OsString, u64>) -> Duration {
+        let spent = |(task, spent): (&OsString, &u64)| spent.saturating_sub(*before.get(task).unwrap_or(&0));
+        Duration::from_nanos(self.cpu().iter().map(spent).sum())
     }
 
     pub fn command(&self, arguments: &[&str]) -> String {
