@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::server::TlsStream;
 
-use super::tls;
+use super::handshake;
 use crate::tasks::lock;
 
 /// Plain text of a record at most (RFC 8446, 5.1).
@@ -18,7 +18,7 @@ const RECORD: usize = 16 << 10;
 /// Sealed and not sent, before more waits.
 const ENOUGH: usize = 96 << 10;
 // There is room for so much again, with what sealing adds.
-const _: () = assert!(2 * ENOUGH + ENOUGH / 2 < tls::BUFFER);
+const _: () = assert!(2 * ENOUGH + ENOUGH / 2 < handshake::BUFFER);
 
 /// The stream, for who reads and writes it.
 pub struct Gathered<I>(Arc<Mutex<Inner<I>>>);

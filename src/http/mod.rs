@@ -1,6 +1,6 @@
 //! Listeners, TLS, routes, responses.
 //!
-//! A connection (`listen`, `tls`, `connection`, `watch`) brings requests; `handler` leads each through
+//! A connection (`listen`, `tls`, `handshake`, `connection`, `watch`) brings requests; `handler` leads each through
 //! `route`, the layers below (`push` for writes, `lists` for lists) and `respond` or `error`; `exchange` follows it to its body's end.
 
 mod address;
@@ -14,6 +14,7 @@ mod exchange;
 mod forward;
 mod gather;
 mod handler;
+mod handshake;
 mod image;
 mod listen;
 mod lists;

@@ -6,30 +6,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::handshake::{self, Terms};
 use super::{ClientCertificates, Pair, TlsOptions};
 
 /// Certificate chains and keys are a few KiB.
 const FILE_MAX: u64 = 1024 * 1024;
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Longest name of a client.
 const NAME_MAX: usize = 255;
 /// How often the files are looked at.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
-/// What one connection may hold: the fastest of those measured.
-pub(super) const BUFFER: usize = 256 * 1024;
 
 /// Why there is no TLS: the file, the reason, the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,19 +43,10 @@ pub enum Error {
     Setup(String),
 }
 
-/// Why a client got no TLS connection.
-#[derive(Debug, thiserror::Error)]
-pub enum HandshakeError {
-    #[error("TLS handshake: {0}")]
-    Failed(#[from] std::io::Error),
-    #[error("TLS handshake took longer than {} s", HANDSHAKE_MAX.as_secs())]
-    TooSlow,
-}
-
 /// The certificate in use.
 pub struct Tls {
     options: TlsOptions,
-    config: ArcSwap<ServerConfig>,
+    terms: ArcSwap<Terms>,
 }
 
 /// The files' bytes, to tell whether they have changed.
@@ -73,16 +61,16 @@ impl Tls {
     /// Reads and checks the files.
     pub async fn load(options: TlsOptions) -> Result<(Self, Files), Error> {
         let files = Files::read(&options).await?;
-        let config = ArcSwap::from_pointee(configure(&options, &files)?);
-        Ok((Self { options, config }, files))
+        let terms = ArcSwap::from_pointee(terms(&options, &files)?);
+        Ok((Self { options, terms }, files))
     }
 
-    /// A client's handshake, which has 10 s.
-    pub async fn accept<I>(&self, stream: I) -> Result<TlsStream<I>, HandshakeError>
+    /// A client's handshake.
+    pub async fn accept<I>(&self, stream: I) -> Result<TlsStream<I>, handshake::Error>
     where
         I: AsyncRead + AsyncWrite + Unpin,
     {
-        accept(self.config.load_full(), stream).await
+        self.terms.load_full().accept(stream).await
     }
 
     /// Looks at the files again and again and takes up what has changed, for new connections. What
@@ -114,7 +102,7 @@ impl Tls {
             return Ok(false);
         }
         // Certificate and key are two files: a pair that does not match may be half replaced.
-        self.config.store(Arc::new(configure(&self.options, &found)?));
+        self.terms.store(Arc::new(terms(&self.options, &found)?));
         *files = found;
         Ok(true)
     }
@@ -156,34 +144,16 @@ impl TlsOptions {
     }
 }
 
-/// A client's handshake, which has 10 s.
-pub async fn accept<I>(config: Arc<ServerConfig>, stream: I) -> Result<TlsStream<I>, HandshakeError>
-where
-    I: AsyncRead + AsyncWrite + Unpin,
-{
-    let acceptor = TlsAcceptor::from(config);
-    let accepted = acceptor.accept_with(stream, |connection| connection.set_buffer_limit(Some(BUFFER)));
-    match tokio::time::timeout(HANDSHAKE_MAX, accepted).await {
-        Ok(accepted) => Ok(accepted?),
-        Err(_) => Err(HandshakeError::TooSlow),
-    }
-}
-
-fn configure(options: &TlsOptions, files: &Files) -> Result<ServerConfig, Error> {
+fn terms(options: &TlsOptions, files: &Files) -> Result<Terms, Error> {
     let pairs = options.pairs();
     let pairs = pairs.iter().zip(&files.pairs).map(|(pair, (chain, key))| certified(pair, chain, key));
     let certificates = Arc::new(Certificates(pairs.collect::<Result<_, _>>()?));
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .map_err(|error| Error::Setup(error.to_string()))?;
+    let builder = handshake::builder().map_err(|error| Error::Setup(error.to_string()))?;
     let builder = match options.clients.as_ref().zip(files.client_ca.as_deref()) {
         Some((clients, pem)) => builder.with_client_cert_verifier(client_verifier(clients, pem)?),
         None => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_cert_resolver(certificates);
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
+    Ok(Terms::new(builder.with_cert_resolver(certificates)))
 }
 
 fn certified(pair: &Pair, certificate_pem: &[u8], key_pem: &[u8]) -> Result<Certified, Error> {

@@ -11,7 +11,6 @@ use rcgen::{
     BasicConstraints, Certificate, CertificateParams, CidrSubnet, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints,
 };
-use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
@@ -19,6 +18,7 @@ use x509_parser::prelude::{FromDer, Validity, X509Certificate};
 
 use crate::access::write_secret;
 use crate::clock::Clock;
+use crate::http::handshake::{self, Terms};
 use crate::tasks::lock;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -54,7 +54,7 @@ pub struct Authority {
     leaf_key: KeyPair,
     /// What its name constraints permit.
     hosts: BTreeSet<String>,
-    leaves: Mutex<HashMap<String, (SystemTime, Arc<ServerConfig>)>>,
+    leaves: Mutex<HashMap<String, (SystemTime, Arc<Terms>)>>,
     clock: Clock,
 }
 
@@ -96,7 +96,7 @@ impl Authority {
     }
 
     /// What a TLS server is that calls itself by this host's name.
-    pub fn server(&self, host: &str) -> Result<Arc<ServerConfig>, String> {
+    pub fn server(&self, host: &str) -> Result<Arc<Terms>, String> {
         let now = self.clock.wall();
         let mut leaves = lock(&self.leaves);
         if let Some((made, server)) = leaves.get(host)
@@ -110,20 +110,16 @@ impl Authority {
         Ok(server)
     }
 
-    fn leaf(&self, host: &str, now: SystemTime) -> Result<Arc<ServerConfig>, String> {
+    fn leaf(&self, host: &str, now: SystemTime) -> Result<Arc<Terms>, String> {
         // The clock may have been set right since the CA was made, or its time have run out.
         check(&self.term, now).map_err(|why| format!("the CA {why}"))?;
         let leaf = self.certificate(host, now).map_err(|error| error.to_string())?;
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.leaf_key.serialize_der()));
         // Without the CA's own, which lists all registries: who trusts it has it.
         let chain = vec![leaf.der().clone()];
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
+        let config = handshake::builder()
             .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key));
-        let mut config = config.map_err(|error| error.to_string())?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
+        Ok(Arc::new(Terms::new(config.map_err(|error| error.to_string())?)))
     }
 
     fn certificate(&self, host: &str, now: SystemTime) -> Result<Certificate, rcgen::Error> {

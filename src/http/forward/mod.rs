@@ -26,7 +26,6 @@ use tokio::net::TcpStream;
 use self::ca::Authority;
 use super::address::{Scope, Serve};
 use super::connection::{self, Arrival, Context, Door, HEAD_MAX};
-use super::tls;
 use super::watch::{self, Activity, Observed};
 use crate::access::Identity;
 use crate::clock::Clock;
@@ -269,7 +268,7 @@ impl Forward {
                 return tracing::error!(host, why, "no certificate for this registry");
             }
         };
-        match tls::accept(server, client).await {
+        match server.accept(client).await {
             Ok(stream) => {
                 self.metrics.forwarded.cell(Forwarded::Served).inc();
                 let mut arrival = Arrival::new(peer, Door::Public, true);

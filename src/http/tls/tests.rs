@@ -142,15 +142,15 @@ async fn a_new_pair_is_taken_up_and_a_bad_one_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let (options, _) = write_pair(folder.path());
     let (tls, mut files) = Tls::load(options.clone()).await.unwrap();
-    let first = tls.config.load_full();
+    let first = tls.terms.load_full();
     assert_eq!(tls.check(&mut files).await, Ok(false));
     std::fs::write(&options.certificate_file, "half written").unwrap();
     for _ in 0..2 {
         assert!(tls.check(&mut files).await.is_err());
     }
-    assert!(Arc::ptr_eq(&first, &tls.config.load_full()));
+    assert!(Arc::ptr_eq(&first, &tls.terms.load_full()));
     write_pair(folder.path());
     assert_eq!(tls.check(&mut files).await, Ok(true));
-    assert!(!Arc::ptr_eq(&first, &tls.config.load_full()));
+    assert!(!Arc::ptr_eq(&first, &tls.terms.load_full()));
     assert_eq!(tls.check(&mut files).await, Ok(false));
 }
