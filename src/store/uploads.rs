@@ -231,7 +231,7 @@ impl Upload {
     /// Waits until everything received is in the file.
     pub async fn flush(&mut self) -> Result<(), Error> {
         self.check()?;
-        while self.sink.is_busy() {
+        while self.sink.hurry() {
             self.step().await?;
         }
         Ok(())
@@ -311,7 +311,7 @@ impl Upload {
     /// Removes the upload.
     pub async fn cancel(mut self) -> Result<(), Error> {
         // What is being written ends first; whether it could be does not matter any more.
-        while self.sink.is_busy() && self.sink.done().await.is_some() {}
+        while self.sink.hurry() && self.sink.done().await.is_some() {}
         let store = self.store.clone();
         let name = self.grant.repository.stored_name();
         store.change(move |store| store.drop_upload(&name, self.id)).await
@@ -321,7 +321,7 @@ impl Upload {
 impl Drop for Upload {
     /// A request that breaks off leaves what it brought: that goes to the disk before the next turn.
     fn drop(&mut self) {
-        if !(self.sink.is_busy() || self.sink.is_stuck()) || tokio::runtime::Handle::try_current().is_err() {
+        if tokio::runtime::Handle::try_current().is_err() || !(self.sink.hurry() || self.sink.is_stuck()) {
             return;
         }
         let other = Sink::new(Algorithm::Sha256.hasher(), None, self.store.health.clone());
@@ -329,7 +329,7 @@ impl Drop for Upload {
         let (turn, metrics) = (self.turn.take(), self.store.metrics.clone());
         let stopping = self.store.tasks.stopping();
         self.store.tasks.spawn("upload", async move {
-            while sink.is_busy()
+            while sink.hurry()
                 && let Some(done) = sink.done().await
             {
                 match done.disk_error {

@@ -325,7 +325,7 @@ impl<K: Keeper> Driver<K> {
     }
 
     async fn flush(&mut self) -> Result<(), FillError> {
-        while self.sink.is_busy() {
+        while self.sink.hurry() {
             let done = self.sink.done().await;
             self.done(done).await?;
         }

@@ -1,5 +1,6 @@
 //! Hashes and writes a fill's bytes, in order, a batch at a time, on a blocking thread.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
@@ -14,6 +15,9 @@ use crate::store::health::Health;
 
 /// Bytes gathered while the batch before is being written. Two such are in memory at most.
 const BATCH: usize = 1024 * 1024;
+/// What is written ends at a multiple of it, for less is not worth a thread. The page cache then has the file in few
+/// large folios, and whoever sends it later does not pay for many small ones.
+const ALIGNED: u64 = 256 * 1024;
 /// The same where nothing is written, and larger ones gain nothing.
 const BATCH_HASHED: usize = 256 * 1024;
 
@@ -25,7 +29,7 @@ pub struct Sink {
     health: Arc<Health>,
     /// Hashed so far.
     offset: u64,
-    gathered: Vec<Bytes>,
+    gathered: VecDeque<Bytes>,
     gathered_bytes: usize,
     at_work: Option<Batch>,
     /// A write that was not waited for to its end.
@@ -56,7 +60,7 @@ impl Sink {
             file,
             health,
             offset: 0,
-            gathered: Vec::new(),
+            gathered: VecDeque::new(),
             gathered_bytes: 0,
             at_work: None,
             stuck: None,
@@ -76,19 +80,38 @@ impl Sink {
     }
 
     pub fn push(&mut self, chunk: Bytes) {
+        if chunk.is_empty() {
+            return;
+        }
         self.gathered_bytes += chunk.len();
-        self.gathered.push(chunk);
+        self.gathered.push_back(chunk);
         self.work();
     }
 
-    /// Sends what is gathered to a thread, unless one is at work.
+    /// Sends what is gathered to a thread, if it is worth one and none is at work.
     fn work(&mut self) {
+        let end = self.offset + self.gathered_bytes as u64;
+        // What is only hashed is let go as soon as it can be.
+        let end = if self.file.is_some() { end - end % ALIGNED } else { end };
+        if end > self.offset {
+            self.send(end);
+        }
+    }
+
+    /// Sends it however little it is. Whether anything is at work now.
+    pub fn hurry(&mut self) -> bool {
+        self.send(self.offset + self.gathered_bytes as u64);
+        self.is_busy()
+    }
+
+    /// Up to offset `end`, no further than what is gathered.
+    fn send(&mut self, end: u64) {
         if self.gathered.is_empty() || self.at_work.is_some() {
             return;
         }
         let Some(mut hasher) = self.hasher.take() else { return };
-        let chunks = std::mem::take(&mut self.gathered);
-        let bytes = std::mem::take(&mut self.gathered_bytes) as u64;
+        let bytes = end - self.offset;
+        let chunks = self.take(bytes);
         let (offset, (hash, hashed)) = (self.offset, oneshot::channel());
         let work = move |file: Option<Arc<dyn File>>| {
             chunks.iter().for_each(|chunk| hasher.update(chunk));
@@ -122,6 +145,23 @@ impl Sink {
             }
         };
         self.at_work = Some(Batch { bytes, hashed, written });
+    }
+
+    /// The first so many bytes of what is gathered.
+    fn take(&mut self, bytes: u64) -> Vec<Bytes> {
+        let mut taken = Vec::with_capacity(self.gathered.len());
+        let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+        while left > 0
+            && let Some(mut chunk) = self.gathered.pop_front()
+        {
+            if chunk.len() > left {
+                self.gathered.push_front(chunk.split_off(left));
+            }
+            left -= chunk.len();
+            self.gathered_bytes -= chunk.len();
+            taken.push(chunk);
+        }
+        taken
     }
 
     /// Waits for the batch at work; not for a disk that stands still. Safe to drop and call again.

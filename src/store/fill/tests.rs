@@ -173,14 +173,27 @@ fn failing(room: u64, creates: bool) -> Hooked {
         if !creates {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        Ok(Arc::new(FailingFile(RealDisk.create(path)?, room.clone())))
+        Ok(Arc::new(ScriptedFile(RealDisk.create(path)?, room.clone(), Arc::default())))
     };
     Hooked { create: Box::new(create), ..Hooked::default() }
 }
 
-struct FailingFile(Arc<dyn File>, Arc<AtomicU64>);
+/// The real disk, and where each write begins and ends.
+fn noting() -> (Hooked, Writes) {
+    let writes = Writes::default();
+    let noted = writes.clone();
+    let create = move |path: &Path| -> io::Result<Arc<dyn File>> {
+        let room = Arc::new(AtomicU64::new(u64::MAX));
+        Ok(Arc::new(ScriptedFile(RealDisk.create(path)?, room, noted.clone())))
+    };
+    (Hooked { create: Box::new(create), ..Hooked::default() }, writes)
+}
 
-impl File for FailingFile {
+type Writes = Arc<Mutex<Vec<(u64, u64)>>>;
+
+struct ScriptedFile(Arc<dyn File>, Arc<AtomicU64>, Writes);
+
+impl File for ScriptedFile {
     fn descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         None
     }
@@ -206,6 +219,7 @@ impl File for FailingFile {
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.1.store(room - bytes, Ordering::SeqCst);
+        lock(&self.2).push((offset, offset + bytes));
         self.0.write_at(from, offset)
     }
     fn sync(&self) -> io::Result<()> {
@@ -313,6 +327,23 @@ fn random(size: usize) -> Bytes {
     let mut bytes = vec![0; size];
     rand::rng().fill_bytes(&mut bytes);
     bytes.into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_disk_gets_large_aligned_pieces_however_small_they_come() {
+    const ALIGNED: u64 = 256 * 1024;
+    let (disk, writes) = noting();
+    let (rig, content) = (Rig::with(Arc::new(disk), |_| {}), random(3 * MIB + 7));
+    let (reader, _) = rig.start(&content, [Act::Slow]).await;
+    assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
+    assert!(rig.is_kept(&content).await);
+    let mut at = 0;
+    // Links and marks are written too.
+    for (start, end) in lock(&writes).drain(..).filter(|(_, end)| *end > 1000) {
+        assert!(start == at && start % ALIGNED == 0 && end > start, "{start}..{end}");
+        at = end;
+    }
+    assert_eq!(at, content.len() as u64);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -207,7 +207,8 @@ async fn a_disk_that_stands_still_in_mid_fill_holds_up_no_reader() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_late_to_an_upload_is_waited_for_before_it_goes_on() {
     let rig = Rig::new();
-    let (grant, id, bytes) = (rig.grant(Owner::Hosted), UploadId::random(), content(1));
+    // One write.
+    let (grant, id, bytes) = (rig.grant(Owner::Hosted), UploadId::random(), content(1).slice(..1 << 20));
     let mut upload = rig.store.start_upload(&grant, id).await.unwrap();
     rig.script.stand(true);
     upload.write(bytes.clone()).await.unwrap();
