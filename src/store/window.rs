@@ -23,10 +23,11 @@ const LEAST: u64 = 32 << 10;
 pub const SIZE: usize = 1 << 20;
 /// Pages are no smaller.
 const PAGE: usize = 4096;
-/// Who finds none free reads instead.
-const COUNT: usize = 256;
+/// Who finds none free reads instead. A machine with less memory than as many addresses may refuse them: then there
+/// are fewer.
+const COUNTS: [usize; 3] = [1024, 256, 64];
 
-static WINDOWS: LazyLock<Windows> = LazyLock::new(|| Windows::new(COUNT));
+static WINDOWS: LazyLock<Windows> = LazyLock::new(|| Windows::new(&COUNTS));
 
 struct Windows {
     memory: Vec<u8>,
@@ -55,14 +56,16 @@ struct Loan {
 }
 
 impl Windows {
-    fn new(count: usize) -> Self {
-        // Where a limit leaves no room for that many addresses, there are no windows.
-        let mut probe = Vec::<u8>::new();
-        let reserved = probe.try_reserve_exact(count * SIZE);
-        // An allocation that nobody looks at may be left out.
-        std::hint::black_box(&probe);
-        let count = reserved.map_or(0, |()| count);
-        drop(probe);
+    /// As many as there is room for of these.
+    fn new(counts: &[usize]) -> Self {
+        let has_room = |count: &usize| {
+            let mut probe = Vec::<u8>::new();
+            let reserved = probe.try_reserve_exact(count * SIZE);
+            // An allocation that nobody looks at may be left out.
+            std::hint::black_box(&probe);
+            reserved.is_ok()
+        };
+        let count = counts.iter().copied().find(has_room).unwrap_or(0);
         let lent = Lent { free: (0..count).rev().collect(), pieces: vec![None; count] };
         Self { memory: vec![0; count * SIZE], lent: Mutex::new(lent) }
     }
@@ -183,7 +186,7 @@ mod tests {
 
     #[test]
     fn addresses_lead_to_their_window() {
-        let windows = Windows::new(3);
+        let windows = Windows::new(&[3]);
         let start = windows.memory.as_ptr() as usize;
         assert_eq!(windows.find(start), Some((0, 0)));
         assert_eq!(windows.find(start + SIZE - 1), Some((0, SIZE - 1)));
@@ -194,8 +197,9 @@ mod tests {
     }
 
     #[test]
-    fn where_addresses_are_too_few_there_are_no_windows() {
-        let windows = Windows::new(usize::MAX / SIZE);
+    fn where_addresses_are_too_few_there_are_fewer_windows_or_none() {
+        assert_eq!(Windows::new(&[usize::MAX / SIZE, 2, 1]).memory.len(), 2 * SIZE);
+        let windows = Windows::new(&[usize::MAX / SIZE]);
         assert!(windows.memory.is_empty() && windows.lent.lock().unwrap().free.is_empty());
         assert_eq!(windows.find(windows.memory.as_ptr() as usize), None);
     }
