@@ -34,13 +34,13 @@ pub struct Reports {
 
 /// Ids for requests that bring none: a prefix of this process and a number.
 pub struct RequestIds {
-    prefix: u32,
+    prefix: String,
     next: AtomicU64,
 }
 
 impl Default for RequestIds {
     fn default() -> Self {
-        Self { prefix: rand::random(), next: AtomicU64::new(1) }
+        Self { prefix: format!("{:08x}-", rand::random::<u32>()), next: AtomicU64::new(1) }
     }
 }
 
@@ -50,7 +50,10 @@ impl RequestIds {
         let safe = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
         match headers.get(X_REQUEST_ID) {
             Some(id) if (1..=64).contains(&id.len()) && id.as_bytes().iter().all(safe) => id.clone(),
-            _ => header_value(format!("{:08x}-{}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed))),
+            _ => {
+                let number = self.next.fetch_add(1, Ordering::Relaxed);
+                header_value([&self.prefix, itoa::Buffer::new().format(number)].concat())
+            }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What a request asks for: method, path and query read into a [`Route`], purely.
 
+use std::borrow::Cow;
+
 use http::Method;
 use percent_encoding::percent_decode_str;
 
@@ -112,9 +114,7 @@ pub fn parse(
     path: &str,
     query: Option<&str>,
 ) -> Result<Routed, ApiError> {
-    let path = percent_decode_str(path)
-        .decode_utf8()
-        .map_err(|_| ApiError::new(Code::NameInvalid, "the path is not UTF-8".to_owned()))?;
+    let path = decoded(path)?;
     let read = matches!(*method, Method::GET | Method::HEAD);
     if let Some(route) = operations(&path).filter(|_| read) {
         return Ok(Routed::plain(route, Address::default()));
@@ -154,6 +154,15 @@ pub fn parse(
     };
     let namespace = namespace.map(str::to_owned);
     Ok(Routed { route, address, namespace, place })
+}
+
+/// Hardly any path has something to decode.
+fn decoded(path: &str) -> Result<Cow<'_, str>, ApiError> {
+    if !path.contains('%') {
+        return Ok(path.into());
+    }
+    let decoded = percent_decode_str(path).decode_utf8();
+    decoded.map_err(|_| ApiError::new(Code::NameInvalid, "the path is not UTF-8".to_owned()))
 }
 
 /// The `?ns=` that a request's answer depends on, whether it is one or an error.

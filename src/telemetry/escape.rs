@@ -6,8 +6,8 @@ use std::fmt::Write;
 /// sequence, no look-alike gets through. What is longer than `longest` bytes is cut, marked by `…`.
 pub fn push_quoted(out: &mut String, text: &str, longest: usize) {
     let is_plain = |b: u8| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\';
-    // Nearly all is, and this is for each request.
-    if text.len() <= longest && text.bytes().all(is_plain) {
+    // Nearly all is, and this is for each request: looked at as a whole, several bytes go at once.
+    if text.len() <= longest && text.bytes().fold(true, |all, b| all & is_plain(b)) {
         out.push('"');
         out.push_str(text);
         return out.push('"');
