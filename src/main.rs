@@ -35,6 +35,6 @@ fn main() -> anyhow::Result<ExitCode> {
 /// gives back sooner: what a fill reads then goes into pages that are there. glibc goes by the largest mapping that
 /// was freed (mallopt(3), `M_MMAP_THRESHOLD`); to others this is nothing.
 fn keep_freed_memory() {
-    const KEPT: usize = 4 << 20;
+    const KEPT: usize = 1 << 20;
     drop(std::hint::black_box(Vec::<u8>::with_capacity(KEPT)));
 }
