@@ -30,7 +30,7 @@ pub struct Terms {
     /// The suite is the server's choice: AES-128 first, as Go's clients ask for themselves. Others ask for AES-256
     /// by habit, and its SHA-384 makes a handshake a tenth dearer here.
     ours: Arc<ServerConfig>,
-    /// It is the client's.
+    /// The suite is the client's choice.
     theirs: Arc<ServerConfig>,
 }
 
@@ -51,7 +51,8 @@ impl Terms {
         Self { ours: Arc::new(config), theirs }
     }
 
-    /// Without AES in hardware, as on small boards, it is slow: such clients name ChaCha20 first.
+    /// The client's choice counts where it names ChaCha20 first: without AES in hardware, as on small boards, AES
+    /// is slow.
     fn of(&self, hello: &ClientHello<'_>) -> &Arc<ServerConfig> {
         let own = &self.ours.crypto_provider().cipher_suites;
         let first = hello.cipher_suites().iter().find(|asked| own.iter().any(|own| own.suite() == **asked));

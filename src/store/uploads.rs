@@ -310,7 +310,8 @@ impl Upload {
 
     /// Removes the upload.
     pub async fn cancel(mut self) -> Result<(), Error> {
-        // What is being written ends first; whether it could be does not matter any more.
+        // What is being written ends first; whether it could be does not matter any more, and the rest is not.
+        self.sink.give_up_file();
         while self.sink.hurry() && self.sink.done().await.is_some() {}
         let store = self.store.clone();
         let name = self.grant.repository.stored_name();

@@ -23,8 +23,8 @@ const LEAST: u64 = 32 << 10;
 pub const SIZE: usize = 1 << 20;
 /// Pages are no smaller.
 const PAGE: usize = 4096;
-/// Who finds none free reads instead. A machine with less memory than as many addresses may refuse them: then there
-/// are fewer.
+/// Who finds none free reads instead. There are fewer where a machine or a limit has no room for twice as many
+/// addresses: the rest of this process needs some.
 const COUNTS: [usize; 3] = [1024, 256, 64];
 
 static WINDOWS: LazyLock<Windows> = LazyLock::new(|| Windows::new(&COUNTS));
@@ -60,7 +60,7 @@ impl Windows {
     fn new(counts: &[usize]) -> Self {
         let has_room = |count: &usize| {
             let mut probe = Vec::<u8>::new();
-            let reserved = probe.try_reserve_exact(count * SIZE);
+            let reserved = probe.try_reserve_exact(count.saturating_mul(2 * SIZE));
             // An allocation that nobody looks at may be left out.
             std::hint::black_box(&probe);
             reserved.is_ok()

@@ -15,11 +15,11 @@ use crate::store::health::Health;
 
 /// Bytes gathered while the batch before is being written. Two such are in memory at most.
 const BATCH: usize = 1024 * 1024;
-/// What is written ends at a multiple of it, for less is not worth a thread. The page cache then has the file in few
-/// large folios, and whoever sends it later does not pay for many small ones.
-const ALIGNED: u64 = 256 * 1024;
 /// The same where nothing is written, and larger ones gain nothing.
 const BATCH_HASHED: usize = 256 * 1024;
+/// What is written ends at a multiple of it unless it is hurried, for less is not worth a thread. The page cache then
+/// has the file in few large folios, and whoever sends it later does not pay for many small ones.
+const ALIGNED: u64 = 256 * 1024;
 
 pub struct Sink {
     /// None only while a batch is being hashed.
@@ -77,6 +77,7 @@ impl Sink {
 
     pub fn give_up_file(&mut self) {
         self.file = None;
+        self.work();
     }
 
     pub fn push(&mut self, chunk: Bytes) {
@@ -208,7 +209,7 @@ impl Sink {
         }
     }
 
-    /// Hashes bytes that are in the file already, up to `end`. Only when idle.
+    /// Hashes bytes that are in the file already, up to `end`. Only when nothing is at work or gathered.
     pub async fn absorb(&mut self, end: u64) -> io::Result<()> {
         let lost = || io::Error::other("the hash was lost");
         let mut hasher = self.hasher.take().ok_or_else(lost)?;

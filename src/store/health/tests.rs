@@ -207,7 +207,7 @@ async fn a_disk_that_stands_still_in_mid_fill_holds_up_no_reader() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_late_to_an_upload_is_waited_for_before_it_goes_on() {
     let rig = Rig::new();
-    // One write.
+    // One write: behind a multiple of what is aligned, the rest would be another, which is not begun any more.
     let (grant, id, bytes) = (rig.grant(Owner::Hosted), UploadId::random(), content(1).slice(..1 << 20));
     let mut upload = rig.store.start_upload(&grant, id).await.unwrap();
     rig.script.stand(true);
