@@ -173,31 +173,23 @@ mod tests {
     use std::future::poll_fn;
 
     use futures_util::FutureExt;
-    use rustls::{ClientConfig, RootCertStore};
-    use rustls_pki_types::ServerName;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-    use tokio_rustls::{TlsConnector, client};
+    use tokio_rustls::client::TlsStream as ClientStream;
 
     use super::*;
+    use crate::http::handshake::tests::{client, connected};
     use crate::http::tls::{self, Tls};
 
     type Near = (Gathered<DuplexStream>, Rest<DuplexStream>);
 
     /// A stream of TLS over a pipe that holds `room` bytes, and its far end.
-    async fn pair(room: usize, gathers: bool) -> (Near, client::TlsStream<DuplexStream>) {
+    async fn pair(room: usize, gathers: bool) -> (Near, ClientStream<DuplexStream>) {
         let folder = tempfile::tempdir().unwrap();
         let (options, certificate) = tls::tests::write_pair(folder.path());
         let (tls, _) = Tls::load(options).await.unwrap();
-        let mut roots = RootCertStore::empty();
-        roots.add(certificate).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let trusting = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let trusting = trusting.unwrap().with_root_certificates(roots).with_no_client_auth();
-        let (near, far) = tokio::io::duplex(room);
-        let name = ServerName::try_from("localhost").unwrap();
-        let connected = TlsConnector::from(Arc::new(trusting)).connect(name, far);
-        let (near, far) = tokio::join!(tls.accept(near), connected);
-        (gather(near.ok().unwrap(), gathers), far.unwrap())
+        let client = client(&certificate, &rustls::version::TLS13, |_| false);
+        let (near, far) = connected(&tls, &client, room).await;
+        (gather(near, gathers), far)
     }
 
     fn content(len: usize) -> Vec<u8> {

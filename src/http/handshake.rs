@@ -97,16 +97,16 @@ fn is_chacha(suite: CipherSuite) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::http::tls::{Tls, tests::write_pair};
     use rustls::{ClientConfig, CommonState, HandshakeKind, RootCertStore, SupportedProtocolVersion};
     use rustls_pki_types::{CertificateDer, ServerName};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio_rustls::TlsConnector;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio_rustls::{TlsConnector, client};
 
     /// A client that asks for suites in the order of this library, but for those of `first`.
-    fn client(
+    pub fn client(
         trusted: &CertificateDer<'static>,
         version: &'static SupportedProtocolVersion,
         first: fn(CipherSuite) -> bool,
@@ -120,12 +120,21 @@ mod tests {
         TlsConnector::from(Arc::new(config.with_root_certificates(roots).with_no_client_auth()))
     }
 
-    /// The suite that both sides then use, and whether the client's last connection was resumed.
-    async fn agreed(tls: &Tls, client: &TlsConnector) -> (CipherSuite, bool) {
-        let (near, far) = tokio::io::duplex(1 << 16);
+    /// Both ends of a connection over a pipe that holds `room` bytes.
+    pub async fn connected(
+        tls: &Tls,
+        client: &TlsConnector,
+        room: usize,
+    ) -> (TlsStream<DuplexStream>, client::TlsStream<DuplexStream>) {
+        let (near, far) = tokio::io::duplex(room);
         let connected = client.connect(ServerName::try_from("localhost").unwrap(), far);
         let (near, far) = tokio::join!(tls.accept(near), connected);
-        let (mut near, mut far) = (near.unwrap(), far.unwrap());
+        (near.unwrap(), far.unwrap())
+    }
+
+    /// The suite that both sides then use, and whether the client's last connection was resumed.
+    async fn agreed(tls: &Tls, client: &TlsConnector) -> (CipherSuite, bool) {
+        let (mut near, mut far) = connected(tls, client, 1 << 16).await;
         // What comes before it are tickets.
         near.write_all(b"!").await.unwrap();
         near.flush().await.unwrap();

@@ -173,15 +173,12 @@ impl fmt::Display for Owner {
 
 impl fmt::Display for Repository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.owner {
-            // For each request: not by the machinery of `write!`.
-            Owner::Upstream(host) => {
-                f.write_str(host.as_str())?;
-                f.write_str("/")?;
-                f.write_str(self.name.as_str())
-            }
-            Owner::Hosted => self.name.fmt(f),
+        // For each request: not by the machinery of `write!`.
+        if let Owner::Upstream(host) = &self.owner {
+            f.write_str(host.as_str())?;
+            f.write_str("/")?;
         }
+        self.name.fmt(f)
     }
 }
 

@@ -168,25 +168,19 @@ impl Source for Scripted {
 
 /// The real disk, except that writes fail once so many bytes went in, or that no file can be made.
 fn failing(room: u64, creates: bool) -> Hooked {
+    scripted(room, creates, Writes::default())
+}
+
+/// The same, and where each write begins and ends is noted.
+fn scripted(room: u64, creates: bool, writes: Writes) -> Hooked {
     let room = Arc::new(AtomicU64::new(room));
     let create = move |path: &Path| -> io::Result<Arc<dyn File>> {
         if !creates {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        Ok(Arc::new(ScriptedFile(RealDisk.create(path)?, room.clone(), Arc::default())))
+        Ok(Arc::new(ScriptedFile(RealDisk.create(path)?, room.clone(), writes.clone())))
     };
     Hooked { create: Box::new(create), ..Hooked::default() }
-}
-
-/// The real disk, and where each write begins and ends.
-fn noting() -> (Hooked, Writes) {
-    let writes = Writes::default();
-    let noted = writes.clone();
-    let create = move |path: &Path| -> io::Result<Arc<dyn File>> {
-        let room = Arc::new(AtomicU64::new(u64::MAX));
-        Ok(Arc::new(ScriptedFile(RealDisk.create(path)?, room, noted.clone())))
-    };
-    (Hooked { create: Box::new(create), ..Hooked::default() }, writes)
 }
 
 type Writes = Arc<Mutex<Vec<(u64, u64)>>>;
@@ -332,7 +326,8 @@ fn random(size: usize) -> Bytes {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_disk_gets_large_aligned_pieces_however_small_they_come() {
     const ALIGNED: u64 = 256 * 1024;
-    let (disk, writes) = noting();
+    let writes = Writes::default();
+    let disk = scripted(u64::MAX, true, writes.clone());
     let (rig, content) = (Rig::with(Arc::new(disk), |_| {}), random(3 * MIB + 7));
     let (reader, _) = rig.start(&content, [Act::Slow]).await;
     assert_eq!(read(BlobKind::Fill(reader)).await.unwrap(), content);
